@@ -1,0 +1,34 @@
+# make demo   set up and run the service on the example data
+# make test   set up and pass all tests
+
+PYTHON ?= python3
+VENV = .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.PHONY: demo test lint example clean
+
+demo: $(READY)
+	$(BIN)/orchmgmt demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+# mypy finds the modules under the package's name through links to them.
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/types && mkdir -p build/types/orchmgmt
+	ln -s ../../../py.typed $(addprefix ../../../,$(wildcard *.py)) build/types/orchmgmt
+	MYPYPATH=build/types $(BIN)/mypy -p orchmgmt
+
+example: $(READY)
+	$(BIN)/python scripts/make_example.py db.sqlite.example
+
+$(READY): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build orchmgmt.egg-info

@@ -1,0 +1,58 @@
+"""The application: settings, database, policies, operations, errors, put together."""
+
+from collections.abc import Mapping
+
+from flask import Flask
+
+from orchmgmt.errors import register_error_handlers
+from orchmgmt.identity import authentication_policy
+from orchmgmt.permission import management_policy
+from orchmgmt.settings import Settings
+from orchmgmt.store import Store
+from orchmgmt.views import (
+    guard,
+    health_blueprint,
+    history_blueprint,
+    lock_blueprint,
+    monitor_blueprint,
+)
+
+ROOT = "/serviceorchestration"
+MANAGEMENT = f"{ROOT}/orchestration/mgmt"
+
+
+def create_app(settings: Mapping[str, object] | Settings | None = None) -> Flask:
+    """Return the WSGI application. It starts no thread; `store_of` gives its locks and history.
+
+    Args:
+        settings: settings by name, over those of the environment; or ready settings.
+
+    Raises:
+        SettingError: a setting is wrong.
+        UnusableDatabase: the database cannot be opened, or is another program's.
+    """
+    store = Store(settings)
+    settings = store.settings
+    identity = authentication_policy(settings)
+    permission = management_policy(settings)
+
+    app = Flask(__name__, static_folder=None)
+    app.extensions["orchmgmt"] = store
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.url_map.merge_slashes = False  # a path is right or unknown, never redirected
+    app.register_blueprint(
+        guard(lock_blueprint(store), identity, permission), url_prefix=f"{MANAGEMENT}/lock"
+    )
+    app.register_blueprint(
+        guard(history_blueprint(store), identity, permission), url_prefix=f"{MANAGEMENT}/history"
+    )
+    app.register_blueprint(guard(monitor_blueprint(), identity), url_prefix=f"{ROOT}/monitor")
+    app.register_blueprint(health_blueprint(store))
+    register_error_handlers(app)
+    return app
+
+
+def store_of(app: Flask) -> Store:
+    """Return the locks and the history that an application serves."""
+    store: Store = app.extensions["orchmgmt"]
+    return store

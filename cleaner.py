@@ -1,0 +1,42 @@
+"""The thread of a server that deletes expired locks and old jobs."""
+
+import logging
+import threading
+
+from orchmgmt.store import Store
+
+log = logging.getLogger("orchmgmt")
+
+
+class Cleaner:
+    """Cleans a store now and then, in the background, until it is stopped.
+
+    Args:
+        store: what to clean.
+        interval: the pause between two rounds, in seconds.
+    """
+
+    def __init__(self, store: Store, interval: float) -> None:
+        self._store = store
+        self._interval = interval
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cleaner", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the thread, and wait until its round has ended."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._interval):
+            try:
+                locks, jobs = self._store.clean()
+            except Exception:
+                log.exception("the cleaner's round failed; the next one will try again")
+            else:
+                if locks or jobs:
+                    log.info("cleaned %d expired locks and %d old jobs", locks, jobs)

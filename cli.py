@@ -1,0 +1,229 @@
+"""The command `orchmgmt`."""
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO, TypeVar
+
+import click
+
+from orchmgmt.errors import Unavailable
+from orchmgmt.models import UnusableDatabase
+from orchmgmt.settings import PREFIX, SettingError, Settings, describe, unknown_names
+from orchmgmt.store import Store
+from orchmgmt.transfer import BadLine, export_jobs, export_locks, import_jobs, import_locks
+
+log = logging.getLogger("orchmgmt")
+
+EXAMPLE = Path(__file__).with_name("db.sqlite.example")
+
+#: The example's jobs are older than any sensible limit, and are to stay.
+DEMO_HISTORY_MAX_AGE_DAYS = "1000000"
+
+OF_EVERYTHING = tuple(setting.name for setting in fields(Settings))
+OF_THE_DEMO = tuple(name for name in OF_EVERYTHING if name != "database_url")
+OF_THE_STORE = ("database_url", "database_timeout_seconds", "normalization_mode", "log_level")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Failure(click.ClickException):
+    """What ends a command with one clear line and exit code 2."""
+
+    exit_code = 2
+
+
+def takes_settings(*names: str) -> Callable[[Command], Command]:
+    """Give a command an option for each of these settings, passed on as text."""
+    rows = {row.name.removeprefix(PREFIX).lower(): row for row in describe()}
+
+    def decorate(command: Command) -> Command:
+        for name in reversed(names):
+            row = rows[name]
+            click.option(
+                "--" + name.replace("_", "-"),
+                metavar=f"<{row.type}>",
+                help=f"{row.help}.  [{row.name}; default: {row.default or 'none'}]",
+            )(command)
+        return command
+
+    return decorate
+
+
+@contextmanager
+def one_clear_line() -> Iterator[None]:
+    """End the command with one line where the user can mend the cause."""
+    try:
+        yield
+    except (SettingError, UnusableDatabase, BadLine, Unavailable) as error:
+        raise Failure(str(error)) from None
+
+
+@contextmanager
+def opened(options: dict[str, Any]) -> Iterator[Store]:
+    """Open the store that the settings name."""
+    with one_clear_line():
+        settings = Settings.read(options)
+        start_logging(settings)
+        with Store(settings) as store:
+            yield store
+
+
+def start_logging(settings: Settings) -> None:
+    """Log to standard error, and say which variables are probably misspelt."""
+    logging.basicConfig(
+        level=settings.log_level,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    for name in unknown_names(os.environ):
+        log.warning("%s is not a setting and has no effect", name)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version("orchmgmt"), prog_name="orchmgmt", message="%(prog)s %(version)s")
+def main() -> None:
+    """Orchestration lock and history management of an Eclipse Arrowhead 5 local cloud."""
+
+
+@main.command()
+@takes_settings(*OF_EVERYTHING)
+def serve(**options: Any) -> None:
+    """Serve locks and history over HTTP, until SIGTERM or SIGINT."""
+    with one_clear_line():
+        settings = Settings.read(options)
+    run_server(settings)
+
+
+@main.command()
+@takes_settings(*OF_THE_DEMO)
+def demo(**options: Any) -> None:
+    """Serve a fresh copy of the example database; nothing of it is kept."""
+    age = f"{PREFIX}HISTORY_MAX_AGE_DAYS"
+    environ = {age: DEMO_HISTORY_MAX_AGE_DAYS, **os.environ}
+    with tempfile.TemporaryDirectory(prefix="orchmgmt-demo-") as folder:
+        copy = Path(folder, "orchmgmt.db")
+        shutil.copyfile(EXAMPLE, copy)
+        options["database_url"] = f"sqlite:///{copy}"
+        with one_clear_line():
+            settings = Settings.read(options, environ=environ)
+        run_server(settings)
+
+
+def run_server(settings: Settings) -> None:
+    """Serve until a signal says stop."""
+    # Only a server needs these: the other commands start faster without them.
+    from orchmgmt.app import create_app, store_of
+    from orchmgmt.cleaner import Cleaner
+    from orchmgmt.server import CannotListen, Server, is_loopback, stopped_by_signals
+
+    start_logging(settings)
+    with one_clear_line():
+        app = create_app(settings)
+    with store_of(app) as store:
+        try:
+            server = Server(app, settings)
+        except CannotListen as error:
+            raise Failure(str(error)) from None
+        if settings.authentication_policy == "declared" and not is_loopback(settings.host):
+            log.warning(
+                "the authentication policy `declared` verifies nothing, and %s can be reached from "
+                "other machines: whoever reaches it is an operator by saying so",
+                settings.host,
+            )
+        cleaner = Cleaner(store, settings.cleaner_interval_seconds)
+        cleaner.start()
+        with stopped_by_signals(server.stop):
+            click.echo(f"Listening on {server.url}")
+            server.run()
+        cleaner.stop()
+
+
+@main.command()
+@takes_settings(*OF_THE_STORE, "history_max_age_days")
+def clean(**options: Any) -> None:
+    """Delete expired locks and old finished jobs, once."""
+    with opened(options) as store:
+        locks, jobs = store.clean()
+    click.echo(f"Deleted {locks} expired locks and {jobs} old jobs.")
+
+
+@main.group()
+def history() -> None:
+    """Import and export orchestration jobs as JSON Lines."""
+
+
+@history.command("import")
+@click.argument("file", type=click.File("rb"))
+@takes_settings(*OF_THE_STORE)
+def import_history(file: BinaryIO, **options: Any) -> None:
+    """Insert the jobs in FILE (- is standard input), or update those whose id is there.
+
+    All of them, or none when a line is bad.
+    """
+    with opened(options) as store, progress(file) as lines:
+        count = import_jobs(store, lines)
+    click.echo(f"Imported {count} jobs.")
+
+
+@history.command("export")
+@click.argument("file", type=click.File("w", encoding="utf-8", atomic=True), default="-")
+@takes_settings(*OF_THE_STORE, "omit_empty")
+def export_history(file: TextIO, **options: Any) -> None:
+    """Write all jobs to FILE (- or none is standard output)."""
+    with opened(options) as store:
+        count = export_jobs(store, file.write)
+    click.echo(f"Exported {count} jobs.", err=True)
+
+
+@main.group()
+def lock() -> None:
+    """Import and export locks as JSON Lines."""
+
+
+@lock.command("import")
+@click.argument("file", type=click.File("rb"))
+@takes_settings(*OF_THE_STORE)
+def import_lock(file: BinaryIO, **options: Any) -> None:
+    """Create the locks in FILE (- is standard input); one with a known id is replaced.
+
+    All of them, or none when a line is bad or an instance is held.
+    """
+    with opened(options) as store, progress(file) as lines:
+        imported, expired = import_locks(store, lines)
+    click.echo(f"Imported {imported} locks; {expired} had expired and were passed over.")
+
+
+@lock.command("export")
+@click.argument("file", type=click.File("w", encoding="utf-8", atomic=True), default="-")
+@takes_settings(*OF_THE_STORE, "omit_empty")
+def export_lock(file: TextIO, **options: Any) -> None:
+    """Write all active locks to FILE (- or none is standard output)."""
+    with opened(options) as store:
+        count = export_locks(store, file.write)
+    click.echo(f"Exported {count} locks.", err=True)
+
+
+@contextmanager
+def progress(file: BinaryIO) -> Iterator[Iterator[bytes]]:
+    """Read a file's lines, showing how far it is if somebody watches."""
+    if not (sys.stderr.isatty() and file.seekable()):
+        yield iter(file)
+        return
+    with click.progressbar(
+        length=os.fstat(file.fileno()).st_size, label="Importing", file=sys.stderr
+    ) as bar:
+
+        def lines() -> Iterator[bytes]:
+            for line in file:
+                yield line
+                bar.update(len(line))
+
+        yield lines()

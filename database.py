@@ -1,0 +1,201 @@
+"""One database: how it is opened, how a request gets its transaction, what its failures mean.
+
+Every thread has a connection of its own and keeps it. A file-less database has a single
+connection, which the threads take in turn.
+"""
+
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+from urllib.parse import unquote
+from weakref import WeakSet
+
+import peewee
+
+from orchmgmt.errors import Unavailable
+from orchmgmt.models import Schema, UnusableDatabase, prepare_schema
+
+log = logging.getLogger("orchmgmt")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Row = tuple[Any, ...]
+
+STREAM_BATCH = 1000
+SQLITE_MINIMUM = (3, 35, 0)  # the first with RETURNING
+MEMORY = ":memory:"
+
+# What a database says when it cannot serve now; anything else that it says is a fault of ours.
+_OUTAGES = (peewee.OperationalError, peewee.InterfaceError, peewee.InternalError)
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that can be referred to weakly, so that a thread's end closes it."""
+
+
+class Database:
+    """Runs work in transactions, and says `Unavailable` when the database cannot.
+
+    Args:
+        url: the setting `DATABASE_URL`.
+        timeout: how long a statement waits for a busy database, in seconds.
+
+    Raises:
+        UnusableDatabase: the database cannot be opened, or its schema is not ours.
+    """
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self.url = url
+        self._file: tuple[int, int] | None = None
+        path = _sqlite_path(url)
+        if path != MEMORY:
+            path = os.path.abspath(path)  # stays the same file if the process changes its folder
+        self._in_memory = path == MEMORY
+        self._connections: WeakSet[_Connection] = WeakSet()
+        self.engine = peewee.SqliteDatabase(
+            path,
+            pragmas={"synchronous": "FULL", "temp_store": "MEMORY"},
+            timeout=timeout,
+            thread_safe=not self._in_memory,
+            check_same_thread=False,
+            factory=self._connect,
+            returning_clause=True,
+        )
+        # The threads share a file-less database's only connection, one transaction at a time.
+        self._turn = threading.RLock() if self._in_memory else None
+        try:
+            if not self._in_memory:
+                _use_write_ahead_log(self.engine)
+            self.write(prepare_schema, self.engine)
+        except (peewee.DatabaseError, Unavailable, UnusableDatabase) as error:
+            self.close()
+            cause = error.__cause__ if isinstance(error, Unavailable) else error
+            raise UnusableDatabase(f"cannot use {url}: {_explain(path, cause)}") from error
+        if not self._in_memory:
+            self._file = _identity_of(path)
+            self.engine.close()  # the thread that starts a server may fork it
+
+    def _connect(self, *args: Any, **kwargs: Any) -> _Connection:
+        connection = _Connection(*args, **kwargs)
+        self._connections.add(connection)
+        return connection
+
+    def read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what `work` returns, all that it reads being of one moment.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        return self._transact("DEFERRED", work, *args, **kwargs)
+
+    def write(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what `work` returns once all that it wrote is on disk; if it raises, nothing is.
+
+        Raises:
+            Unavailable: the database does not answer, is full or stays busy.
+        """
+        self._check_file()
+        return self._transact("IMMEDIATE", work, *args, **kwargs)
+
+    def check(self) -> None:
+        """Do nothing if the database answers.
+
+        Raises:
+            Unavailable: it does not.
+        """
+        self._check_file()
+        self.read(self.rows, f"SELECT version FROM {Schema._meta.table_name}")
+
+    def _check_file(self) -> None:
+        """Nobody would ever see what is written to a file that is no longer in its place."""
+        if self._file is not None and _identity_of(self.engine.database) != self._file:
+            log.error("%s was removed or replaced: put it back, or restart", self.engine.database)
+            raise Unavailable("The database does not answer; try again later")
+
+    def _transact(self, mode: str, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._turn is not None:
+            with self._turn:
+                return self._attempt(mode, work, *args, **kwargs)
+        return self._attempt(mode, work, *args, **kwargs)
+
+    def _attempt(self, mode: str, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            with self.engine.atomic(mode):
+                return work(*args, **kwargs)
+        except peewee.DatabaseError as error:
+            # sqlite3 reports a damaged file as the bare base class.
+            if isinstance(error, _OUTAGES) or type(error) is peewee.DatabaseError:
+                log.error("the database does not answer: %s", error)
+                raise Unavailable("The database does not answer; try again later") from error
+            raise
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """Return the rows of one statement, as plain tuples. For use inside `read` or `write`."""
+        rows: list[Row] = self.engine.execute_sql(sql, parameters).fetchall()
+        return rows
+
+    def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[list[Row]]:
+        """Return the rows of one statement in batches, as they are read. For use inside `read`."""
+        cursor = self.engine.execute_sql(sql, parameters)
+        while rows := cursor.fetchmany(STREAM_BATCH):
+            yield rows
+
+    def change(self, sql: str, parameters: Sequence[Any] = ()) -> int:
+        """Return how many rows one statement changed. For use inside `write`."""
+        count: int = self.engine.execute_sql(sql, parameters).rowcount
+        return count
+
+    def close(self) -> None:
+        """Close the connections of every thread; a later call opens a new one."""
+        for connection in list(self._connections):
+            connection.close()
+        self.engine.dispose()
+
+
+def _identity_of(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _sqlite_path(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    if scheme != "sqlite" or not separator:
+        raise UnusableDatabase(f"cannot use {url}: a database URL begins with sqlite:///")
+    if not rest.startswith("/") or rest == "/":
+        raise UnusableDatabase(
+            f"cannot use {url}: a SQLite URL is sqlite:///FILE, or sqlite:////FILE from the root"
+        )
+    if sqlite3.sqlite_version_info < SQLITE_MINIMUM:
+        raise UnusableDatabase(
+            f"cannot use {url}: Python has SQLite {sqlite3.sqlite_version}, "
+            f"{'.'.join(map(str, SQLITE_MINIMUM))} or newer is needed"
+        )
+    return unquote(rest[1:])
+
+
+def _use_write_ahead_log(engine: peewee.SqliteDatabase) -> None:
+    """Switch the file to WAL, where readers and the writer do not wait for each other."""
+    try:
+        mode = engine.execute_sql("PRAGMA journal_mode = WAL").fetchone()[0]
+    except peewee.OperationalError:
+        # Two processes that start at once on a new file cannot both switch it; the transaction
+        # that follows waits for the other's.
+        mode = engine.execute_sql("PRAGMA journal_mode").fetchone()[0]
+    if mode != "wal":
+        raise peewee.OperationalError(f"its journal mode stays {mode} (WAL is needed)")
+
+
+def _explain(path: str, error: BaseException | None) -> str:
+    folder = Path(path).absolute().parent
+    if path != MEMORY and not folder.is_dir():
+        return f"there is no folder {folder}"
+    if path != MEMORY and Path(path).is_dir():
+        return "it is a folder"
+    return str(error)

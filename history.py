@@ -1,0 +1,247 @@
+"""The history of one database: its orchestration jobs, from their creation to their end.
+
+history = Store().history
+job_id = history.create("PULL", "TemperatureConsumer", "TemperatureConsumer", "kelvinInfo")
+history.start(job_id)
+history.finish(job_id)
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
+from uuid import uuid4
+
+from peewee import Case
+
+from orchmgmt.database import Database, Row
+from orchmgmt.errors import InvalidParameter, NotFound
+from orchmgmt.models import DONE, ERROR, IN_PROGRESS, PENDING, Job
+from orchmgmt.query import BulkInsert, Page, Parameter, Selection, Statement
+from orchmgmt.schemas import JobEntry
+from orchmgmt.settings import Settings
+from orchmgmt.values import now, write_instant
+
+CLEAN_BATCH = 500
+
+COLUMNS = list(Job._meta.sorted_fields)
+
+
+class History:
+    """The orchestration jobs of one database. Every method may be called from any thread.
+
+    Args:
+        database: where they are kept.
+        settings: how what is given to `create` is normalised, and how long jobs are kept.
+    """
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database = database
+        self._entry = JobEntry(settings)
+        self._message = self._entry.fields["message"]
+        self._max_age = timedelta(days=settings.history_max_age_days)
+        self._jobs = Selection(
+            database,
+            Job,
+            filters={
+                "ids": Job.id,
+                "statuses": Job.status,
+                "type": Job.type,
+                "requester_systems": Job.requester_system,
+                "target_systems": Job.target_system,
+                "service_definitions": Job.service_definition,
+                "subscription_ids": Job.subscription_id,
+            },
+            default_sort="created_at",
+        )
+        self._insert = BulkInsert(database, COLUMNS, lambda insert: insert)
+        self._upsert = BulkInsert(
+            database,
+            COLUMNS,
+            lambda insert: insert.on_conflict(conflict_target=[Job.id], preserve=COLUMNS[1:]),
+        )
+        this_job = Job.id == Parameter("id").node
+        message = Parameter("message").node
+        status = Parameter("status").node
+        moment = Parameter("now").node
+        kept_or_new = Case(None, [(message == "", Job.message)], message)
+        self._start = Statement(
+            database,
+            Job.update(
+                {
+                    Job.status: status,
+                    Job.started_at: moment,
+                    Job.finished_at: "",
+                    Job.message: kept_or_new,
+                }
+            ).where(this_job),
+        )
+        self._end = Statement(
+            database,
+            Job.update(
+                {
+                    Job.status: status,
+                    Job.finished_at: moment,
+                    Job.message: kept_or_new,
+                }
+            ).where(this_job, Job.status == IN_PROGRESS),
+        )
+        self._status = Statement(database, Job.select(Job.status).where(this_job))
+        self._delete_old = Statement(
+            database,
+            Job.delete().where(
+                Job.id.in_(
+                    Job.select(Job.id)
+                    .where(Job.finished_at != "", Job.finished_at < Parameter("before").node)
+                    .order_by(Job.finished_at)
+                    .limit(Parameter("limit").node)
+                )
+            ),
+        )
+
+    def create(
+        self,
+        type: str,
+        requester_system: str,
+        target_system: str,
+        service_definition: str,
+        subscription_id: str = "",
+        message: str = "",
+    ) -> str:
+        """Record a new job, `PENDING`.
+
+        Args:
+            type: `PULL` (asked for by the requester) or `PUSH` (by a subscription).
+            requester_system: the system that asked.
+            target_system: the system that the result is for.
+            service_definition: the service that is looked for.
+            subscription_id: the UUID of the subscription that triggered the job, if one did.
+            message: free text.
+
+        Returns:
+            The job's id, a UUID.
+
+        Raises:
+            InvalidParameter: a value is malformed.
+            Unavailable: the database does not answer.
+        """
+        job_id = str(uuid4())
+        job = self._entry.read(
+            {
+                "id": job_id,
+                "status": PENDING,
+                "type": type,
+                "requesterSystem": requester_system,
+                "targetSystem": target_system,
+                "serviceDefinition": service_definition,
+                "subscriptionId": subscription_id,
+                "message": message,
+                "createdAt": now(),
+            }
+        )
+        self._database.write(self._insert.rows, [self._row(job)])
+        return job_id
+
+    def start(self, job_id: str, message: str = "") -> None:
+        """Put a job `IN_PROGRESS`, from now; a finished one starts anew.
+
+        Args:
+            job_id: the job.
+            message: replaces the job's message, unless blank.
+
+        Raises:
+            NotFound: there is no such job.
+            Unavailable: the database does not answer.
+        """
+        self._change(self._start, job_id, message, IN_PROGRESS)
+
+    def finish(self, job_id: str, message: str = "") -> None:
+        """End a job that is in progress as `DONE`, now.
+
+        Args:
+            job_id: the job.
+            message: replaces the job's message, unless blank.
+
+        Raises:
+            NotFound: there is no such job.
+            InvalidParameter: the job is not in progress.
+            Unavailable: the database does not answer.
+        """
+        self._change(self._end, job_id, message, DONE)
+
+    def fail(self, job_id: str, message: str = "") -> None:
+        """End a job that is in progress as `ERROR`, now.
+
+        Args:
+            job_id: the job.
+            message: what went wrong; replaces the job's message, unless blank.
+
+        Raises:
+            NotFound: there is no such job.
+            InvalidParameter: the job is not in progress.
+            Unavailable: the database does not answer.
+        """
+        self._change(self._end, job_id, message, ERROR)
+
+    def find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
+        """Return a page of the jobs that match, and how many match in all.
+
+        Contract: "History".
+
+        Args:
+            wanted: for each filter asked for, its list of values; `type` is a single value.
+            page: which page, in which order.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        return self._jobs.find(wanted, page)
+
+    def stream(self) -> Iterator[list[Row]]:
+        """Return all jobs, the oldest first, in batches. For use inside `Database.read`."""
+        return self._jobs.stream()
+
+    def put(self, jobs: Sequence[Mapping[str, Any]]) -> None:
+        """Insert jobs, or update those whose id is there, within a `Database.write`.
+
+        Args:
+            jobs: jobs as `JobEntry` loads them; one without an id is new, and of several with
+                one id the last counts.
+        """
+        rows = {}
+        for job in jobs:
+            job_id = job["id"] or str(uuid4())
+            rows[job_id] = self._row({**job, "id": job_id})
+        self._upsert.rows(list(rows.values()))
+
+    def delete_old(self) -> int:
+        """Delete the finished jobs older than the maximum age, in batches; return how many."""
+        # As old as the calendar allows is old enough: an age may reach back before it.
+        present = datetime.now(timezone.utc).replace(tzinfo=None)
+        before = write_instant(present - min(self._max_age, present - datetime.min))
+        deleted = 0
+        while True:
+            values = {"before": before, "limit": CLEAN_BATCH}
+            count = self._database.write(self._delete_old.change, values)
+            deleted += count
+            if count < CLEAN_BATCH:
+                return deleted
+
+    def _change(self, statement: Statement, job_id: str, message: str, status: str) -> None:
+        text = self._message.deserialize(message)
+        values = {"id": job_id.lower(), "message": text, "status": status, "now": now()}
+
+        def change() -> None:
+            if statement.change(values):
+                return
+            found = self._status.rows(values)
+            if not found:
+                raise NotFound(f"There is no orchestration job {job_id}")
+            raise InvalidParameter(
+                f"Orchestration job {job_id} is {found[0][0]}: only a job in progress can end"
+            )
+
+        self._database.write(change)
+
+    @staticmethod
+    def _row(job: Mapping[str, Any]) -> Row:
+        return tuple(job[column.name] for column in COLUMNS)

@@ -1,0 +1,170 @@
+"""The HTTP server: waitress, with our answers to what never reaches the application."""
+
+import contextlib
+import ipaddress
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from flask import Flask
+from waitress import wasyncore
+from waitress.channel import HTTPChannel
+from waitress.server import BaseWSGIServer, create_server
+from waitress.task import ErrorTask
+
+from orchmgmt.errors import body_too_large, error_body, origin_of
+from orchmgmt.settings import Settings
+
+log = logging.getLogger("orchmgmt")
+
+#: How long a stopping server waits for requests that are still being sent, in seconds.
+PATIENCE = 30
+
+
+class CannotListen(Exception):
+    """The address cannot be listened on; the text is one line that says why."""
+
+
+class _ErrorResponseTask(ErrorTask):  # type: ignore[misc]
+    """Answers what waitress itself refuses with an ErrorResponse."""
+
+    def execute(self) -> None:
+        error = self.request.error
+        message = f"{error.reason}: {error.body}"
+        if error.code == 413:
+            message = body_too_large(self.channel.adj.max_request_body_size - 1)
+        method = getattr(self.request, "command", "") or ""
+        target = getattr(self.request, "request_uri", "") or ""
+        body = error_body(error.code, message, origin_of(method, target))
+        self.status = f"{error.code} {error.reason}"
+        self.response_headers.append(("Content-Type", "application/json"))
+        self.set_close_on_finish()
+        self.content_length = len(body)
+        self.write(body)
+
+
+class _Channel(HTTPChannel):  # type: ignore[misc]
+    error_task_class = _ErrorResponseTask
+
+
+class Server:
+    """Serves an application until it is told to stop.
+
+    Args:
+        app: the application.
+        settings: where to listen, and with how many threads.
+
+    Attributes:
+        url: where it listens.
+
+    Raises:
+        CannotListen: the address is taken, or is none of this machine's.
+    """
+
+    def __init__(self, app: Flask, settings: Settings) -> None:
+        sockets = _listen(settings.host, settings.port)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self.url = f"http://{host}:{sockets[0].getsockname()[1]}"
+        self._map: dict[int, wasyncore.dispatcher] = {}
+        waitress = create_server(
+            app,
+            map=self._map,
+            sockets=sockets,
+            threads=settings.threads,
+            max_request_body_size=settings.max_body_bytes + 1,  # waitress refuses its limit itself
+            connection_limit=10_000,
+            asyncore_use_poll=True,
+            clear_untrusted_proxy_headers=True,
+            ident="orchmgmt",
+        )
+        self._dispatcher = waitress.task_dispatcher
+        self._listeners = [it for it in self._map.values() if isinstance(it, BaseWSGIServer)]
+        for listener in self._listeners:
+            listener.channel_class = _Channel
+        self._stopping = False
+        # One warning for every request that waits for a thread says nothing that matters.
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+
+    def run(self) -> None:
+        """Serve until `stop`, then answer what has been received, and return."""
+        while not self._stopping:
+            self._turn(1)
+        self._drain()
+        self._dispatcher.shutdown()
+        wasyncore.close_all(self._map)
+
+    def stop(self) -> None:
+        """Make `run` return soon. May be called from a signal handler or another thread."""
+        self._stopping = True
+        self._listeners[0].pull_trigger()
+
+    def _turn(self, timeout: float) -> None:
+        """Handle what the sockets have, or wait for it for `timeout` seconds."""
+        wasyncore.loop(timeout, use_poll=True, map=self._map, count=1)
+
+    def _drain(self) -> None:
+        """Take no more connections; answer the requests that are here; close the idle ones."""
+        self._turn(0)  # accept those that the kernel has completed
+        for listener in self._listeners:
+            wasyncore.dispatcher.close(listener)
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            self._turn(0)
+            busy = False
+            for channel in [it for it in self._map.values() if isinstance(it, HTTPChannel)]:
+                if channel.requests or channel.request is not None or channel.total_outbufs_len:
+                    busy = True
+                else:
+                    channel.handle_close()
+            if not busy:
+                return
+            self._turn(0.1)
+        log.warning("some requests were still being sent after %d s: they are dropped", PATIENCE)
+
+
+@contextlib.contextmanager
+def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` when the process gets SIGTERM or SIGINT."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        stop()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, previous in zip(numbers, before, strict=True):
+            signal.signal(number, previous)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Bind a socket to each address of `host`, all on one port."""
+    sockets: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            listener = socket.socket(family, kind, protocol)
+            sockets.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind((address[0], sockets[0].getsockname()[1] or port, *address[2:]))
+            listener.listen()  # not until now is a taken port found out
+    except OSError as error:
+        for listener in sockets:
+            listener.close()
+        reason = error.strerror or str(error)
+        raise CannotListen(f"cannot listen on {host}, port {port}: {reason}") from None
+    return sockets

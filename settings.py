@@ -1,0 +1,238 @@
+"""Every setting of the service: its name, default, type, limits and help, in one table.
+
+The table is the class `Settings`. The command line's options, the README's table and the check at
+start are all made from it.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, get_type_hints
+
+from orchmgmt.values import Naming, strip
+
+PREFIX = "ORCHMGMT_"
+
+_TRUE = {"true", "yes", "on", "1"}
+_FALSE = {"false", "no", "off", "0"}
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used; its text names the setting and says what it must be."""
+
+
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    limits = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
+    return field(default=default, metadata=limits)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the service can be told. `ORCHMGMT_<NAME>` is the name in capitals."""
+
+    database_url: str = _setting(
+        "sqlite:///orchmgmt.db",
+        "Where locks and jobs are kept: sqlite:///FILE (relative), sqlite:////FILE (absolute) "
+        "or sqlite:///:memory:",
+    )
+    database_timeout_seconds: float = _setting(
+        5.0, "How long a request waits for a busy database", minimum=0.0, maximum=3600.0
+    )
+    host: str = _setting("127.0.0.1", "Address to listen on")
+    port: int = _setting(
+        8441, "TCP port to listen on; 0 picks a free one", minimum=0, maximum=65535
+    )
+    threads: int = _setting(4, "Threads that answer requests", minimum=1, maximum=256)
+    authentication_policy: str = _setting(
+        "declared", "How requesters prove who they are", choices=("declared",)
+    )
+    management_policy: str = _setting(
+        "sysop-only",
+        "Who may manage locks and history: operators, or also the whitelist",
+        choices=("sysop-only", "whitelist"),
+    )
+    management_whitelist: tuple[str, ...] = _setting(
+        (), "System names, separated by commas, that the policy `whitelist` lets in"
+    )
+    normalization_mode: str = _setting(
+        "extended",
+        "`extended` brings names to their convention, `simple` only strips white space",
+        choices=("extended", "simple"),
+    )
+    max_page_size: int = _setting(
+        1000, "Largest page that a query returns, in entries", minimum=1, maximum=1_000_000
+    )
+    max_body_bytes: int = _setting(
+        4 * 1024 * 1024, "Largest request body, in bytes", minimum=1, maximum=2**31
+    )
+    omit_empty: bool = _setting(
+        False, "Leave keys without a value out of entries instead of giving an empty string"
+    )
+    history_max_age_days: float = _setting(
+        15.0, "Age at which the cleaner deletes a finished job, in days", minimum=0.0, maximum=1e6
+    )
+    cleaner_interval_seconds: float = _setting(
+        30.0, "Pause between two rounds of the cleaner, in seconds", minimum=0.05, maximum=86400.0
+    )
+    log_level: str = _setting(
+        "INFO",
+        "What is logged to standard error",
+        choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
+    )
+
+    def __post_init__(self) -> None:
+        for name in self.management_whitelist:
+            try:
+                self.naming.system_name(strip(name))
+            except ValueError as error:
+                raise SettingError(f"{PREFIX}MANAGEMENT_WHITELIST: {error}") from None
+
+    @property
+    def naming(self) -> Naming:
+        """How names are normalised under these settings."""
+        return Naming(extended=self.normalization_mode == "extended")
+
+    @classmethod
+    def read(
+        cls,
+        *layers: Mapping[str, object],
+        environ: Mapping[str, str] | None = None,
+    ) -> "Settings":
+        """Return the settings of the environment, overridden by each of `layers` in turn.
+
+        Args:
+            layers: mappings from a name (`PORT` or `ORCHMGMT_PORT`) to a value of the setting's
+                type, or to the text that the environment would hold. `None` leaves it as it is.
+            environ: where `ORCHMGMT_*` are read; `os.environ` by default.
+
+        Raises:
+            SettingError: a value is wrong, or a name in `layers` is no setting.
+        """
+        known = {setting.name: setting for setting in fields(cls)}
+        values: dict[str, Any] = {}
+        environ = os.environ if environ is None else environ
+        for name, setting in known.items():
+            if PREFIX + name.upper() in environ:
+                values[name] = _parse(setting, environ[PREFIX + name.upper()])
+        for layer in layers:
+            for key, value in layer.items():
+                name = key.removeprefix(PREFIX).lower()
+                if name not in known:
+                    raise SettingError(f"{key} is not a setting")
+                if value is not None:
+                    values[name] = _parse(known[name], value)
+        return cls(**values)
+
+
+def unknown_names(environ: Iterable[str]) -> list[str]:
+    """Return the `ORCHMGMT_*` names in `environ` that are no settings: probably misspelt."""
+    known = {PREFIX + setting.name.upper() for setting in fields(Settings)}
+    return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+
+
+@dataclass(frozen=True)
+class Described:
+    """One row of the settings table, as a reader sees it."""
+
+    name: str
+    default: str
+    type: str
+    help: str
+
+
+def describe() -> list[Described]:
+    """Return the whole table, in its order."""
+    return [
+        Described(
+            PREFIX + setting.name.upper(),
+            write(setting.default),
+            " or ".join(setting.metadata["choices"]) or _TYPES[_type(setting)][1],
+            setting.metadata["help"],
+        )
+        for setting in fields(Settings)
+    ]
+
+
+def write(value: object) -> str:
+    """Return a setting's value as its environment variable would hold it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _type(setting: Field[Any]) -> Any:
+    return get_type_hints(Settings)[setting.name]
+
+
+def _parse(setting: Field[Any], value: object) -> Any:
+    convert, type_name = _TYPES[_type(setting)]
+    limits = setting.metadata
+    try:
+        result = convert(value)
+        if limits["choices"] and result not in limits["choices"]:
+            raise ValueError
+        if limits["minimum"] is not None and not limits["minimum"] <= result <= limits["maximum"]:
+            raise ValueError
+    except (ValueError, TypeError):
+        wanted = type_name
+        if limits["choices"]:
+            wanted = "one of " + ", ".join(limits["choices"])
+        elif limits["minimum"] is not None:
+            wanted += f" from {write(limits['minimum'])} to {write(limits['maximum'])}"
+        name = PREFIX + setting.name.upper()
+        raise SettingError(f"{name} must be {wanted}, not {value!r}") from None
+    return result
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not strip(value):
+        raise ValueError
+    return strip(value)
+
+
+def _boolean(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = _text(value).lower()
+    if word not in _TRUE | _FALSE:
+        raise ValueError
+    return word in _TRUE
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError
+    return int(value)
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError
+    return float(value)
+
+
+def _list(value: object) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, Iterable):
+        raise ValueError
+    return tuple(_text(part) for part in parts if part != "")
+
+
+_TYPES: dict[Any, tuple[Callable[[object], Any], str]] = {
+    str: (_text, "text"),
+    bool: (_boolean, "true or false"),
+    int: (_whole, "a whole number"),
+    float: (_number, "a number"),
+    tuple[str, ...]: (_list, "a list separated by commas"),
+}
+
+assert all(setting.default is not MISSING for setting in fields(Settings))

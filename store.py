@@ -1,0 +1,64 @@
+"""What a database holds for this service, for those who embed it.
+
+with Store({"DATABASE_URL": "sqlite:///orchmgmt.db"}) as store:
+    job_id = store.history.create("PULL", "Consumer", "Consumer", "kelvinInfo")
+    store.locks.reserve(job_id, "Provider|kelvinInfo|1.0.0", "Consumer", "2099-01-01T00:00:00Z")
+"""
+
+from collections.abc import Mapping
+from types import TracebackType
+
+from orchmgmt.database import Database
+from orchmgmt.history import History
+from orchmgmt.locks import Locks
+from orchmgmt.settings import Settings
+
+
+class Store:
+    """The locks and the history of one database.
+
+    Args:
+        settings: settings by name, over those of the environment; or ready settings.
+
+    Attributes:
+        locks: the locks.
+        history: the orchestration jobs.
+
+    Raises:
+        SettingError: a setting is wrong.
+        UnusableDatabase: the database cannot be opened, or is another program's.
+    """
+
+    def __init__(self, settings: Mapping[str, object] | Settings | None = None) -> None:
+        if not isinstance(settings, Settings):
+            settings = Settings.read(settings or {})
+        self.settings = settings
+        self.database = Database(settings.database_url, settings.database_timeout_seconds)
+        self.locks = Locks(self.database, settings)
+        self.history = History(self.database, settings)
+
+    def clean(self) -> tuple[int, int]:
+        """Delete what has served its time.
+
+        Returns:
+            How many expired locks, and how many old finished jobs.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        return self.locks.delete_expired(), self.history.delete_old()
+
+    def close(self) -> None:
+        """Close the database's connections."""
+        self.database.close()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

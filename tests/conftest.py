@@ -1,0 +1,100 @@
+"""What the tests share: a service on a real socket, and the real command line."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import Process, Service
+
+from orchmgmt.app import create_app, store_of
+from orchmgmt.server import Server
+from orchmgmt.store import Store
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("ORCHMGMT_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Start services: `start(MAX_PAGE_SIZE=10)` gives one with these settings."""
+    running: list[tuple[Server, threading.Thread, Store]] = []
+
+    def start(**settings: Any) -> Service:
+        settings.setdefault("DATABASE_URL", f"sqlite:///{tmp_path}/orchmgmt.db")
+        settings.setdefault("PORT", 0)
+        app = create_app(settings)
+        store = store_of(app)
+        server = Server(app, store.settings)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        running.append((server, thread, store))
+        return Service(url=server.url, store=store)
+
+    yield start
+    for server, thread, store in running:
+        server.stop()
+        thread.join()
+        store.close()
+
+
+@pytest.fixture
+def service(start: Callable[..., Service]) -> Service:
+    """A service with default settings and an empty database."""
+    return start()
+
+
+COMMAND = str(Path(sys.executable).with_name("orchmgmt"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Run the real command to its end: `run("lock", "export", env={...}, input="...")`."""
+
+    def run(
+        *arguments: str, env: dict[str, str] | None = None, **options: Any
+    ) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [COMMAND, *arguments],
+            env={**os.environ, **(env or {})},
+            **{"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 60, **options},
+        )
+
+    return run
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Start the real `orchmgmt serve` (or another command that serves) on a free port."""
+    started: list[Process] = []
+
+    def serve(
+        *arguments: str, command: str = "serve", env: dict[str, str] | None = None
+    ) -> Process:
+        log = (tmp_path / f"server-{len(started)}.log").open("w")
+        process = subprocess.Popen(
+            [COMMAND, command, "--port", "0", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **(env or {})},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        log.close()
+        started.append(Process(process))
+        return started[-1]
+
+    yield serve
+    for process in started:
+        if process.process.poll() is None:
+            process.stop()
+        assert process.process.stdout is not None
+        process.process.stdout.close()

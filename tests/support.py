@@ -1,0 +1,120 @@
+"""A client for the service, and what tests say again and again."""
+
+import http.client
+import json
+import signal
+import subprocess
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+MANAGEMENT = "/serviceorchestration/orchestration/mgmt"
+OPERATOR = "Bearer SYSTEM//Sysop"
+FUTURE = "2099-01-01T00:00:00Z"
+
+
+@dataclass
+class Answer:
+    """What came back over the wire."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> str:
+        """The message of an ErrorResponse, once its shape has been checked."""
+        assert self.headers["Content-Type"] == "application/json"
+        assert list(self.json) == ["errorMessage", "errorCode", "exceptionType", "origin"]
+        assert self.json["errorCode"] == self.status >= 400
+        return str(self.json["errorMessage"])
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """The entries of a successful answer."""
+        assert self.status in (200, 201), self.body
+        assert list(self.json) == ["entries", "count"]
+        found: list[dict[str, Any]] = self.json["entries"]
+        return found
+
+
+@dataclass
+class Client:
+    """Talks to a service as an operator, unless told otherwise. One connection per request."""
+
+    url: str
+    headers: dict[str, str] = field(default_factory=lambda: {"Authorization": OPERATOR})
+    timeout: float = 30
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Answer:
+        """Send exactly these bytes; `headers` replaces the client's own."""
+        address = urlsplit(self.url)
+        connection = http.client.HTTPConnection(
+            str(address.hostname), address.port, timeout=self.timeout
+        )
+        try:
+            connection.request(method, path, body, self.headers if headers is None else headers)
+            response = connection.getresponse()
+            return Answer(response.status, response.headers, response.read())
+        finally:
+            connection.close()
+
+    def post(self, path: str, payload: Any = None, **headers: str) -> Answer:
+        """Post JSON to an operation of the management services."""
+        return self.send(
+            "POST",
+            MANAGEMENT + path,
+            json.dumps(payload).encode(),
+            {**self.headers, "Content-Type": "application/json", **headers},
+        )
+
+    def create(self, *locks: Any) -> Answer:
+        return self.post("/lock/create", {"locks": list(locks)})
+
+    def locks(self, **query: Any) -> Answer:
+        return self.post("/lock/query", query)
+
+    def remove(self, owner: str, query: str = "") -> Answer:
+        """`owner` and `query` go out as they are: quote what needs it."""
+        return self.send("DELETE", f"{MANAGEMENT}/lock/remove/{owner}{query and '?' + query}")
+
+    def jobs(self, **query: Any) -> Answer:
+        return self.post("/history/query", query)
+
+
+@dataclass
+class Service(Client):
+    """A service in a thread of the test, on a real socket."""
+
+    store: Any = None
+
+
+class Process(Client):
+    """A service started from the command line."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("Listening on "), (line, process.stderr and process.stderr.read())
+        super().__init__(line.removeprefix("Listening on ").strip())
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and return the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+def lock(instance: str, owner: str = "Owner", expires_at: str = FUTURE) -> dict[str, Any]:
+    """One element of a create request."""
+    return {"serviceInstanceId": instance, "owner": owner, "expiresAt": expires_at}

@@ -1,0 +1,164 @@
+"""Locks and jobs as JSON Lines: each line is an entry as the contract's responses have it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from orchmgmt.database import Row
+from orchmgmt.errors import InvalidParameter
+from orchmgmt.locks import AlreadyLocked, TakenIds
+from orchmgmt.models import NewLock
+from orchmgmt.schemas import EntrySchema, JobEntry, LockEntry, parse_json, write_json
+from orchmgmt.store import Store
+from orchmgmt.values import now
+
+BATCH = 900
+
+Write = Callable[[str], object]
+
+
+class BadLine(Exception):
+    """A line that cannot be imported; the text names the line and says why."""
+
+    def __init__(self, number: int, reason: object) -> None:
+        super().__init__(f"line {number}: {reason}")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One entry of an import.
+
+    Attributes:
+        number: the line, from 1.
+        entry: what the schema loaded from it.
+    """
+
+    number: int
+    entry: dict[str, Any]
+
+
+def import_jobs(store: Store, lines: Iterable[bytes]) -> int:
+    """Insert jobs, or update those whose id is there; all of them or none.
+
+    Args:
+        store: where to.
+        lines: JSON Lines, each an entry of history query; `id` may be absent.
+
+    Returns:
+        How many jobs there were.
+
+    Raises:
+        BadLine: the first line that is no job; nothing is changed.
+        Unavailable: the database does not answer.
+    """
+
+    def put() -> int:
+        count = 0
+        for batch in _batches(JobEntry(store.settings), lines):
+            store.history.put([line.entry for line in batch])
+            count += len(batch)
+        return count
+
+    return store.database.write(put)
+
+
+def import_locks(store: Store, lines: Iterable[bytes]) -> tuple[int, int]:
+    """Create locks, all of them or none; those that have expired by now are passed over.
+
+    Args:
+        store: where to.
+        lines: JSON Lines, each an entry of lock query; `id` may be absent. A lock whose id is
+            there already, for the same instance, is replaced.
+
+    Returns:
+        How many locks were imported, and how many had expired.
+
+    Raises:
+        BadLine: the first line that is no lock, or whose instance is held; nothing is changed.
+        Unavailable: the database does not answer.
+    """
+
+    def put() -> tuple[int, int]:
+        imported = expired = 0
+        seen: dict[Any, int] = {}
+        for batch in _batches(LockEntry(store.settings), lines):
+            present = now()
+            live = [line for line in batch if line.entry["expires_at"] > present]
+            _put_locks(store, live, seen)
+            imported += len(live)
+            expired += len(batch) - len(live)
+        return imported, expired
+
+    return store.database.write(put)
+
+
+def _put_locks(store: Store, lines: list[Line], seen: dict[Any, int]) -> None:
+    faults: dict[int, str] = {}
+    places: dict[Any, int] = {}  # the line of each instance and of each id
+    known: dict[int, NewLock] = {}
+    new: list[NewLock] = []
+    for line in lines:
+        lock_id = line.entry.pop("id")
+        lock = NewLock(**line.entry)
+        for key in filter(None, (lock.service_instance_id, lock_id)):
+            if key in seen:
+                faults.setdefault(line.number, f"{key} is in line {seen[key]} already")
+            seen.setdefault(key, line.number)
+            places.setdefault(key, line.number)
+        if line.number in faults:
+            continue
+        if lock_id is None:
+            new.append(lock)
+        else:
+            known[lock_id] = lock
+    try:
+        store.locks.restore(known)
+    except AlreadyLocked as error:
+        for instance in error.service_instance_ids:
+            faults[places[instance]] = f"Already locked: {instance}"
+    except TakenIds as error:
+        for lock_id, instance in error.instances.items():
+            faults[places[lock_id]] = f"lock {lock_id} is of another service instance: {instance}"
+    try:
+        store.locks.insert(new)
+    except AlreadyLocked as error:
+        for instance in error.service_instance_ids:
+            faults[places[instance]] = f"Already locked: {instance}"
+    if faults:
+        first = min(faults)
+        raise BadLine(first, faults[first])
+
+
+def export_jobs(store: Store, write: Write) -> int:
+    """Write every job as a line of JSON, the oldest first; return how many there were."""
+    return store.database.read(_export, JobEntry(store.settings), store.history.stream(), write)
+
+
+def export_locks(store: Store, write: Write) -> int:
+    """Write every active lock as a line of JSON, the oldest first; return how many there were."""
+    return store.database.read(_export, LockEntry(store.settings), store.locks.stream(), write)
+
+
+def _export(schema: EntrySchema, batches: Iterable[list[Row]], write: Write) -> int:
+    count = 0
+    for rows in batches:
+        count += len(rows)
+        write("".join(f"{write_json(entry)}\n" for entry in schema.dump(rows)))
+    return count
+
+
+def _batches(schema: EntrySchema, lines: Iterable[bytes]) -> Iterator[list[Line]]:
+    """Read entries, a batch at a time; what is before a bad line still comes before its error."""
+    batch: list[Line] = []
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        try:
+            batch.append(Line(number, schema.read(parse_json(text))))
+        except InvalidParameter as error:
+            yield batch
+            raise BadLine(number, error) from None
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    yield batch

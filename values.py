@@ -1,0 +1,221 @@
+"""The value types of the wire contract: how each is normalised, checked and written.
+
+One function per row of the contract's table "Values". Each takes a string whose surrounding
+white space is already gone (`strip`) and returns the canonical form, or raises `ValueError`
+whose text is the contract's message. Nothing here knows JSON, HTTP or the database.
+"""
+
+import re
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import partial
+from time import gmtime, strftime
+
+NAME_MAX_LENGTH = 63
+VERSION_MAX_LENGTH = 14
+MAX_OFFSET_HOURS = 18
+
+#: After every instant that a DateTime can return; ISO 8601's name for the start of the year 10000.
+END_OF_TIME = "9999-12-31T24:00:00Z"
+START_OF_TIME = "0000-01-01T00:00:00Z"
+
+_SURROUNDING = "".join(map(chr, range(0x21)))
+_SYSTEM_NAME = re.compile(rf"[A-Z][0-9A-Za-z]{{0,{NAME_MAX_LENGTH - 1}}}").fullmatch
+_SERVICE_NAME = re.compile(rf"[a-z][0-9A-Za-z]{{0,{NAME_MAX_LENGTH - 1}}}").fullmatch
+_DIGITS = re.compile("[0-9]+").fullmatch
+_UUID = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+_INSTANT = re.compile(
+    r"([0-9]{4})(-[0-9]{2}-[0-9]{2})[Tt]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]+))?"
+    r"(?:[Zz]|([+-])([0-9]{2}):([0-5][0-9]))"
+).fullmatch
+_WHITE_SPACE = re.compile(r"\s+")
+_SEPARATORS = re.compile("[_-]+")
+_LATER_SEPARATOR = re.compile("_(.?)", re.DOTALL)
+
+
+def strip(text: str) -> str:
+    """Return `text` without surrounding characters up to U+0020."""
+    return text.strip(_SURROUNDING)
+
+
+class Naming:
+    """How names are brought to their convention before they are checked.
+
+    Args:
+        extended: the contract's `extended` mode; otherwise `simple`, where names are only stripped.
+    """
+
+    def __init__(self, extended: bool = True) -> None:
+        self.extended = extended
+
+    def system_name(self, text: str) -> str:
+        """Return a SystemName (PascalCase, at most 63 characters).
+
+        Raises:
+            ValueError: the contract's naming message, with the normalised name.
+        """
+        name = text if _SYSTEM_NAME(text) else self._conventional(text, _ascii_upper)
+        if not _SYSTEM_NAME(name):
+            raise ValueError(
+                f"The specified system name does not match the naming convention: {name}"
+            )
+        return name
+
+    def service_name(self, text: str) -> str:
+        """Return a ServiceName (camelCase, at most 63 characters).
+
+        Raises:
+            ValueError: the contract's naming message, with the normalised name.
+        """
+        name = text if _SERVICE_NAME(text) else self._conventional(text, _ascii_lower)
+        if not _SERVICE_NAME(name):
+            raise ValueError(
+                "The specified service definition name does not match the naming convention: "
+                + name
+            )
+        return name
+
+    def service_instance_id(self, text: str) -> str:
+        """Return a ServiceInstanceID, `SystemName|ServiceName|Version`, each part normalised.
+
+        Raises:
+            ValueError: the contract's message for the identifier as a whole (not three parts, or
+                an empty system or service part), else for the first part that is wrong.
+        """
+        parts = text.split("|")
+        if len(parts) != 3 or not strip(parts[0]) or not strip(parts[1]):
+            raise ValueError(
+                "The specified service instance identifier does not match the naming convention: "
+                + "|".join(self._unchecked(parts))
+            )
+        system, service, number = parts
+        return (
+            f"{self.system_name(strip(system))}|{self.service_name(strip(service))}"
+            f"|{version(strip(number))}"
+        )
+
+    def _unchecked(self, parts: list[str]) -> list[str]:
+        """The parts of an identifier that is none, each normalised as its place would have it."""
+        normalise: tuple[Callable[[str], str], ...] = (
+            partial(self._conventional, first=_ascii_upper),
+            partial(self._conventional, first=_ascii_lower),
+            _complete_version,
+        )
+        known = [convert(strip(part)) for convert, part in zip(normalise, parts, strict=False)]
+        return known + parts[len(normalise) :]
+
+    def _conventional(self, text: str, first: "_CharacterCase") -> str:
+        if not self.extended:
+            return text
+        text = _SEPARATORS.sub("_", _WHITE_SPACE.sub("_", text))
+        tail = _LATER_SEPARATOR.sub(lambda match: _ascii_upper(match[1]), text[1:])
+        return first(text[:1]) + tail
+
+
+class _CharacterCase:
+    """Raises or lowers an ASCII letter; any other character stays as it is."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self._table = {code: code ^ 0x20 for code in range(first, last + 1)}
+
+    def __call__(self, character: str) -> str:
+        return character.translate(self._table)
+
+
+_ascii_upper = _CharacterCase(ord("a"), ord("z"))
+_ascii_lower = _CharacterCase(ord("A"), ord("Z"))
+
+
+def version(text: str) -> str:
+    """Return a Version, three numbers, completed when it is short (`2` is `2.0.0`).
+
+    Raises:
+        ValueError: the contract's version messages, tried in the contract's order.
+    """
+    number = _complete_version(text)
+    problem = None
+    if len(number) > VERSION_MAX_LENGTH:
+        problem = "version is too long"
+    elif number.count(".") != 2:
+        problem = "version must contain exactly 2 separator . characters"
+    elif len(_parts(number)) != 3:
+        problem = "version must contain exactly 3 numbers"
+    elif not all(map(_DIGITS, number.split("."))):
+        problem = "the version should only contain numbers and separator . characters"
+    if problem:
+        raise ValueError(f"Version verification failure: {problem}")
+    return number
+
+
+def _complete_version(text: str) -> str:
+    parts = _parts(text or "1")
+    if len(parts) in (1, 2):
+        return ".".join(parts + ["0"] * (3 - len(parts)))
+    return text
+
+
+def _parts(number: str) -> list[str]:
+    """The parts of a version; trailing empty ones are none."""
+    return number.rstrip(".").split(".") if number.strip(".") else []
+
+
+def uuid(text: str) -> str:
+    """Return a UUID in its textual form of RFC 9562, lower case.
+
+    Raises:
+        ValueError: without a message of its own: the contract has one for each place.
+    """
+    text = text.lower()
+    if not _UUID(text):
+        raise ValueError
+    return text
+
+
+def second_from(text: str) -> str:
+    """Return a DateTime in UTC, a fraction rounded up: the first whole second not before it.
+
+    What lies beyond the year 9999 is `END_OF_TIME`; before the year 1, `START_OF_TIME`.
+
+    Raises:
+        ValueError: `text` is no DateTime of the contract; without a message of its own.
+    """
+    return _second(text, round_up=True)
+
+
+def second_until(text: str) -> str:
+    """Return a DateTime in UTC, a fraction cut off: the last whole second not after it.
+
+    Raises:
+        ValueError: as `second_from`.
+    """
+    return _second(text, round_up=False)
+
+
+def _second(text: str, round_up: bool) -> str:
+    match = _INSTANT(text)
+    if not match:
+        raise ValueError
+    year, day, time, fraction, sign, hours, minutes = match.groups()
+    # Python's calendar starts with the year 1; the year 0 has the same days as the year 4.
+    local = datetime.fromisoformat(f"{'0004' if year == '0000' else year}{day}T{time}")
+    offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
+    if offset > timedelta(hours=MAX_OFFSET_HOURS):
+        raise ValueError
+    if year == "0000":
+        return START_OF_TIME
+    rounding = timedelta(seconds=1 if round_up and fraction and fraction.strip("0") else 0)
+    shift = rounding + (offset if sign == "-" else -offset)
+    try:
+        return write_instant(local + shift)
+    except OverflowError:
+        return END_OF_TIME if shift > timedelta(0) else START_OF_TIME
+
+
+def write_instant(utc: datetime) -> str:
+    """Return a naive UTC time as the contract's DateTime, `YYYY-MM-DDThh:mm:ssZ`."""
+    return utc.replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
+
+
+def now() -> str:
+    """Return the present second in UTC, as a DateTime."""
+    return strftime("%Y-%m-%dT%H:%M:%SZ", gmtime())

@@ -1,0 +1,123 @@
+"""The operations over HTTP: load the request, call the model, dump the answer."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from flask import Blueprint, Response, request
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from orchmgmt.database import Row
+from orchmgmt.errors import Forbidden, UnsupportedMediaType, body_too_large
+from orchmgmt.identity import AuthenticationPolicy
+from orchmgmt.permission import ManagementPolicy
+from orchmgmt.schemas import (
+    EntrySchema,
+    HistoryQuery,
+    JobEntry,
+    LockCreate,
+    LockEntry,
+    LockQuery,
+    LockRemove,
+    parse_json,
+    write_json,
+)
+from orchmgmt.store import Store
+
+
+def lock_blueprint(store: Store) -> Blueprint:
+    """Return the operations of serviceOrchestrationLockManagement."""
+    blueprint = Blueprint("lock", __name__)
+    locks = store.locks
+    create_request = LockCreate(store.settings)
+    query_request = LockQuery(store.settings)
+    remove_request = LockRemove(store.settings)
+    entry = LockEntry(store.settings)
+
+    @blueprint.post("/create")
+    def create() -> Response:
+        rows = locks.create(create_request.read(_payload()))
+        return _entries(entry, rows, len(rows), status=201)
+
+    @blueprint.post("/query")
+    def query() -> Response:
+        return _entries(entry, *locks.find(*query_request.read(_payload())))
+
+    @blueprint.delete("/remove", defaults={"owner": ""})
+    @blueprint.delete("/remove/", defaults={"owner": ""})
+    @blueprint.delete("/remove/<owner>")
+    def remove(owner: str) -> Response:
+        locks.remove(*remove_request.read_path(owner, request.args.getlist("instanceIds")))
+        response = Response()
+        del response.headers["Content-Type"]  # there is no content
+        return response
+
+    return blueprint
+
+
+def history_blueprint(store: Store) -> Blueprint:
+    """Return the operation of serviceOrchestrationHistoryManagement."""
+    blueprint = Blueprint("history", __name__)
+    query_request = HistoryQuery(store.settings)
+    entry = JobEntry(store.settings)
+
+    @blueprint.post("/query")
+    def query() -> Response:
+        return _entries(entry, *store.history.find(*query_request.read(_payload())))
+
+    return blueprint
+
+
+def monitor_blueprint() -> Blueprint:
+    """Return the operation by which Arrowhead systems see that this one is there."""
+    blueprint = Blueprint("monitor", __name__)
+
+    @blueprint.get("/echo")
+    def echo() -> Response:
+        return Response("Got it!", content_type="text/plain")
+
+    return blueprint
+
+
+def health_blueprint(store: Store) -> Blueprint:
+    """Return the check that a proxy or a supervisor makes; it needs no identity."""
+    blueprint = Blueprint("health", __name__)
+
+    @blueprint.get("/health")
+    def health() -> Response:
+        store.database.check()
+        return Response('{"status": "ok"}', content_type="application/json")
+
+    return blueprint
+
+
+def guard(
+    blueprint: Blueprint, identity: AuthenticationPolicy, permission: ManagementPolicy | None = None
+) -> Blueprint:
+    """Let only identified systems use a blueprint, and with `permission` only those it admits."""
+
+    @blueprint.before_request
+    def admit() -> None:
+        requester = identity.identify(request)
+        if permission is not None and not permission.admits(requester):
+            raise Forbidden("Requester has no management permission")
+
+    return blueprint
+
+
+def _payload() -> Any:
+    """The request's JSON; `None` when there is no body."""
+    try:
+        body = request.get_data(cache=False)
+    except RequestEntityTooLarge as error:
+        error.description = body_too_large(request.max_content_length or 0)
+        raise
+    if not body.strip():
+        return None
+    if not request.is_json:
+        raise UnsupportedMediaType("The body must be JSON: Content-Type: application/json")
+    return parse_json(body)
+
+
+def _entries(schema: EntrySchema, rows: Iterable[Row], count: int, status: int = 200) -> Response:
+    body = write_json({"entries": schema.dump(rows), "count": count})
+    return Response(body, status, content_type="application/json")
