@@ -1,0 +1,110 @@
+"""The README is held to the code: its commands, its example, its tables."""
+
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+import pytest
+from support import Process
+
+from orchmgmt import cli, models
+from orchmgmt.schemas import JobEntry, LockEntry
+from orchmgmt.settings import Settings, describe
+from orchmgmt.store import Store
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def console() -> list[tuple[str, str]]:
+    """Each command of the README, and what it is said to print."""
+    lines = "".join(blocks("console"))
+    found = re.findall(r"^\$ (.*\n(?:> .*\n)*)((?:[^$].*\n|\n)*)", lines, re.MULTILINE)
+    return [(re.sub("^> ", "", command, flags=re.MULTILINE), output) for command, output in found]
+
+
+def table(start: str, end: str) -> list[list[str]]:
+    rows = README.split(start)[1].split(end)[0].strip().splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
+
+
+def test_every_command_prints_what_the_readme_shows(serve: Callable[..., Process]) -> None:
+    if shutil.which("curl") is None:
+        if os.environ.get("CI"):
+            pytest.fail("curl is missing")
+        pytest.skip("curl is not installed")
+    demo = serve(command="demo")
+    commands = console()
+    script = "".join(f"{command}printf '\\1'\n" for command, _ in commands)
+    script = script.replace("127.0.0.1:8441", urlsplit(demo.url).netloc)
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    outputs = result.stdout.split("\1")
+    assert len(commands) == len(outputs) - 1 > 10
+    assert [
+        (command, output.rstrip("\n"))
+        for (command, _), output in zip(commands, outputs, strict=False)
+    ] == [(command, output.rstrip("\n")) for command, output in commands]
+
+
+def test_the_example_of_embedding_runs() -> None:
+    (example,) = blocks("python")
+    exec(compile(example, "README.md", "exec"), {})
+
+
+def test_the_settings_table_is_the_programs() -> None:
+    assert table("<!-- settings -->", "<!-- /settings -->") == [
+        [f"`{row.name}`", f"`{row.default}`" if row.default else "", row.type, row.help]
+        for row in describe()
+    ]
+
+
+def test_every_command_is_in_the_readme() -> None:
+    def leaves(group: click.Group, prefix: str) -> list[str]:
+        found = []
+        for name, command in group.commands.items():
+            nested = isinstance(command, click.Group)
+            found += leaves(command, f"{prefix} {name}") if nested else [f"{prefix} {name}"]
+        return found
+
+    described = " ".join(row[0] for row in table("## Command line\n", "\nA line of"))
+    for command in leaves(cli.main, "orchmgmt"):
+        assert f"`{command}" in described
+
+
+def test_the_example_database_has_the_current_schema(tmp_path: Path) -> None:
+    def schema(path: Path) -> list[tuple[str, str]]:
+        connection = sqlite3.connect(path)
+        found = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
+        found += connection.execute(f"SELECT 'v', version FROM {models.Schema._meta.table_name}")
+        connection.close()
+        return found
+
+    Store(Settings(database_url=f"sqlite:///{tmp_path}/new.db")).close()
+    assert schema(cli.EXAMPLE) == schema(tmp_path / "new.db")
+
+
+def test_the_example_database_holds_valid_locks_and_jobs(tmp_path: Path) -> None:
+    shutil.copyfile(cli.EXAMPLE, tmp_path / "copy.db")
+    settings = Settings(database_url=f"sqlite:///{tmp_path}/copy.db")
+    with Store(settings) as store:
+        for schema, batches in (
+            (LockEntry(settings), store.database.read(lambda: list(store.locks.stream()))),
+            (JobEntry(settings), store.database.read(lambda: list(store.history.stream()))),
+        ):
+            entries = [entry for rows in batches for entry in schema.dump(rows)]
+            assert len(entries) > 30
+            for entry in entries:
+                loaded = schema.read(entry)
+                assert schema.dump([tuple(loaded[name] for name in schema.fields)]) == [entry]
+        statuses = store.database.rows("SELECT DISTINCT status, type FROM orchestration_job")
+    assert len(statuses) == len(models.STATUSES) * len(models.TYPES)
