@@ -1,0 +1,254 @@
+"""Settings: where they come from, which of them wins, and what a wrong one says."""
+
+import dataclasses
+
+import pytest
+
+from orchmgmt.app import create_app
+from orchmgmt.settings import SettingError, Settings, describe, unknown_names
+
+DEFAULTS = {
+    "DATABASE_URL": "sqlite:///orchmgmt.db",
+    "HOST": "127.0.0.1",
+    "PORT": 8441,
+    "AUTHENTICATION_POLICY": "declared",
+    "MANAGEMENT_POLICY": "sysop-only",
+    "MANAGEMENT_WHITELIST": (),
+    "NORMALIZATION_MODE": "extended",
+    "MAX_PAGE_SIZE": 1000,
+    "MAX_BODY_BYTES": 4 * 1024 * 1024,
+    "OMIT_EMPTY": False,
+    "HISTORY_MAX_AGE_DAYS": 15,
+    "CLEANER_INTERVAL_SECONDS": 30,
+    "LOG_LEVEL": "INFO",
+}
+
+# For each setting: what the environment, a mapping and the command line may hold, and what it is.
+RIGHT = [
+    ("DATABASE_URL", "sqlite:////var/lib/locks.db", "sqlite:////var/lib/locks.db"),
+    ("DATABASE_TIMEOUT_SECONDS", "0.5", 0.5),
+    ("DATABASE_TIMEOUT_SECONDS", "0", 0),
+    ("HOST", " ::1 ", "::1"),
+    ("PORT", "0", 0),
+    ("PORT", "65535", 65535),
+    ("THREADS", "256", 256),
+    ("AUTHENTICATION_POLICY", "declared", "declared"),
+    ("MANAGEMENT_POLICY", "whitelist", "whitelist"),
+    ("MANAGEMENT_WHITELIST", "Alice, bob-smith ,", ("Alice", "bob-smith")),
+    ("MANAGEMENT_WHITELIST", "", ()),
+    ("NORMALIZATION_MODE", "simple", "simple"),
+    ("MAX_PAGE_SIZE", "1", 1),
+    ("MAX_BODY_BYTES", "1024", 1024),
+    ("OMIT_EMPTY", "true", True),
+    ("OMIT_EMPTY", "Yes", True),
+    ("OMIT_EMPTY", "1", True),
+    ("OMIT_EMPTY", "off", False),
+    ("HISTORY_MAX_AGE_DAYS", "0.5", 0.5),
+    ("CLEANER_INTERVAL_SECONDS", "3600", 3600),
+    ("LOG_LEVEL", "DEBUG", "DEBUG"),
+]
+
+# For each way of being wrong: the setting, its value, and what the line must say.
+WRONG = [
+    ("DATABASE_URL", "", "text"),
+    ("DATABASE_URL", "postgres://db/locks", "begins with sqlite:///"),
+    ("DATABASE_URL", "orchmgmt.db", "begins with sqlite:///"),
+    ("DATABASE_URL", "sqlite://orchmgmt.db", "sqlite:///FILE"),
+    ("DATABASE_TIMEOUT_SECONDS", "-1", "a number from 0 to 3600"),
+    ("HOST", " ", "text"),
+    ("PORT", "http", "a whole number from 0 to 65535"),
+    ("PORT", "65536", "a whole number from 0 to 65535"),
+    ("PORT", "80.5", "a whole number from 0 to 65535"),
+    ("PORT", "tcp://10.0.0.1:8441", "a whole number from 0 to 65535"),
+    ("THREADS", "0", "a whole number from 1 to 256"),
+    ("AUTHENTICATION_POLICY", "none", "declared"),
+    ("MANAGEMENT_POLICY", "everyone", "one of sysop-only, whitelist"),
+    ("MANAGEMENT_WHITELIST", "Alice,b@b", "naming convention: B@b"),
+    ("MANAGEMENT_WHITELIST", "Alice, ,Bob", "a list separated by commas"),
+    ("NORMALIZATION_MODE", "EXTENDED", "one of extended, simple"),
+    ("MAX_PAGE_SIZE", "0", "a whole number from 1 to"),
+    ("MAX_BODY_BYTES", "4MB", "a whole number from 1 to"),
+    ("OMIT_EMPTY", "maybe", "true or false"),
+    ("HISTORY_MAX_AGE_DAYS", "nan", "a number from 0 to"),
+    ("CLEANER_INTERVAL_SECONDS", "0", "a number from 0.05 to"),
+    ("LOG_LEVEL", "chatty", "one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), DEFAULTS.items(), ids=DEFAULTS)
+def test_default(name, value):
+    assert getattr(Settings.read(), name.lower()) == value
+
+
+def test_table_describes_every_setting_with_a_default_that_reads_back():
+    rows = describe()
+    assert [row.name for row in rows] == [
+        f"ORCHMGMT_{field.name.upper()}" for field in dataclasses.fields(Settings)
+    ]
+    assert all(row.help and row.type for row in rows)
+    assert Settings.read({row.name: row.default for row in rows}) == Settings.read()
+
+
+@pytest.mark.parametrize(("name", "text", "value"), RIGHT)
+def test_environment_and_mapping_read_the_same_text(monkeypatch, name, text, value):
+    assert getattr(Settings.read({name: text}), name.lower()) == value
+    monkeypatch.setenv(f"ORCHMGMT_{name}", text)
+    assert getattr(Settings.read(), name.lower()) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", 0),
+        ("OMIT_EMPTY", True),
+        ("MANAGEMENT_WHITELIST", ("Alice", "Bob")),
+        ("HISTORY_MAX_AGE_DAYS", 0.5),
+        ("CLEANER_INTERVAL_SECONDS", 5),
+    ],
+)
+def test_mapping_takes_values_of_the_settings_type(name, value):
+    assert getattr(Settings.read({name: value}), name.lower()) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", True),
+        ("PORT", 1.5),
+        ("THREADS", [4]),
+        ("OMIT_EMPTY", 1),
+        ("HOST", 127),
+        ("HISTORY_MAX_AGE_DAYS", False),
+        ("HISTORY_MAX_AGE_DAYS", float("inf")),
+        ("MANAGEMENT_WHITELIST", 5),
+        ("MANAGEMENT_WHITELIST", ["Alice", 5]),
+        ("LOG_LEVEL", 10),
+    ],
+)
+def test_mapping_refuses_values_of_another_type(name, value):
+    with pytest.raises(SettingError, match=f"^ORCHMGMT_{name} must be "):
+        Settings.read({name: value})
+
+
+def test_mapping_wins_over_environment(monkeypatch):
+    monkeypatch.setenv("ORCHMGMT_PORT", "1111")
+    monkeypatch.setenv("ORCHMGMT_THREADS", "11")
+    monkeypatch.setenv("ORCHMGMT_HOST", "::1")
+    settings = Settings.read({"PORT": 2222, "THREADS": 22, "HOST": None}, {"port": "3333"})
+    assert (settings.port, settings.threads, settings.host) == (3333, 22, "::1")
+
+
+def test_mapping_takes_names_with_and_without_the_prefix():
+    assert Settings.read({"ORCHMGMT_PORT": 1, "THREADS": 2}) == Settings.read(
+        {"PORT": 1, "ORCHMGMT_THREADS": 2}
+    )
+
+
+@pytest.mark.parametrize("name", ["PORTS", "ORCHMGMT_PROT", "", "ORCHMGMT_"])
+def test_mapping_refuses_unknown_names(name):
+    with pytest.raises(SettingError, match=f"^{name} is not a setting$"):
+        Settings.read({name: "1"})
+
+
+def test_create_app_takes_a_mapping_over_the_environment(monkeypatch):
+    monkeypatch.setenv("ORCHMGMT_MAX_BODY_BYTES", "10")
+    monkeypatch.setenv("ORCHMGMT_DATABASE_URL", "sqlite:///:memory:")
+    assert create_app({"MAX_BODY_BYTES": 20}).config["MAX_CONTENT_LENGTH"] == 20
+    assert create_app().config["MAX_CONTENT_LENGTH"] == 10
+
+
+def test_create_app_refuses_a_wrong_setting():
+    with pytest.raises(SettingError, match="ORCHMGMT_THREADS must be"):
+        create_app({"DATABASE_URL": "sqlite:///:memory:", "THREADS": 0})
+
+
+def test_command_line_wins_over_environment(serve):
+    process = serve("--max-page-size", "3", env={"ORCHMGMT_MAX_PAGE_SIZE": "2"})
+    answer = process.locks(pagination={"page": 0, "size": 4})
+    assert answer.error == "The page size cannot be larger than 3"
+    assert process.stop() == 0
+
+
+def test_environment_holds_for_commands(serve):
+    process = serve(env={"ORCHMGMT_MAX_PAGE_SIZE": "2"})
+    answer = process.locks(pagination={"page": 0, "size": 3})
+    assert answer.error == "The page size cannot be larger than 2"
+
+
+@pytest.mark.parametrize(("name", "value", "says"), WRONG)
+def test_wrong_value_ends_a_command_with_one_clear_line(run, name, value, says):
+    ended = run("serve", env={"ORCHMGMT_PORT": "0", f"ORCHMGMT_{name}": value})
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    lines = ended.stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("Error: ")
+    assert says in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        (["serve"], "--port", "x"),
+        (["demo"], "--threads", "0"),
+        (["clean"], "--history-max-age-days", "-1"),
+        (["lock", "export"], "--omit-empty", "perhaps"),
+        (["lock", "import", "-"], "--normalization-mode", "none"),
+        (["history", "export"], "--database-url", "mysql://x"),
+        (["history", "import", "-"], "--log-level", "loud"),
+    ],
+)
+def test_wrong_option_ends_every_command_with_one_clear_line(run, command, option, value):
+    ended = run(*command, option, value, input="")
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert len(ended.stderr.splitlines()) == 1
+    assert value in ended.stderr
+
+
+def test_wrong_environment_is_refused_even_where_the_command_line_is_right(run):
+    ended = run("lock", "export", "--log-level", "INFO", env={"ORCHMGMT_LOG_LEVEL": "loud"})
+    assert ended.returncode == 2
+    assert "ORCHMGMT_LOG_LEVEL" in ended.stderr
+
+
+def test_unknown_environment_names_are_only_a_warning(run):
+    # Kubernetes gives every container variables like these for a service called orchmgmt.
+    names = {"ORCHMGMT_SERVICE_HOST": "10.0.0.1", "ORCHMGMT_PORT_8441_TCP": "tcp://10.0.0.1:8441"}
+    ended = run("lock", "export", env={**names, "ORCHMGMT_THREADS": "2", "OTHER_PORT": "x"})
+    assert ended.returncode == 0
+    warnings = [line for line in ended.stderr.splitlines() if "WARNING" in line]
+    assert len(warnings) == len(names)
+    for name, line in zip(sorted(names), warnings, strict=True):
+        assert f"{name} is not a setting" in line
+
+
+def test_unknown_names_are_those_with_the_prefix_that_are_no_settings():
+    assert unknown_names(["PATH", "ORCHMGMT_PORT", "ORCHMGMT_Z", "ORCHMGMT_A"]) == [
+        "ORCHMGMT_A",
+        "ORCHMGMT_Z",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "requester", "status"),
+    [
+        ({"MANAGEMENT_POLICY": "whitelist", "MANAGEMENT_WHITELIST": "plant-manager"}, None, 200),
+        ({"MANAGEMENT_POLICY": "whitelist", "MANAGEMENT_WHITELIST": "Other"}, None, 403),
+        ({"MANAGEMENT_POLICY": "whitelist", "MANAGEMENT_WHITELIST": ""}, None, 403),
+        ({"MANAGEMENT_POLICY": "whitelist", "MANAGEMENT_WHITELIST": ""}, "Sysop", 200),
+        ({"MANAGEMENT_WHITELIST": "PlantManager"}, None, 403),
+    ],
+)
+def test_whitelist_names_are_normalised_and_count_only_under_their_policy(
+    start, settings, requester, status
+):
+    service = start(**settings)
+    header = f"Bearer SYSTEM//{requester or 'PlantManager'}"
+    assert service.post("/lock/query", {}, Authorization=header).status == status
+
+
+def test_whitelist_names_are_not_completed_in_simple_mode():
+    settings = {"MANAGEMENT_WHITELIST": "plant-manager", "NORMALIZATION_MODE": "simple"}
+    with pytest.raises(SettingError, match="naming convention: plant-manager"):
+        Settings.read(settings)
