@@ -7,11 +7,13 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from types import FrameType
 
 from flask import Flask
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ErrorTask
 
@@ -28,6 +30,26 @@ class CannotListen(Exception):
     """The address cannot be listened on; the text is one line that says why."""
 
 
+class _Parser(HTTPRequestParser):  # type: ignore[misc]
+    """Refuses what waitress stumbles over, such as a Content-Length of 5,000 digits."""
+
+    first_line = b""
+
+    def parse_header(self, header_plus: bytes) -> None:
+        try:
+            super().parse_header(header_plus)
+        except ValueError as error:
+            raise ParsingError("The request cannot be read") from error
+
+    def origin(self) -> str:
+        """Return the method and path that were sent, of which a refused request has no more."""
+        line = self.first_line
+        if self.error.code == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+            line = self.header_plus.lstrip().partition(b"\r\n")[0]  # waitress makes another up
+        method, _, rest = line.decode("latin-1").partition(" ")
+        return origin_of(method, rest.partition(" ")[0])
+
+
 class _ErrorResponseTask(ErrorTask):  # type: ignore[misc]
     """Answers what waitress itself refuses with an ErrorResponse."""
 
@@ -36,18 +58,47 @@ class _ErrorResponseTask(ErrorTask):  # type: ignore[misc]
         message = f"{error.reason}: {error.body}"
         if error.code == 413:
             message = body_too_large(self.channel.adj.max_request_body_size - 1)
-        method = getattr(self.request, "command", "") or ""
-        target = getattr(self.request, "request_uri", "") or ""
-        body = error_body(error.code, message, origin_of(method, target))
+        body = error_body(error.code, message, self.request.origin())
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", "application/json"))
         self.set_close_on_finish()
         self.content_length = len(body)
+        self.channel.refused = True
         self.write(body)
 
 
 class _Channel(HTTPChannel):  # type: ignore[misc]
+    """A connection. Unread input would reset it, and the client might never see why it is refused.
+
+    So a refused request is read to its end before the connection is closed; one without an end
+    is given up when waitress finds the connection idle.
+    """
+
     error_task_class = _ErrorResponseTask
+    parser_class = _Parser
+    refused = False
+    _lingering = False
+
+    def readable(self) -> bool:
+        return self._lingering or super().readable()
+
+    def handle_read(self) -> None:
+        if self._lingering:
+            self.recv(self.adj.recv_bytes)  # closes the connection at its end
+        else:
+            super().handle_read()
+
+    def handle_close(self) -> None:
+        if self.refused and self.connected and not self._lingering:
+            try:
+                self.socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # the client has gone
+            else:
+                self._lingering = True
+                self.will_close = False
+                return
+        super().handle_close()
 
 
 class Server:

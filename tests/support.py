@@ -12,14 +12,24 @@ MANAGEMENT = "/serviceorchestration/orchestration/mgmt"
 OPERATOR = "Bearer SYSTEM//Sysop"
 FUTURE = "2099-01-01T00:00:00Z"
 
+EXCEPTION_TYPES = {
+    401: "AUTH",
+    403: "FORBIDDEN",
+    404: "DATA_NOT_FOUND",
+    500: "INTERNAL_SERVER_ERROR",
+    501: "INTERNAL_SERVER_ERROR",
+    503: "EXTERNAL_SERVER_ERROR",
+}
+
 
 @dataclass
 class Answer:
-    """What came back over the wire."""
+    """What came back over the wire; `origin` is the method and path that were sent."""
 
     status: int
     headers: http.client.HTTPMessage
     body: bytes
+    origin: str
 
     @property
     def json(self) -> Any:
@@ -27,10 +37,12 @@ class Answer:
 
     @property
     def error(self) -> str:
-        """The message of an ErrorResponse, once its shape has been checked."""
+        """The message of an ErrorResponse, once all else in it has been checked."""
         assert self.headers["Content-Type"] == "application/json"
         assert list(self.json) == ["errorMessage", "errorCode", "exceptionType", "origin"]
         assert self.json["errorCode"] == self.status >= 400
+        assert self.json["exceptionType"] == EXCEPTION_TYPES.get(self.status, "INVALID_PARAMETER")
+        assert self.json["origin"] == self.origin
         return str(self.json["errorMessage"])
 
     @property
@@ -65,7 +77,8 @@ class Client:
         try:
             connection.request(method, path, body, self.headers if headers is None else headers)
             response = connection.getresponse()
-            return Answer(response.status, response.headers, response.read())
+            origin = f"{method} {path.partition('?')[0]}"
+            return Answer(response.status, response.headers, response.read(), origin)
         finally:
             connection.close()
 
