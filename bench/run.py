@@ -1,0 +1,328 @@
+"""Measure the service beside the limit server, and write RESULTS.md.
+
+Both are measured in one run and in turn, so that what the machine does besides falls on both; what
+counts are the ratios. wrk makes the load, on the same machine.
+
+Usage: run.py [--seconds N] [--rounds N] [--largest JOBS] [--only CASE] [--output FILE]
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from orchmgmt.models import NewLock
+from orchmgmt.settings import Settings
+from orchmgmt.store import Store
+from orchmgmt.values import write_instant
+
+HERE = Path(__file__).parent
+LIMIT = [sys.executable, str(HERE / "limit_server.py")]
+ORCHMGMT = str(Path(sys.executable).with_name("orchmgmt"))
+
+CONNECTIONS = 8
+LOCKS = 10_000
+JOBS = 10_000
+OWNERS = LOCKS // 10
+REQUESTERS = 100
+SERVICES = 20
+FIRST_DAY = datetime(2026, 11, 1)
+PERIOD = timedelta(days=14)
+
+# Each case with the least ratio of our requests/s to the limit server's that we accept.
+CASES = {
+    "lock_by_id": 0.6,
+    "locks_of_owner": 0.6,
+    "page_of_1000_locks": 0.4,
+    "page_of_10_jobs": 0.5,
+    "page_of_10_jobs_filtered": 0.5,
+    "page_of_1000_jobs": 0.4,
+    "create_1": 0.5,
+    "create_100": 0.5,
+}
+GROWTH = ("page_of_10_jobs", "page_of_10_jobs_filtered", "job_by_id", "deep_page_of_10_jobs")
+
+
+@dataclass
+class Figures:
+    """What wrk saw: requests a second, latencies in milliseconds, and failed requests."""
+
+    rate: float
+    p50: float
+    p99: float
+    errors: int
+
+    @classmethod
+    def median(cls, runs: "list[Figures]") -> "Figures":
+        return cls(
+            statistics.median(run.rate for run in runs),
+            statistics.median(run.p50 for run in runs),
+            statistics.median(run.p99 for run in runs),
+            sum(run.errors for run in runs),
+        )
+
+
+@dataclass
+class Running:
+    """A server that is being measured."""
+
+    url: str
+    process: "subprocess.Popen[str]"
+
+    @property
+    def resident_mib(self) -> float:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+    def load(self, case: str, rows: int, seconds: float, connections: int) -> Figures:
+        unique = f"{time.monotonic_ns():x}"
+        output = subprocess.run(
+            ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(HERE / "requests.lua"),
+             self.url, "--", case, str(rows), unique],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        seen = json.loads(output.strip().splitlines()[-1])
+        rate = seen["requests"] / seen["microseconds"] * 1e6
+        return Figures(rate, seen["p50"] / 1000, seen["p99"] / 1000, seen["errors"])
+
+
+@contextmanager
+def running(command: list[str]) -> Iterator[Running]:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield Running(process.stdout.readline().split()[-1], process)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def ours(path: Path) -> list[str]:
+    return [ORCHMGMT, "serve", "--port", "0", "--database-url", f"sqlite:///{path}",
+            "--history-max-age-days", "100000"]  # fmt: skip
+
+
+def job(chance: random.Random, number: int, of: int) -> dict[str, str]:
+    """One of `of` jobs; a requester asks for few services, as it does in a cloud."""
+    requester = chance.randrange(REQUESTERS)
+    push = chance.random() < 0.3
+    status = chance.choices(("DONE", "ERROR", "IN_PROGRESS", "PENDING"), (90, 7, 2, 1))[0]
+    created = FIRST_DAY + PERIOD * (number / of)
+    finished = status in ("DONE", "ERROR")
+    return {
+        "id": f"00000000-0000-4000-8000-{number:012x}",
+        "status": status,
+        "type": "PUSH" if push else "PULL",
+        "requester_system": f"Requester{requester}",
+        "target_system": f"Requester{(requester + push) % REQUESTERS}",
+        "service_definition": f"service{(requester + chance.randrange(4)) % SERVICES}",
+        "subscription_id": f"00000000-0000-4000-9000-{requester:012x}" if push else "",
+        "message": "No provider is available" if status == "ERROR" else "",
+        "created_at": write_instant(created),
+        "started_at": "" if status == "PENDING" else write_instant(created + timedelta(seconds=1)),
+        "finished_at": write_instant(created + timedelta(seconds=5)) if finished else "",
+    }
+
+
+def fill(path: Path, jobs: int, locks: int) -> None:
+    chance = random.Random(jobs)
+    with Store(Settings(database_url=f"sqlite:///{path}")) as store:
+        for start in range(0, jobs, 10_000):
+            some = [job(chance, number, jobs) for number in range(start, min(start + 10_000, jobs))]
+            store.database.write(store.history.put, some)
+        made = [
+            NewLock("", f"Provider{n}|service{n % SERVICES}|1.0.0", f"Owner{n % OWNERS}",
+                    write_instant(datetime(2099, 1, 1) + timedelta(seconds=n)))
+            for n in range(locks)
+        ]  # fmt: skip
+        store.database.write(store.locks.insert, made)
+
+
+def copy(source: Path, target: Path) -> Path:
+    shutil.copyfile(source, target)
+    return target
+
+
+def compare(folder: Path, options: argparse.Namespace) -> Iterator[list[str]]:
+    """The main table: each case, the service and the limit server in turn."""
+    data = folder / "data.db"
+    fill(data, JOBS, LOCKS)
+    with (
+        running(ours(copy(data, folder / "ours.db"))) as service,
+        running([*LIMIT, str(copy(data, folder / "limit.db"))]) as limit,
+    ):
+        for case, wanted in CASES.items():
+            if options.only not in ("", case):
+                continue
+            seen: dict[str, list[Figures]] = {"service": [], "limit": []}
+            for _ in range(options.rounds):
+                for name, server in (("service", service), ("limit", limit)):
+                    seen[name].append(server.load(case, LOCKS, options.seconds, CONNECTIONS))
+            us, them = Figures.median(seen["service"]), Figures.median(seen["limit"])
+            ratio = statistics.median(
+                a.rate / b.rate for a, b in zip(seen["service"], seen["limit"], strict=True)
+            )
+            verdict = "" if ratio >= wanted else " **below**"
+            yield [
+                case, f"{us.rate:,.0f}", f"{us.p50:.2f}", f"{us.p99:.2f}", str(us.errors),
+                f"{them.rate:,.0f}", f"{them.p50:.2f}", f"{them.p99:.2f}", str(them.errors),
+                f"{ratio:.2f}{verdict}", f"{wanted:g}",
+            ]  # fmt: skip
+
+
+def grow(folder: Path, options: argparse.Namespace) -> Iterator[list[str]]:
+    """How one connection's median answer time grows with the history."""
+    for jobs in (10_000, 100_000, 1_000_000):
+        if jobs > options.largest:
+            return
+        path = folder / f"jobs-{jobs}.db"
+        fill(path, jobs, 0)
+        with running(ours(path)) as service, running([*LIMIT, str(path)]) as limit:
+            for case in GROWTH:
+                if case.startswith("deep") and jobs < 100_000:
+                    continue
+                us = service.load(case, jobs, options.seconds, 1)
+                them = limit.load(case, jobs, options.seconds, 1) if case in CASES else None
+                yield [f"{jobs:,}", case, f"{us.p50:.2f}", f"{us.p99:.2f}", str(us.errors),
+                       f"{them.p50:.2f}" if them else ""]  # fmt: skip
+
+
+def start_time(folder: Path) -> float:
+    """Seconds from the start of the command to its first answer, the median of seven."""
+    times = []
+    for number in range(7):
+        begin = time.perf_counter()
+        with running(ours(folder / f"start-{number}.db")) as service:
+            while True:
+                try:
+                    urlopen(f"{service.url}/health").read()
+                    break
+                except URLError:
+                    time.sleep(0.001)
+            times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def memory(folder: Path, options: argparse.Namespace) -> tuple[float, float]:
+    """Resident MiB after start, and after every case's load."""
+    path = folder / "memory.db"
+    fill(path, JOBS, LOCKS)
+    with running(ours(path)) as service:
+        urlopen(f"{service.url}/health").read()
+        start = service.resident_mib
+        for case in CASES:
+            service.load(case, LOCKS, options.seconds, CONNECTIONS)
+        return start, service.resident_mib
+
+
+def import_rate(folder: Path) -> float:
+    """Jobs a second that `orchmgmt history import` takes in, its start included."""
+    rows, chance, source = 200_000, random.Random(1), folder / "jobs.jsonl"
+    names: dict[str, str] = {}
+    with source.open("w") as lines:
+        for number in range(rows):
+            entry = job(chance, number, rows)
+            for key in entry:
+                head, *tail = key.split("_")
+                names[key] = head + "".join(part.title() for part in tail)
+            lines.write(json.dumps({names[key]: value for key, value in entry.items()}) + "\n")
+    begin = time.perf_counter()
+    subprocess.run(
+        [ORCHMGMT, "history", "import", "--database-url", f"sqlite:///{folder}/import.db", source],
+        check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    return rows / (time.perf_counter() - begin)
+
+
+def table(heads: str, rows: Iterator[list[str]]) -> str:
+    """A Markdown table, shown on the terminal while it is being made."""
+    lines = [heads, "|".join([""] + ["---"] * (heads.count("|") - 1) + [""])]
+    for line in lines:
+        print(line, flush=True)
+    for row in rows:
+        lines.append(f"| {' | '.join(row)} |")
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the service beside the limit server.")
+    parser.add_argument("--seconds", type=float, default=4, help="length of one measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each case")
+    parser.add_argument("--largest", type=int, default=1_000_000, help="largest history to measure")
+    parser.add_argument("--only", default="", help="one case of the main table, and nothing else")
+    parser.add_argument("--output", type=Path, help="file for the report")
+    options = parser.parse_args()
+    options.seconds = max(1, round(options.seconds))
+    if shutil.which("wrk") is None:
+        sys.exit("wrk makes the load and is not installed: apt-get install wrk")
+
+    with tempfile.TemporaryDirectory(prefix="orchmgmt-bench-") as name:
+        folder = Path(name)
+        main_table = table(
+            "| case | requests/s | p50 ms | p99 ms | errors | limit requests/s | p50 ms | p99 ms |"
+            " errors | ratio | wanted |",
+            compare(folder, options),
+        )
+        if options.only:
+            return
+        growth_table = table(
+            "| jobs | case | p50 ms | p99 ms | errors | limit p50 ms |", grow(folder, options)
+        )
+        after_start, after_load = memory(folder, options)
+        others: list[list[Any]] = [
+            ["start to first answer, s", f"{start_time(folder):.2f}", "0.6"],
+            ["resident memory after start, MiB", f"{after_start:.0f}", "60"],
+            ["resident memory after all the load, MiB", f"{after_load:.0f}", "120"],
+            ["import, jobs/s", f"{import_rate(folder):,.0f}", "15,000"],
+        ]
+        other_table = table("| figure | measured | wanted |", iter(others))
+
+    versions = ", ".join(
+        f"{it} {version(it)}" for it in ("flask", "marshmallow", "peewee", "waitress")
+    )
+    report = f"""# Measured speed
+
+{date.today()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python \
+{platform.python_version()}, SQLite {sqlite3.sqlite_version}, {versions}.
+
+Made by `make bench`: wrk with {CONNECTIONS} connections on the same machine; the service and the
+limit server (a bare Flask route with hand-written SQL on the same tables, behind the same waitress)
+in turn, {options.rounds} rounds of {options.seconds} s each. The ratio is the median of the rounds'
+ratios. {LOCKS:,} locks, {JOBS:,} jobs.
+
+{main_table}
+
+## Growth
+
+One connection.
+
+{growth_table}
+
+## Start, memory, import
+
+{other_table}
+"""
+    if options.output:
+        options.output.write_text(report)
+
+
+if __name__ == "__main__":
+    main()
