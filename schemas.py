@@ -159,13 +159,15 @@ class FutureDateTime(DateTime):
     """
 
     def __init__(self, *, past: str, **kwargs: Any) -> None:
-        super().__init__(round_up=True, stored=True, **kwargs)
+        super().__init__(round_up=True, **kwargs)
         self._past = past
 
     def _canonical(self, text: str) -> str:
         second = super()._canonical(text)
         if second <= values.now():
             _fail(MALFORMED, f"{self._past}: {text}")
+        if second == values.END_OF_TIME:
+            raise ValueError
         return second
 
 

@@ -1,0 +1,100 @@
+"""Rows put straight into a database, bytes that no HTTP client sends, and a model of queries."""
+
+import http.client
+import re
+import socket
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any
+from urllib.parse import urlsplit
+
+from support import Answer, Service
+
+LOCK, JOB = "orchestration_lock", "orchestration_job"
+
+PAST = "2020-01-01T00:00:00Z"
+JOB_ID = "091cc9c3-e704-4d0a-8d70-96fb2c11da55"
+
+
+def put(service: Service, table: str, *entries: dict[str, Any]) -> None:
+    """Insert rows, given as the entries that a query would return."""
+    keys = list(entries[0])
+    columns = ",".join(re.sub("([A-Z])", lambda match: "_" + match[1].lower(), key) for key in keys)
+    places = ",".join("?" * len(keys))
+    path = service.store.database.engine.database
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executemany(
+            f"INSERT INTO {table} ({columns}) VALUES ({places})",
+            [[entry[key] for key in keys] for entry in entries],
+        )
+
+
+def lock_entry(id: int, **values: Any) -> dict[str, Any]:
+    return {
+        "id": id,
+        "orchestrationJobId": "",
+        "serviceInstanceId": f"Provider{id}|kelvinInfo|1.0.0",
+        "owner": "Owner",
+        "expiresAt": "2099-01-01T00:00:00Z",
+        "temporary": False,
+        **values,
+    }
+
+
+def job_id(number: int) -> str:
+    return f"00000000-0000-4000-8000-{number:012x}"
+
+
+def job_entry(number: int, **values: Any) -> dict[str, Any]:
+    return {
+        "id": job_id(number),
+        "status": "PENDING",
+        "type": "PULL",
+        "requesterSystem": "Consumer",
+        "targetSystem": "Consumer",
+        "serviceDefinition": "kelvinInfo",
+        "subscriptionId": "",
+        "message": "",
+        "createdAt": "2025-11-08T12:00:00Z",
+        "startedAt": "",
+        "finishedAt": "",
+        **values,
+    }
+
+
+def expected(
+    entries: list[dict[str, Any]],
+    query: Mapping[str, Any],
+    lists: Mapping[str, str],
+    default_sort: str,
+) -> dict[str, Any]:
+    """The answer to a query, as the contract's words say it. `lists`: each filter's key."""
+    found = [
+        entry
+        for entry in entries
+        if all(not query.get(name) or entry[key] in query[name] for name, key in lists.items())
+        and ("type" not in query or entry["type"] == query["type"])
+        and ("expiresBefore" not in query or entry["expiresAt"] < query["expiresBefore"])
+        and ("expiresAfter" not in query or entry["expiresAt"] > query["expiresAfter"])
+    ]
+    pagination = query.get("pagination", {})
+    sort_field = pagination.get("sortField", default_sort)
+    descending = pagination.get("direction", "DESC") == "DESC"
+    found.sort(key=lambda entry: (entry[sort_field], entry["id"]), reverse=descending)
+    size = pagination.get("size", 1000)
+    first = pagination.get("page", 0) * size
+    return {"entries": found[first : first + size], "count": len(found)}
+
+
+def raw(service: Service, request: bytes) -> Answer:
+    """Send bytes as they are, and read one answer to the end of the connection."""
+    address = urlsplit(service.url)
+    with socket.create_connection((str(address.hostname), address.port), timeout=30) as connection:
+        connection.sendall(request)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        line = request.partition(b"\r\n")[0].decode("latin-1")
+        method, _, rest = line.partition(" ")
+        target = rest.partition(" ")[0].partition("?")[0]
+        return Answer(response.status, response.headers, response.read(), f"{method} {target}")
