@@ -8,6 +8,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -17,7 +18,7 @@ from weakref import WeakSet
 import peewee
 
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import Schema, UnusableDatabase, prepare_schema
+from orchmgmt.models import Schema, UnusableDatabase, check_schema, prepare_schema
 
 log = logging.getLogger("orchmgmt")
 
@@ -26,6 +27,7 @@ T = TypeVar("T")
 Row = tuple[Any, ...]
 
 STREAM_BATCH = 1000
+WAL_PAUSE = 0.01  # seconds
 SQLITE_MINIMUM = (3, 35, 0)  # the first with RETURNING
 MEMORY = ":memory:"
 
@@ -69,12 +71,14 @@ class Database:
         self._turn = threading.RLock() if self._in_memory else None
         try:
             if not self._in_memory:
-                _use_write_ahead_log(self.engine)
-            self.write(prepare_schema, self.engine)
-        except (peewee.DatabaseError, Unavailable, UnusableDatabase) as error:
+                with self.engine.atomic("DEFERRED"):
+                    check_schema(self.engine)  # before the file is changed in any way
+                _use_write_ahead_log(self.engine, timeout)
+            with self.engine.atomic("IMMEDIATE"):
+                prepare_schema(self.engine)
+        except (peewee.DatabaseError, UnusableDatabase) as error:
             self.close()
-            cause = error.__cause__ if isinstance(error, Unavailable) else error
-            raise UnusableDatabase(f"cannot use {url}: {_explain(path, cause)}") from error
+            raise UnusableDatabase(f"cannot use {url}: {_explain(path, error)}") from error
         if not self._in_memory:
             self._file = _identity_of(path)
             self.engine.close()  # the thread that starts a server may fork it
@@ -98,7 +102,6 @@ class Database:
         Raises:
             Unavailable: the database does not answer, is full or stays busy.
         """
-        self._check_file()
         return self._transact("IMMEDIATE", work, *args, **kwargs)
 
     def check(self) -> None:
@@ -107,16 +110,16 @@ class Database:
         Raises:
             Unavailable: it does not.
         """
-        self._check_file()
         self.read(self.rows, f"SELECT version FROM {Schema._meta.table_name}")
 
     def _check_file(self) -> None:
-        """Nobody would ever see what is written to a file that is no longer in its place."""
+        """Nobody else sees a file that is no longer in its place; SQLite would make a new one."""
         if self._file is not None and _identity_of(self.engine.database) != self._file:
             log.error("%s was removed or replaced: put it back, or restart", self.engine.database)
             raise Unavailable("The database does not answer; try again later")
 
     def _transact(self, mode: str, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        self._check_file()
         if self._turn is not None:
             with self._turn:
                 return self._attempt(mode, work, *args, **kwargs)
@@ -180,19 +183,25 @@ def _sqlite_path(url: str) -> str:
     return unquote(rest[1:])
 
 
-def _use_write_ahead_log(engine: peewee.SqliteDatabase) -> None:
+def _use_write_ahead_log(engine: peewee.SqliteDatabase, timeout: float) -> None:
     """Switch the file to WAL, where readers and the writer do not wait for each other."""
-    try:
-        mode = engine.execute_sql("PRAGMA journal_mode = WAL").fetchone()[0]
-    except peewee.OperationalError:
-        # Two processes that start at once on a new file cannot both switch it; the transaction
-        # that follows waits for the other's.
-        mode = engine.execute_sql("PRAGMA journal_mode").fetchone()[0]
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            mode = engine.execute_sql("PRAGMA journal_mode = WAL").fetchone()[0]
+        except peewee.OperationalError as error:
+            # Processes that start at once on a new file are in each other's way, and here, unlike
+            # elsewhere, SQLite does not wait.
+            if "locked" not in str(error) or time.monotonic() >= deadline:
+                raise
+            time.sleep(WAL_PAUSE)
+        else:
+            break
     if mode != "wal":
         raise peewee.OperationalError(f"its journal mode stays {mode} (WAL is needed)")
 
 
-def _explain(path: str, error: BaseException | None) -> str:
+def _explain(path: str, error: Exception) -> str:
     folder = Path(path).absolute().parent
     if path != MEMORY and not folder.is_dir():
         return f"there is no folder {folder}"

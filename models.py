@@ -8,6 +8,7 @@ and compares alike, whatever its time zone or collation, and rows go out as they
 from typing import Any, NamedTuple
 
 from peewee import (
+    SQL,
     BooleanField,
     Database,
     IntegerField,
@@ -104,10 +105,8 @@ class UnusableDatabase(Exception):
     """The database cannot be used; its text is one line that says why and what to do."""
 
 
-def prepare_schema(database: Database) -> None:
-    """Create the tables in an empty database, or check that they are the ones we know.
-
-    Call it inside a transaction that excludes other writers.
+def check_schema(database: Database) -> bool:
+    """Return whether the tables are there. Call it inside a transaction.
 
     Raises:
         UnusableDatabase: the tables are newer than this program, or not ours.
@@ -124,6 +123,20 @@ def prepare_schema(database: Database) -> None:
         raise UnusableDatabase(
             f"it belongs to another program (it has a table {tables[0]}): use another database"
         )
+    return bool(tables)
+
+
+def prepare_schema(database: Database) -> None:
+    """Create the tables in an empty database, or check that they are the ones we know.
+
+    Call it inside a transaction that excludes other writers.
+
+    Raises:
+        UnusableDatabase: the tables are newer than this program, or not ours.
+    """
+    if check_schema(database):
+        # Changes nothing, but fails where nothing can be changed, as opening a file does not.
+        Schema.delete().where(SQL("0")).bind(database).execute()
     else:
         models: tuple[type[Any], ...] = (Lock, Job, Schema)
         for model in models:

@@ -25,6 +25,9 @@ log = logging.getLogger("orchmgmt")
 #: How long a stopping server waits for requests that are still being sent, in seconds.
 PATIENCE = 30
 
+#: Connections that the kernel completes before the server has taken them.
+BACKLOG = 128
+
 
 class CannotListen(Exception):
     """The address cannot be listened on; the text is one line that says why."""
@@ -158,7 +161,8 @@ class Server:
 
     def _drain(self) -> None:
         """Take no more connections; answer the requests that are here; close the idle ones."""
-        self._turn(0)  # accept those that the kernel has completed
+        for _ in range(BACKLOG):  # accept those that the kernel has completed, one at a time
+            self._turn(0)
         for listener in self._listeners:
             wasyncore.dispatcher.close(listener)
         deadline = time.monotonic() + PATIENCE
@@ -212,10 +216,10 @@ def _listen(host: str, port: int) -> list[socket.socket]:
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listener.bind((address[0], sockets[0].getsockname()[1] or port, *address[2:]))
-            listener.listen()  # not until now is a taken port found out
-    except OSError as error:
+            listener.listen(BACKLOG)  # not until now is a taken port found out
+    except (OSError, UnicodeError) as error:  # the latter of a name that no DNS can hold
         for listener in sockets:
             listener.close()
-        reason = error.strerror or str(error)
+        reason = getattr(error, "strerror", None) or str(error)
         raise CannotListen(f"cannot listen on {host}, port {port}: {reason}") from None
     return sockets

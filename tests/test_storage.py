@@ -1,0 +1,523 @@
+"""The database: how it is made, what is refused, and what its absence means."""
+
+import ctypes
+import gc
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections import Counter
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from support import FUTURE, lock
+
+from orchmgmt.app import create_app, store_of
+from orchmgmt.locks import AlreadyLocked
+from orchmgmt.models import SCHEMA_VERSION, NewLock, UnusableDatabase
+from orchmgmt.query import BATCH, Page
+from orchmgmt.store import Store
+
+TABLES = {
+    "orchestration_lock": [
+        "id",
+        "orchestration_job_id",
+        "service_instance_id",
+        "owner",
+        "expires_at",
+        "temporary",
+    ],
+    "orchestration_job": [
+        "id",
+        "status",
+        "type",
+        "requester_system",
+        "target_system",
+        "service_definition",
+        "subscription_id",
+        "message",
+        "created_at",
+        "started_at",
+        "finished_at",
+    ],
+    "orchestration_schema": ["version"],
+}
+UUID = "0b7e6f1e-3e0f-4f5a-9d3e-0a1b2c3d4e5f"
+LOCK_FILTERS = {
+    "ids": [1, 2],
+    "orchestration_job_ids": [UUID, UUID[::-1]],
+    "service_instance_ids": ["A|b|1.0.0", "C|d|1.0.0"],
+    "owners": ["Alice", "Bob"],
+    "expires_before": FUTURE,
+    "expires_after": FUTURE,
+}
+JOB_FILTERS = {
+    "ids": [UUID, UUID[::-1]],
+    "statuses": ["DONE", "ERROR"],
+    "type": "PULL",
+    "requester_systems": ["Alice", "Bob"],
+    "target_systems": ["Alice", "Bob"],
+    "service_definitions": ["kelvinInfo", "celsiusInfo"],
+    "subscription_ids": [UUID, UUID[::-1]],
+}
+LOCK_SORTS = [None, "id", "owner", "service_instance_id", "expires_at"]
+JOB_SORTS = [None, "id", "created_at", "started_at", "finished_at"]
+FILTERS = [("locks", name) for name in LOCK_FILTERS] + [("history", name) for name in JOB_FILTERS]
+SORTS = [("locks", it) for it in LOCK_SORTS] + [("history", it) for it in JOB_SORTS]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "orchmgmt.db"
+
+
+@pytest.fixture
+def store(path):
+    with Store({"DATABASE_URL": f"sqlite:///{path}"}) as store:
+        yield store
+
+
+@contextmanager
+def traced(store):
+    """The SQL that SQLite itself runs for this thread, with its values."""
+    statements: list[str] = []
+    connection = store.database.engine.connection()
+    connection.set_trace_callback(statements.append)
+    try:
+        yield statements
+    finally:
+        connection.set_trace_callback(None)
+
+
+def execute(path, *statements):
+    with closing(sqlite3.connect(path)) as database:
+        for statement in statements:
+            database.execute(statement)
+        database.commit()
+
+
+def refused(ended, *words):
+    """The command ended with one clear line."""
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    lines = ended.stderr.splitlines()
+    assert len(lines) == 1
+    for word in ("Error: cannot use sqlite:///", *words):
+        assert word in lines[0]
+    return True
+
+
+def test_schema_is_created_on_first_start(service, path):
+    with closing(sqlite3.connect(path)) as database:
+        tables = {
+            name: [row[1] for row in database.execute(f"PRAGMA table_info({name})")]
+            for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            if not name.startswith("sqlite_")
+        }
+        version = database.execute("SELECT version FROM orchestration_schema").fetchall()
+    assert tables == TABLES
+    assert version == [(SCHEMA_VERSION,)]
+
+
+def test_schema_is_left_alone_on_later_starts(run, path):
+    assert run("clean").returncode == 0
+    execute(path, "CREATE TABLE mine (x)")
+    with closing(sqlite3.connect(path)) as database:
+        before = database.execute("SELECT * FROM sqlite_master").fetchall()
+        assert run("clean").returncode == 0
+        assert database.execute("SELECT * FROM sqlite_master").fetchall() == before
+
+
+def test_database_has_a_write_ahead_log_and_full_synchronisation(store, path):
+    (mode,) = store.database.read(store.database.rows, "PRAGMA journal_mode")
+    (synchronous,) = store.database.read(store.database.rows, "PRAGMA synchronous")
+    assert (mode, synchronous) == (("wal",), (2,))
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_every_thread_synchronises_fully(store):
+    found = []
+
+    def look():
+        found.extend(store.database.read(store.database.rows, "PRAGMA synchronous"))
+
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    assert found == [(2,)] * 3
+
+
+@pytest.mark.parametrize("command", [["serve", "--port", "0"], ["lock", "export"], ["clean"]])
+def test_newer_schema_is_refused(run, path, command):
+    assert run("clean").returncode == 0
+    execute(path, f"UPDATE orchestration_schema SET version = {SCHEMA_VERSION + 1}")
+    before = path.read_bytes()
+    words = (f"version {SCHEMA_VERSION + 1}", f"knows version {SCHEMA_VERSION}", "newer orchmgmt")
+    assert refused(run(*command), *words)
+    assert path.read_bytes() == before
+
+
+def test_foreign_database_is_refused_and_not_touched(run, path):
+    execute(path, "CREATE TABLE customer (name)", "INSERT INTO customer VALUES ('Alice')")
+    before = path.read_bytes()
+    assert refused(run("serve", "--port", "0"), "another program", "customer")
+    assert path.read_bytes() == before
+    assert [it.name for it in path.parent.iterdir()] == [path.name]
+
+
+def test_file_that_is_no_database_is_refused_and_not_touched(run, path):
+    path.write_text("Dear diary, " * 1000)
+    before = path.read_bytes()
+    assert refused(run("serve", "--port", "0"), "not a database")
+    assert path.read_bytes() == before
+
+
+def test_damaged_database_is_refused(run, path):
+    assert run("clean").returncode == 0
+    with path.open("r+b") as file:
+        file.seek(100)
+        file.write(b"\xff" * (path.stat().st_size - 100))
+    assert refused(run("serve", "--port", "0"), "malformed")
+
+
+def test_empty_file_becomes_a_database(run, path):
+    path.touch()
+    assert run("clean").returncode == 0
+    assert path.read_bytes().startswith(b"SQLite format 3")
+
+
+def test_missing_folder_is_named(run, tmp_path):
+    url = f"sqlite:///{tmp_path}/no/such/orchmgmt.db"
+    assert refused(run("serve", "--port", "0", "--database-url", url), f"{tmp_path}/no/such")
+    assert not (tmp_path / "no").exists()
+
+
+def test_folder_in_place_of_a_file_is_named(run, tmp_path):
+    assert refused(run("clean", "--database-url", f"sqlite:///{tmp_path}"), "it is a folder")
+
+
+def test_unreadable_url_of_a_special_file_is_one_clear_line(run):
+    assert refused(run("clean", "--database-url", "sqlite:////dev/null/x.db"))
+
+
+def _bound_by_permissions():
+    """Give up, in the child, what lets an administrator write to a read-only file."""
+    drop_bounding_capability, dac_override, dac_read_search = 24, 1, 2
+    for capability in (dac_override, dac_read_search):
+        ctypes.CDLL(None).prctl(drop_bounding_capability, capability, 0, 0, 0)
+
+
+@pytest.mark.parametrize("mode", [0o444, 0o000])
+def test_file_without_permission_is_refused(run, path, mode):
+    assert run("clean").returncode == 0
+    path.chmod(mode)
+    probe = "import sys; open(sys.argv[1], 'r+b')"
+    written = subprocess.run(
+        [sys.executable, "-c", probe, str(path)], preexec_fn=_bound_by_permissions, stderr=-3
+    )
+    if written.returncode == 0:
+        pytest.skip("this user may write to a read-only file")
+    assert refused(run("clean", preexec_fn=_bound_by_permissions))
+
+
+def test_two_applications_in_one_process_do_not_see_each_other(start, tmp_path):
+    first = start(DATABASE_URL=f"sqlite:///{tmp_path}/1.db", MAX_PAGE_SIZE=1)
+    second = start(DATABASE_URL=f"sqlite:///{tmp_path}/2.db", NORMALIZATION_MODE="simple")
+    third = start(DATABASE_URL="sqlite:///:memory:")
+    fourth = start(DATABASE_URL="sqlite:///:memory:")
+    services = [first, second, third, fourth]
+    for number, service in enumerate(services):
+        for _ in range(number + 1):
+            service.store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
+        assert service.create(lock("A|b|1.0.0", owner=f"Owner{number}")).status == 201
+    for number, service in enumerate(services):
+        assert [it["owner"] for it in service.locks().entries] == [f"Owner{number}"]
+        assert service.jobs().json["count"] == number + 1
+        assert service.remove(f"Owner{number}", "instanceIds=A%7Cb%7C1.0.0").status == 200
+    assert len(first.jobs().entries) == 1
+    assert first.create(lock("temperature-manager|b|1.0.0")).status == 201
+    assert "convention" in second.create(lock("temperature-manager|b|1.0.0")).error
+
+
+@pytest.mark.parametrize("url", ["sqlite:///:memory:", None], ids=["memory", "file"])
+def test_many_threads_share_a_database(start, url):
+    service = start(THREADS=8, **({"DATABASE_URL": url} if url else {}))
+    statuses: Counter[int] = Counter()
+
+    def work(worker):
+        for number in range(20):
+            own = lock(f"Own{worker}|service{number}|1.0.0", owner=f"Owner{worker}")
+            shared = lock(f"Shared|service{number}|1.0.0", owner=f"Owner{worker}")
+            assert service.create(own).status == 201
+            statuses[service.create(shared).status] += 1
+            assert service.locks(owners=[f"Owner{worker}"]).json["count"] > number
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses == {201: 20, 400: 140}
+    assert service.locks().json["count"] == 8 * 20 + 20
+
+
+def test_connections_of_ended_threads_are_closed(store, path):
+    def read():
+        store.database.read(store.database.rows, "SELECT 1")
+
+    for _ in range(20):
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join()
+    gc.collect()
+    opened = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert opened.count(str(path)) <= 1
+
+
+def plans(store, statements):
+    """For each SELECT, its SQL and the steps of its plan."""
+    explain = store.database.engine.connection().execute
+    return [
+        (sql, [row[3] for row in explain(f"EXPLAIN QUERY PLAN {sql}")])
+        for sql in statements
+        if sql.startswith("SELECT")
+    ]
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+@pytest.mark.parametrize(("part", "name"), FILTERS)
+def test_each_filter_uses_an_index(store, part, name, several):
+    value = {"locks": LOCK_FILTERS, "history": JOB_FILTERS}[part][name]
+    if isinstance(value, list) and not several:
+        value = value[:1]
+    # A page beyond the end is one that must be counted too. A filter by time is served by its
+    # index when that is the order, too; in any other order it may be read in that order.
+    sort = "expires_at" if name.startswith("expires") else None
+    with traced(store) as statements:
+        getattr(store, part).find({name: value}, Page(1, 10, sort))
+    found = plans(store, statements)
+    assert len(found) == 2
+    for sql, steps in found:
+        assert steps[0].startswith("SEARCH t1 USING "), (sql, steps)
+        if not several:
+            assert not any("TEMP B-TREE" in step for step in steps), (sql, steps)
+
+
+@pytest.mark.parametrize("descending", [False, True], ids=["ASC", "DESC"])
+@pytest.mark.parametrize(("part", "sort"), SORTS)
+def test_each_order_is_read_off_an_index(store, part, sort, descending):
+    with traced(store) as statements:
+        getattr(store, part).find({}, Page(0, 10, sort, descending))
+    ((sql, steps),) = plans(store, statements)
+    assert len(steps) == 1, (sql, steps)
+    by_row_id = part == "locks" and sort in (None, "id")
+    assert steps[0] == "SCAN t1" if by_row_id else "USING INDEX" in steps[0]
+    assert "LIMIT 10" in sql
+
+
+def test_cleaner_finds_its_rows_through_an_index(store):
+    with traced(store) as statements:
+        store.clean()
+    deletes = [sql for sql in statements if sql.startswith("DELETE")]
+    explain = store.database.engine.connection().execute
+    for sql in deletes:
+        steps = [row[3] for row in explain(f"EXPLAIN QUERY PLAN {sql}")]
+        assert not any(step.startswith("SCAN") for step in steps), steps
+    assert len(deletes) == 2
+
+
+def test_a_page_reads_no_more_rows_than_it_returns(store):
+    store.locks.create([NewLock("", f"P{n}|s|1.0.0", "Alice", FUTURE) for n in range(300)])
+    with traced(store) as statements:
+        rows, count = store.locks.find({"owners": ["Alice"]}, Page(2, 7, "expires_at"))
+    assert (len(rows), count) == (7, 300)
+    selects = [sql for sql in statements if sql.startswith("SELECT")]
+    assert "LIMIT 7 OFFSET 14" in selects[0]
+    assert selects[1].startswith("SELECT COUNT(*)")
+
+
+@pytest.mark.parametrize("locks", [1, 2, BATCH, BATCH + 1, 5 * BATCH])
+def test_bulk_create_is_one_insert_per_batch_in_one_transaction(store, locks):
+    new = [NewLock("", f"Provider{n}|service|1.0.0", "Alice", FUTURE) for n in range(locks)]
+    with traced(store) as statements:
+        store.locks.create(new)
+    batches = -(-locks // BATCH)
+    words = [sql.split()[0] for sql in statements]
+    assert words == ["BEGIN", *["INSERT"] * batches, "COMMIT"]
+
+
+def test_bulk_create_over_expired_and_held_locks_is_all_or_nothing(store, path):
+    names = [f"Provider{n}|service|1.0.0" for n in range(3 * BATCH)]
+    past = "2020-01-01T00:00:00Z"
+    store.locks.create([NewLock("", name, "Alice", past) for name in names[:BATCH]])
+    store.locks.create([NewLock("", name, "Alice", FUTURE) for name in names[-2:]])
+    dump = "SELECT * FROM orchestration_lock"
+    with closing(sqlite3.connect(path)) as database:
+        before = database.execute(dump).fetchall()
+        with pytest.raises(AlreadyLocked) as caught:
+            store.locks.create([NewLock("", name, "Bob", FUTURE) for name in names])
+        assert caught.value.service_instance_ids == names[-2:]
+        assert database.execute(dump).fetchall() == before
+        rows = store.locks.create([NewLock("", name, "Bob", FUTURE) for name in names[:-2]])
+    assert [row[2] for row in rows] == names[:-2]
+    assert min(row[0] for row in rows) > max(row[0] for row in before)
+
+
+def test_ids_are_never_used_again(service):
+    ids = []
+    for _ in range(3):
+        (entry,) = service.create(lock("A|b|1.0.0")).entries
+        ids.append(entry["id"])
+        service.remove("Owner", "instanceIds=A%7Cb%7C1.0.0")
+        assert service.locks().json["count"] == 0
+    assert ids == sorted(set(ids))
+
+
+def test_busy_database_is_a_503_and_nothing_is_half_done(start, path):
+    service = start(DATABASE_TIMEOUT_SECONDS=0.05)
+    wanted = [lock(f"Provider{n}|service|1.0.0") for n in range(200)]
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        answer = service.create(*wanted)
+        assert answer.status == 503
+        assert int(answer.headers["Retry-After"]) > 0
+        assert answer.json["exceptionType"] == "EXTERNAL_SERVER_ERROR"
+        assert "locked" not in answer.error
+        assert service.remove("Owner", "instanceIds=A%7Cb%7C1.0.0").status == 503
+        assert service.locks().json["count"] == 0  # readers do not wait for writers
+        assert service.send("GET", "/health").status == 200
+        other.execute("ROLLBACK")
+    assert service.locks().json["count"] == 0
+    assert service.create(*wanted).status == 201
+
+
+def test_request_waits_for_a_busy_database_within_the_timeout(start, path):
+    service = start(DATABASE_TIMEOUT_SECONDS=30)
+    answers = []
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        client = threading.Thread(
+            target=lambda: answers.append(service.create(lock("A|b|1.0.0")).status)
+        )
+        client.start()
+        client.join(0.3)
+        assert answers == []
+        other.execute("COMMIT")
+        client.join()
+    assert answers == [201]
+
+
+def test_damage_while_serving_is_a_503(start, path):
+    service = start()
+    service.create(*[lock(f"Provider{n}|service|1.0.0") for n in range(500)])
+    execute(path, "PRAGMA wal_checkpoint(TRUNCATE)")
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    answer = service.locks(owners=["Owner"])
+    assert answer.status == 503
+    assert "malformed" not in answer.error
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
+def test_missing_database_file_is_a_503_for_everything(start, path, replaced):
+    service = start()
+    assert service.create(lock("A|b|1.0.0")).status == 201
+    aside = path.with_name("aside.db")
+    path.rename(aside)
+    if replaced:
+        shutil.copyfile(aside, path)
+    answers = [
+        service.send("GET", "/health"),
+        service.create(lock("C|d|1.0.0")),
+        service.remove("Owner", "instanceIds=A%7Cb%7C1.0.0"),
+        service.locks(),
+        service.jobs(),
+    ]
+    assert [answer.status for answer in answers] == [503] * 5
+    assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers)
+    assert not any(str(path) in answer.error for answer in answers)
+    assert path.exists() == replaced  # no empty database comes up in its place
+    aside.replace(path)
+    assert service.send("GET", "/health").status == 200
+    assert [it["serviceInstanceId"] for it in service.locks().entries] == ["A|b|1.0.0"]
+    assert service.create(lock("C|d|1.0.0")).status == 201
+
+
+OPEN_EACH_DATABASE = """
+import sys
+from orchmgmt.store import Store
+
+print("ready", flush=True)
+for line in sys.stdin:
+    try:
+        with Store({"DATABASE_URL": line.strip()}) as store:
+            store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
+        print("ok", flush=True)
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+"""
+
+
+def test_two_processes_start_at_once_on_a_new_file(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN_EACH_DATABASE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        for _ in range(2)
+    ]
+    try:
+        assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
+        for round in range(40):
+            for process in processes:
+                process.stdin.write(f"sqlite:///{tmp_path}/{round}.db\n")
+            assert [process.stdout.readline() for process in processes] == ["ok\n"] * 2
+    finally:
+        for process in processes:
+            process.stdin.close()
+            process.wait(30)
+            process.stdout.close()
+    for round in range(40):
+        with closing(sqlite3.connect(tmp_path / f"{round}.db")) as database:
+            assert database.execute("SELECT * FROM orchestration_schema").fetchall() == [(1,)]
+            assert database.execute("SELECT count(*) FROM orchestration_job").fetchone() == (2,)
+
+
+def test_two_servers_start_on_one_new_file(serve):
+    first, second = serve(), serve()
+    assert first.create(lock("A|b|1.0.0")).status == 201
+    assert second.create(lock("A|b|1.0.0")).error == "Already locked: A|b|1.0.0"
+
+
+def test_relative_path_means_the_folder_of_the_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Store({"DATABASE_URL": "sqlite:///relative.db"}) as store:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        thread = threading.Thread(target=store.history.create, args=("PULL", "A", "B", "c"))
+        thread.start()
+        thread.join()
+        assert store.history.find({}, Page(0, 10))[1] == 1
+    assert not (tmp_path / "elsewhere" / "relative.db").exists()
+
+
+def test_create_app_raises_what_the_command_line_says(tmp_path):
+    with pytest.raises(UnusableDatabase, match="it is a folder"):
+        create_app({"DATABASE_URL": f"sqlite:///{tmp_path}"})
+
+
+def test_closed_store_opens_again_when_used(path):
+    app = create_app({"DATABASE_URL": f"sqlite:///{path}"})
+    with store_of(app) as store:
+        store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
+    assert app.test_client().get("/health").status_code == 200
+    store.close()
