@@ -15,7 +15,7 @@ from peewee import Case
 
 from orchmgmt.database import Database, Row
 from orchmgmt.errors import InvalidParameter, NotFound
-from orchmgmt.models import DONE, ERROR, IN_PROGRESS, PENDING, Job
+from orchmgmt.models import DONE, ERROR, IN_PROGRESS, PENDING, Job, JobCount
 from orchmgmt.query import BulkInsert, Page, Parameter, Selection, Statement
 from orchmgmt.schemas import JobEntry
 from orchmgmt.settings import Settings
@@ -44,14 +44,15 @@ class History:
             Job,
             filters={
                 "ids": Job.id,
-                "statuses": Job.status,
-                "type": Job.type,
+                "subscription_ids": Job.subscription_id,
                 "requester_systems": Job.requester_system,
                 "target_systems": Job.target_system,
                 "service_definitions": Job.service_definition,
-                "subscription_ids": Job.subscription_id,
+                "statuses": Job.status,
+                "type": Job.type,
             },
             default_sort="created_at",
+            counts=JobCount,
         )
         self._insert = BulkInsert(database, COLUMNS, lambda insert: insert)
         self._upsert = BulkInsert(

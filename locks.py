@@ -65,15 +65,15 @@ class Locks:
             Lock,
             filters={
                 "ids": Lock.id,
-                "orchestration_job_ids": Lock.orchestration_job_id,
                 "service_instance_ids": Lock.service_instance_id,
+                "orchestration_job_ids": Lock.orchestration_job_id,
                 "owners": Lock.owner,
             },
             conditions={
-                "expires_before": lambda value: Lock.expires_at < value,
-                "expires_after": lambda value: Lock.expires_at > value,
+                "expires_before": (Lock.expires_at, lambda field, value: field < value),
+                "expires_after": (Lock.expires_at, lambda field, value: field > value),
             },
-            always=Lock.expires_at > moment,
+            always=(Lock.expires_at, lambda field: field > moment),
             default_sort="id",
         )
         among = any_of(Lock.service_instance_id, "service_instance_ids")

@@ -5,20 +5,21 @@ as time does, and what has no value is the empty string, which sorts first. So e
 and compares alike, whatever its time zone or collation, and rows go out as they come in.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from typing import NamedTuple
 
 from peewee import (
-    SQL,
     BooleanField,
+    CompositeKey,
     Database,
     IntegerField,
     Model,
+    Query,
     SchemaManager,
     TextField,
+    fn,
 )
 from playhouse.sqlite_ext import AutoIncrementField
-
-SCHEMA_VERSION = 1
 
 #: The life of a job (contract, "History").
 PENDING, IN_PROGRESS, DONE, ERROR = STATUSES = ("PENDING", "IN_PROGRESS", "DONE", "ERROR")
@@ -91,6 +92,38 @@ class Job(Model):
         )
 
 
+class JobCount(Model):
+    """How many jobs there are of each kind, so that counting does not read the jobs.
+
+    Triggers keep it, so it is exact whoever writes. A row whose other columns are empty counts all
+    jobs of its status.
+    """
+
+    requester_system = TextField()
+    status = TextField()
+    type = TextField()
+    target_system = TextField()
+    service_definition = TextField()
+    jobs = IntegerField()
+
+    class Meta:
+        table_name = "orchestration_job_count"
+        primary_key = CompositeKey(
+            "requester_system", "status", "type", "target_system", "service_definition"
+        )
+        without_rowid = True
+
+    @classmethod
+    def sum(cls, filters: Collection[str]) -> Query:
+        """Return the query that counts the jobs which fulfil conditions on these columns."""
+        query = cls.select(fn.COALESCE(fn.SUM(cls.jobs), 0))
+        if set(filters) <= {"status"}:
+            return query.where(cls.requester_system == "")
+        if "requester_system" not in filters:
+            return query.where(cls.requester_system != "")
+        return query
+
+
 class Schema(Model):
     """The single row that says which version of this schema a database holds."""
 
@@ -105,40 +138,85 @@ class UnusableDatabase(Exception):
     """The database cannot be used; its text is one line that says why and what to do."""
 
 
-def check_schema(database: Database) -> bool:
-    """Return whether the tables are there. Call it inside a transaction.
+def check_schema(database: Database) -> int:
+    """Return the version of the schema, 0 when there is none. Call it inside a transaction.
 
     Raises:
         UnusableDatabase: the tables are newer than this program, or not ours.
     """
     tables = [name for name in database.get_tables() if not name.startswith("sqlite_")]
     if Schema._meta.table_name in tables:
-        version = Schema.select(Schema.version).bind(database).scalar()
-        if version != SCHEMA_VERSION:
+        version: int = Schema.select(Schema.version).bind(database).scalar()
+        if not 1 <= version <= SCHEMA_VERSION:
             raise UnusableDatabase(
                 f"its schema has version {version}, this program knows version {SCHEMA_VERSION}: "
                 "use a newer orchmgmt, or another database"
             )
-    elif tables:
+        return version
+    if tables:
         raise UnusableDatabase(
             f"it belongs to another program (it has a table {tables[0]}): use another database"
         )
-    return bool(tables)
+    return 0
 
 
 def prepare_schema(database: Database) -> None:
-    """Create the tables in an empty database, or check that they are the ones we know.
+    """Create the tables in an empty database, or bring those of an earlier version up to date.
 
     Call it inside a transaction that excludes other writers.
 
     Raises:
         UnusableDatabase: the tables are newer than this program, or not ours.
     """
-    if check_schema(database):
-        # Changes nothing, but fails where nothing can be changed, as opening a file does not.
-        Schema.delete().where(SQL("0")).bind(database).execute()
-    else:
-        models: tuple[type[Any], ...] = (Lock, Job, Schema)
-        for model in models:
+    version = check_schema(database)
+    if not version:
+        for model in (Lock, Job, Schema):
             SchemaManager(model, database).create_all(safe=False)
+        _count_jobs(database)
         Schema.insert(version=SCHEMA_VERSION).bind(database).execute()
+        return
+    for upgrade in UPGRADES[version - 1 :]:
+        upgrade(database)
+    # This also fails where nothing can be written, as opening a file does not.
+    Schema.update(version=SCHEMA_VERSION).bind(database).execute()
+
+
+def _count_jobs(database: Database) -> None:
+    """Create the table of counts, fill it, and let triggers keep it."""
+    SchemaManager(JobCount, database).create_all(safe=False)
+    kind = "requester_system, status, type, target_system, service_definition"
+    count, job = JobCount._meta.table_name, Job._meta.table_name
+    database.execute_sql(
+        f"INSERT INTO {count} ({kind}, jobs)"
+        f" SELECT {kind}, COUNT(*) FROM {job} GROUP BY {kind}"
+        f" UNION ALL SELECT '', status, '', '', '', COUNT(*) FROM {job} GROUP BY status"
+    )
+
+    def both(row: str) -> str:
+        values = ", ".join(f"{row}.{column}" for column in kind.split(", "))
+        return f"VALUES ({values}), ('', {row}.status, '', '', '')"
+
+    more = (
+        f"INSERT INTO {count} ({kind}, jobs) SELECT *, 1 FROM ({both('NEW')}) WHERE 1"
+        " ON CONFLICT DO UPDATE SET jobs = jobs + 1;"
+    )
+    fewer = (
+        f"UPDATE {count} SET jobs = jobs - 1 WHERE ({kind}) IN ({both('OLD')});"
+        f" DELETE FROM {count} WHERE ({kind}) IN ({both('OLD')}) AND jobs = 0;"
+    )
+    changed = " OR ".join(f"OLD.{column} <> NEW.{column}" for column in kind.split(", "))
+    for name, event, action in (
+        ("insert", "INSERT", more),
+        ("delete", "DELETE", fewer),
+        ("update", f"UPDATE OF {kind}", f"{fewer} {more}"),
+    ):
+        when = f" WHEN {changed}" if name == "update" else ""
+        database.execute_sql(
+            f"CREATE TRIGGER {count}_{name} AFTER {event} ON {job}{when} BEGIN {action} END"
+        )
+
+
+#: What brings a database from version 1 to 2, from 2 to 3, and so on.
+UPGRADES = (_count_jobs,)
+
+SCHEMA_VERSION = len(UPGRADES) + 1

@@ -5,12 +5,12 @@ several, and its order. peewee builds the SQL of each shape once; after that onl
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
-from peewee import SQL, Expression, Field, Insert, Model, NodeList, Query, Value, fn
+from peewee import SQL, ColumnBase, Expression, Field, Insert, Model, NodeList, Query, Value, fn
 
 from orchmgmt.database import Database, Row
 
@@ -19,7 +19,13 @@ MAX_OFFSET = 2**63 - 1
 #: Rows in one INSERT; eleven columns of a job make 990 values, below the 999 that any SQLite takes.
 BATCH = 90
 
-Condition = Callable[[Value], Expression]
+Condition = Callable[[ColumnBase], Expression]
+
+#: A query's filters, and whether each has several values.
+Shape = tuple[tuple[str, bool], ...]
+
+#: Reading this many rows of an index costs no more than finding out how to read fewer.
+FEW_ROWS = 2000
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,17 @@ class Parameter:
         return json.dumps(value) if self.several else value
 
 
-def any_of(field: Field, name: str) -> Expression:
+def off_path(field: Field) -> ColumnBase:
+    """Return `field` so that SQLite does not look its conditions up in an index."""
+    return NodeList((SQL("+"), field), glue="")
+
+
+def matches(column: ColumnBase, name: str, several: bool) -> Expression:
+    """The condition that `column` is, or is among, what is bound to the parameter `name`."""
+    return any_of(column, name) if several else column == Parameter(name).node
+
+
+def any_of(field: ColumnBase, name: str) -> Expression:
     """The condition that `field` is among the list bound to the parameter `name`."""
     parameter = Parameter(name, several=True)
     return field.in_(NodeList((SQL("(SELECT value FROM json_each("), parameter.node, SQL("))"))))
@@ -83,6 +99,11 @@ class Statement:
     def rows(self, values: Mapping[str, Any]) -> list[Row]:
         """Return the rows that the statement gives with these values."""
         return self._database.rows(self.sql, self._bind(values))
+
+    def number(self, values: Mapping[str, Any]) -> int:
+        """Return the one number that the statement gives with these values."""
+        number: int = self.rows(values)[0][0]
+        return number
 
     def stream(self, values: Mapping[str, Any]) -> Iterator[list[Row]]:
         """Return the same rows in batches, as they are read."""
@@ -134,16 +155,27 @@ class BulkInsert:
         return sql
 
 
+class Counts(Protocol):
+    """A table of sums that counts a selection's rows without reading them."""
+
+    def sum(self, filters: Collection[str]) -> Query:
+        """Return the query that counts the rows which fulfil conditions on these columns."""
+
+
 class Selection:
     """The queries of one table.
 
     Args:
         database: where they run.
         model: the table; rows come back with its columns in their order.
-        filters: for each filter, the field whose value must be the filter's value, or among them.
-        conditions: for each further filter, a function that makes its condition.
-        always: a condition that every row must meet.
+        filters: for each filter, the field whose value must be the filter's value, or among them;
+            those that usually leave the fewest rows first. Each has an index that goes on in the
+            default order.
+        conditions: for each further filter, its field and what makes its condition.
+        always: a field and what makes its condition: one that every row returned must meet, and
+            nearly every row does.
         default_sort: the field to sort by when the request names none.
+        counts: a table that counts by some of the filters.
     """
 
     def __init__(
@@ -152,8 +184,9 @@ class Selection:
         model: type[Model],
         filters: Mapping[str, Field],
         default_sort: str,
-        conditions: Mapping[str, Condition] | None = None,
-        always: Expression | None = None,
+        conditions: Mapping[str, tuple[Field, Callable[[ColumnBase, Value], Expression]]] | None = None,
+        always: tuple[Field, Condition] | None = None,
+        counts: Counts | None = None,
     ) -> None:
         self._database = database
         self._model = model
@@ -161,7 +194,10 @@ class Selection:
         self._conditions = conditions or {}
         self._always = always
         self._default_sort = default_sort
-        self._prepare = lru_cache(maxsize=1024)(self._build)
+        self._counts = counts
+        self._counted = {name for name, field in filters.items() if hasattr(counts, field.name)}
+        self._select = lru_cache(maxsize=1024)(self._build_select)
+        self._count = lru_cache(maxsize=1024)(self._build_count)
 
     def find(
         self, wanted: Mapping[str, Any], page: Page, fixed: Mapping[str, Any] | None = None
@@ -183,53 +219,109 @@ class Selection:
         Args:
             fixed: values for the parameters of the condition that always holds.
         """
-        select, _ = self._prepare((), self._default_sort, False)
+        select = self._select((), None, self._default_sort, False)
         return select.stream({**(fixed or {}), "limit": MAX_OFFSET, "offset": 0})
 
     def _find(
         self, wanted: Mapping[str, Any], page: Page, fixed: Mapping[str, Any]
     ) -> tuple[list[Row], int]:
-        shape = []
-        values = dict(fixed)
+        offset = min(page.number * page.size, MAX_OFFSET)
+        values = {**fixed, "limit": page.size, "offset": offset}
+        several: dict[str, bool] = {}
         for name, value in wanted.items():
-            if isinstance(value, Sequence) and not isinstance(value, str):
-                several = len(value) > 1
-                shape.append((name, several))
-                values[name] = value if several else value[0]
-            else:
-                shape.append((name, False))
-                values[name] = value
+            is_list = isinstance(value, list)
+            several[name] = is_list and len(value) > 1
+            values[name] = value[0] if is_list and not several[name] else value
+        shape = tuple(several.items())
         sort_field = page.sort_field or self._default_sort
-        select, count = self._prepare(tuple(shape), sort_field, page.descending)
-        values["limit"] = page.size
-        values["offset"] = offset = min(page.number * page.size, MAX_OFFSET)
-        rows = select.rows(values)
+        in_order = {name for name in several if not several[name]}
+        if sort_field != self._default_sort:
+            in_order = set()
+
+        if shape and self._counted.issuperset(several):
+            matching = self._count(shape).number(values)
+            if matching <= offset:
+                return [], matching
+            path = self._cheapest(shape, in_order, matching, values)
+            return self._select(shape, path, sort_field, page.descending).rows(values), matching
+
+        path = next(filter(several.__contains__, self._filters), None)
+        rows = self._select(shape, path, sort_field, page.descending).rows(values)
         if len(rows) < page.size and (rows or not offset):
             return rows, offset + len(rows)  # the last page: nothing is left to count
-        return rows, count.rows(values)[0][0]
+        return rows, self._count(shape).number(values)
 
-    def _build(
-        self, shape: tuple[tuple[str, bool], ...], sort_field: str, descending: bool
-    ) -> tuple[Statement, Statement]:
+    def _cheapest(
+        self, shape: Shape, in_order: set[str], matching: int, values: Mapping[str, Any]
+    ) -> str | None:
+        """Return the filter whose index reads the fewest rows; `None` reads them in their order.
+
+        An index that is in order is left when the page is full; else all its rows are read and
+        sorted.
+
+        Args:
+            shape: the filters.
+            in_order: those whose index has the rows in the order of the page.
+            matching: how many rows match all filters.
+            values: the values of all parameters.
+        """
+        names = [name for name in self._filters if name in dict(shape)]
+        if len(names) == 1 and in_order:
+            return names[0]
+        end = values["offset"] + values["limit"]
+        reads: dict[str | None, float] = {None: end * self._count(()).number(values) / matching}
+        if reads[None] > FEW_ROWS:
+            for name in names:
+                rows = self._count(((name, dict(shape)[name]),)).number(values)
+                reads[name] = end * rows / matching if name in in_order else rows
+        elif names[0] in in_order:
+            return names[0]
+        return min(reads, key=lambda name: reads[name])
+
+    def _build_select(
+        self, shape: Shape, path: str | None, sort_field: str, descending: bool
+    ) -> Statement:
         model = self._model
-        where = [] if self._always is None else [self._always]
-        for name, several in shape:
-            if name in self._conditions:
-                where.append(self._conditions[name](Parameter(name).node))
-            elif several:
-                where.append(any_of(self._filters[name], name))
-            else:
-                where.append(self._filters[name] == Parameter(name).node)
         key, order = model._meta.primary_key, [getattr(model, sort_field)]
         if order[0] is not key:
             order.append(key)
-        select = (
+        where = self._where(shape, path)
+        if self._always is not None:
+            field, condition = self._always
+            where.append(condition(off_path(field)))
+        query = (
             model.select()
             .order_by(*[field.desc() if descending else field.asc() for field in order])
             .limit(Parameter("limit").node)
             .offset(Parameter("offset").node)
         )
-        count = model.select(fn.COUNT(SQL("*")))
-        if where:
-            select, count = select.where(*where), count.where(*where)
-        return Statement(self._database, select), Statement(self._database, count)
+        return Statement(self._database, query.where(*where) if where else query)
+
+    def _build_count(self, shape: Shape) -> Statement:
+        names = dict(shape)
+        if self._counts is not None and self._counted.issuperset(names):
+            columns = [self._filters[name].name for name in names]
+            query = self._counts.sum(columns)
+            where = [
+                matches(getattr(self._counts, column), name, several)
+                for column, (name, several) in zip(columns, shape, strict=True)
+            ]
+        else:
+            query = self._model.select(fn.COUNT(SQL("*")))
+            where = self._where(shape, next(filter(names.__contains__, self._filters), None))
+            if self._always is not None:
+                field, condition = self._always
+                where.append(condition(off_path(field) if shape else field))
+        return Statement(self._database, query.where(*where) if where else query)
+
+    def _where(self, shape: Shape, path: str | None) -> list[Expression]:
+        """The conditions of the filters; only the path's may be looked up in an index."""
+        where = []
+        for name, several in shape:
+            if name in self._conditions:
+                field, condition = self._conditions[name]
+                where.append(condition(field, Parameter(name).node))
+            else:
+                field = self._filters[name]
+                where.append(matches(field if name == path else off_path(field), name, several))
+        return where
