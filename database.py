@@ -67,8 +67,12 @@ class Database:
             factory=self._connect,
             returning_clause=True,
         )
-        # The threads share a file-less database's only connection, one transaction at a time.
-        self._turn = threading.RLock() if self._in_memory else None
+        # One writer at a time is all that SQLite lets in; threads that wait for each other here
+        # are served in turn, where SQLite would have them sleep and try again. A file-less
+        # database has a single connection, so there readers wait too.
+        self._writing = threading.RLock()
+        self._reading = self._writing if self._in_memory else None
+        self._timeout = timeout
         try:
             if not self._in_memory:
                 with self.engine.atomic("DEFERRED"):
@@ -94,7 +98,7 @@ class Database:
         Raises:
             Unavailable: the database does not answer.
         """
-        return self._transact("DEFERRED", work, *args, **kwargs)
+        return self._transact("DEFERRED", self._reading, work, *args, **kwargs)
 
     def write(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what `work` returns once all that it wrote is on disk; if it raises, nothing is.
@@ -102,7 +106,7 @@ class Database:
         Raises:
             Unavailable: the database does not answer, is full or stays busy.
         """
-        return self._transact("IMMEDIATE", work, *args, **kwargs)
+        return self._transact("IMMEDIATE", self._writing, work, *args, **kwargs)
 
     def check(self) -> None:
         """Do nothing if the database answers.
@@ -118,14 +122,18 @@ class Database:
             log.error("%s was removed or replaced: put it back, or restart", self.engine.database)
             raise Unavailable("The database does not answer; try again later")
 
-    def _transact(self, mode: str, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def _transact(
+        self,
+        mode: str,
+        turn: "threading.RLock | None",
+        work: Callable[P, T],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
         self._check_file()
-        if self._turn is not None:
-            with self._turn:
-                return self._attempt(mode, work, *args, **kwargs)
-        return self._attempt(mode, work, *args, **kwargs)
-
-    def _attempt(self, mode: str, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if turn is not None and not turn.acquire(timeout=self._timeout):
+            raise Unavailable("The database is busy; try again later")
         try:
             with self.engine.atomic(mode):
                 return work(*args, **kwargs)
@@ -135,6 +143,9 @@ class Database:
                 log.error("the database does not answer: %s", error)
                 raise Unavailable("The database does not answer; try again later") from error
             raise
+        finally:
+            if turn is not None:
+                turn.release()
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """Return the rows of one statement, as plain tuples. For use inside `read` or `write`."""

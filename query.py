@@ -184,7 +184,8 @@ class Selection:
         model: type[Model],
         filters: Mapping[str, Field],
         default_sort: str,
-        conditions: Mapping[str, tuple[Field, Callable[[ColumnBase, Value], Expression]]] | None = None,
+        conditions: Mapping[str, tuple[Field, Callable[[ColumnBase, Value], Expression]]]
+        | None = None,
         always: tuple[Field, Condition] | None = None,
         counts: Counts | None = None,
     ) -> None:

@@ -253,9 +253,6 @@ class Flag(Value):
             self._refuse_type()
         return value
 
-    def _serialize(self, value: Any, attr: Any, obj: Any, **kwargs: Any) -> bool:
-        return bool(value)  # SQLite has no booleans
-
 
 class Message(Value):
     """Free text. What no database or JSON text can hold becomes U+FFFD: a message is never lost."""
@@ -623,22 +620,23 @@ class HistoryQuery(QuerySchema):
 class EntrySchema(WireSchema):
     """A response's entry. It dumps rows of the table, whose columns are this schema's fields."""
 
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        named = {field.data_key or name: field for name, field in self.dump_fields.items()}
+        self._keys = tuple(named)
+        self._flags = [key for key, field in named.items() if isinstance(field, Flag)]
+
     def dump(self, obj: Iterable[Row], **kwargs: Any) -> list[dict[str, Any]]:
-        """Return rows as entries: stored values are in their wire form already.
+        """Return rows as entries: but for SQLite's booleans, they are in their wire form already.
 
         Args:
             obj: rows of the table.
         """
-        keys = [field.data_key or name for name, field in self.dump_fields.items()]
-        flags = [
-            (field.data_key or name, field)
-            for name, field in self.dump_fields.items()
-            if isinstance(field, Flag)
-        ]
+        keys = self._keys
         entries = [dict(zip(keys, row, strict=True)) for row in obj]
-        for key, field in flags:
+        for key in self._flags:
             for entry in entries:
-                entry[key] = field._serialize(entry[key], key, entry)
+                entry[key] = bool(entry[key])
         if self.settings.omit_empty:
             return [{key: it for key, it in entry.items() if it != ""} for entry in entries]
         return entries

@@ -8,8 +8,8 @@ whose text is the contract's message. Nothing here knows JSON, HTTP or the datab
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from functools import partial
-from time import gmtime, strftime
+from functools import lru_cache, partial
+from time import gmtime, strftime, time
 
 NAME_MAX_LENGTH = 63
 VERSION_MAX_LENGTH = 14
@@ -20,8 +20,13 @@ END_OF_TIME = "9999-12-31T24:00:00Z"
 START_OF_TIME = "0000-01-01T00:00:00Z"
 
 _SURROUNDING = "".join(map(chr, range(0x21)))
-_SYSTEM_NAME = re.compile(rf"[A-Z][0-9A-Za-z]{{0,{NAME_MAX_LENGTH - 1}}}").fullmatch
-_SERVICE_NAME = re.compile(rf"[a-z][0-9A-Za-z]{{0,{NAME_MAX_LENGTH - 1}}}").fullmatch
+_NAME_TAIL = f"[0-9A-Za-z]{{0,{NAME_MAX_LENGTH - 1}}}"
+_SYSTEM_NAME = re.compile(f"[A-Z]{_NAME_TAIL}").fullmatch
+_SERVICE_NAME = re.compile(f"[a-z]{_NAME_TAIL}").fullmatch
+_SERVICE_INSTANCE_ID = re.compile(
+    rf"[A-Z]{_NAME_TAIL}\|[a-z]{_NAME_TAIL}"
+    rf"\|(?=[0-9.]{{1,{VERSION_MAX_LENGTH}}}$)[0-9]+\.[0-9]+\.[0-9]+"
+).fullmatch
 _DIGITS = re.compile("[0-9]+").fullmatch
 _UUID = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 _INSTANT = re.compile(
@@ -82,6 +87,8 @@ class Naming:
             ValueError: the contract's message for the identifier as a whole (not three parts, or
                 an empty system or service part), else for the first part that is wrong.
         """
+        if _SERVICE_INSTANCE_ID(text):
+            return text
         parts = text.split("|")
         if len(parts) != 3 or not strip(parts[0]) or not strip(parts[1]):
             raise ValueError(
@@ -195,9 +202,11 @@ def _second(text: str, round_up: bool) -> str:
     match = _INSTANT(text)
     if not match:
         raise ValueError
-    year, day, time, fraction, sign, hours, minutes = match.groups()
+    year, day, clock, fraction, sign, hours, minutes = match.groups()
     # Python's calendar starts with the year 1; the year 0 has the same days as the year 4.
-    local = datetime.fromisoformat(f"{'0004' if year == '0000' else year}{day}T{time}")
+    local = datetime.fromisoformat(f"{'0004' if year == '0000' else year}{day}T{clock}")
+    if not fraction and not sign and year != "0000":
+        return f"{year}{day}T{clock}Z"
     offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
     if offset > timedelta(hours=MAX_OFFSET_HOURS):
         raise ValueError
@@ -218,4 +227,9 @@ def write_instant(utc: datetime) -> str:
 
 def now() -> str:
     """Return the present second in UTC, as a DateTime."""
-    return strftime("%Y-%m-%dT%H:%M:%SZ", gmtime())
+    return _write_second(int(time()))
+
+
+@lru_cache(maxsize=1)
+def _write_second(second: int) -> str:
+    return strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(second))
