@@ -63,7 +63,12 @@ def one_clear_line() -> Iterator[None]:
     try:
         yield
     except (SettingError, UnusableDatabase, BadLine, Unavailable) as error:
-        raise Failure(str(error)) from None
+        raise Failure(printable(str(error))) from None
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, with nothing that a terminal would obey."""
+    return "".join(it if it.isprintable() else "\N{REPLACEMENT CHARACTER}" for it in text)
 
 
 @contextmanager
@@ -174,12 +179,12 @@ def import_history(file: BinaryIO, **options: Any) -> None:
 
 
 @history.command("export")
-@click.argument("file", type=click.File("w", encoding="utf-8", atomic=True), default="-")
+@click.argument("file", default="-")
 @takes_settings(*OF_THE_STORE, "omit_empty")
-def export_history(file: TextIO, **options: Any) -> None:
+def export_history(file: str, **options: Any) -> None:
     """Write all jobs to FILE (- or none is standard output)."""
-    with opened(options) as store:
-        count = export_jobs(store, file.write)
+    with opened(options) as store, output(file) as stream:
+        count = export_jobs(store, stream.write)
     click.echo(f"Exported {count} jobs.", err=True)
 
 
@@ -202,13 +207,40 @@ def import_lock(file: BinaryIO, **options: Any) -> None:
 
 
 @lock.command("export")
-@click.argument("file", type=click.File("w", encoding="utf-8", atomic=True), default="-")
+@click.argument("file", default="-")
 @takes_settings(*OF_THE_STORE, "omit_empty")
-def export_lock(file: TextIO, **options: Any) -> None:
+def export_lock(file: str, **options: Any) -> None:
     """Write all active locks to FILE (- or none is standard output)."""
-    with opened(options) as store:
-        count = export_locks(store, file.write)
+    with opened(options) as store, output(file) as stream:
+        count = export_locks(store, stream.write)
     click.echo(f"Exported {count} locks.", err=True)
+
+
+@contextmanager
+def output(name: str) -> Iterator[TextIO]:
+    """Open what an export writes to; a file comes into its place once it is complete."""
+    path = Path(name).resolve()
+    try:
+        if name == "-":
+            with open(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False) as file:
+                yield file
+        elif path.exists() and not path.is_file():  # a device or a pipe stays what it is
+            with path.open("w", encoding="utf-8") as file:
+                yield file
+        else:
+            partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+            try:
+                with partial.open("x", encoding="utf-8") as file:
+                    yield file
+                if path.exists():
+                    shutil.copymode(path, partial)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+    except BrokenPipeError:
+        raise  # the reader has had enough: click ends the command without a word
+    except OSError as error:
+        raise Failure(f"cannot write to {name}: {error.strerror or error}") from None
 
 
 @contextmanager

@@ -111,19 +111,23 @@ def _put_locks(store: Store, lines: list[Line], seen: dict[Any, int]) -> None:
             new.append(lock)
         else:
             known[lock_id] = lock
-    try:
-        store.locks.restore(known)
-    except AlreadyLocked as error:
-        for instance in error.service_instance_ids:
-            faults[places[instance]] = f"Already locked: {instance}"
-    except TakenIds as error:
-        for lock_id, instance in error.instances.items():
-            faults[places[lock_id]] = f"lock {lock_id} is of another service instance: {instance}"
-    try:
-        store.locks.insert(new)
-    except AlreadyLocked as error:
-        for instance in error.service_instance_ids:
-            faults[places[instance]] = f"Already locked: {instance}"
+
+    def restore() -> None:
+        try:
+            store.locks.restore(known)
+        except TakenIds as error:
+            for lock_id, instance in error.instances.items():
+                reason = f"lock {lock_id} is of another service instance: {instance}"
+                faults[places[lock_id]] = reason
+                del known[lock_id]
+            restore()  # what else is wrong may be in an earlier line
+
+    for put in (restore, lambda: store.locks.insert(new)):
+        try:
+            put()
+        except AlreadyLocked as error:
+            for instance in error.service_instance_ids:
+                faults[places[instance]] = f"Already locked: {instance}"
     if faults:
         first = min(faults)
         raise BadLine(first, faults[first])
