@@ -1,12 +1,13 @@
 # make demo   set up and run the service on the example data
 # make test   set up and pass all tests
+# make bench  measure the speed beside a limit server (needs wrk)
 
 PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint example clean
+.PHONY: demo test lint bench example clean
 
 demo: $(READY)
 	$(BIN)/orchmgmt demo
@@ -21,6 +22,9 @@ lint: $(READY)
 	rm -rf build/types && mkdir -p build/types/orchmgmt
 	ln -s ../../../py.typed $(addprefix ../../../,$(wildcard *.py)) build/types/orchmgmt
 	MYPYPATH=build/types $(BIN)/mypy -p orchmgmt
+
+bench: $(READY)
+	$(BIN)/python bench/run.py --output bench/RESULTS.md
 
 example: $(READY)
 	$(BIN)/python scripts/make_example.py db.sqlite.example

@@ -12,11 +12,13 @@ import os
 import platform
 import random
 import shutil
+import socket
 import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from orchmgmt.models import NewLock
@@ -204,6 +207,59 @@ def grow(folder: Path, options: argparse.Namespace) -> Iterator[list[str]]:
                        f"{them.p50:.2f}" if them else ""]  # fmt: skip
 
 
+@contextmanager
+def company(kind: str, url: str) -> Iterator[None]:
+    """Keep connections open to a server that do nothing, or very little, while it is measured."""
+    address = urlsplit(url)
+    head = (
+        "POST /serviceorchestration/orchestration/mgmt/history/query HTTP/1.1\r\nHost: bench\r\n"
+        "Authorization: Bearer SYSTEM//Sysop\r\nContent-Type: application/json\r\n"
+    )
+    sockets = []
+    for _ in range({"nobody": 0, "idle connections": 500}.get(kind, 50)):
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((address.hostname, address.port))
+        sockets.append(client)
+        if kind == "slow readers":  # each asks for a large page and does not read it
+            client.sendall(f"{head}Content-Length: 2\r\n\r\n{{}}".encode())
+        if kind == "slow senders":
+            client.sendall(f"{head}Content-Length: 100000\r\n\r\n".encode())
+    ended = threading.Event()
+
+    def trickle() -> None:
+        while kind == "slow senders" and not ended.wait(0.2):
+            for client in sockets:
+                client.send(b" ")
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        for client in sockets:
+            client.close()
+
+
+def slow_clients(folder: Path, options: argparse.Namespace) -> Iterator[list[str]]:
+    """The query by id beside clients that are slow."""
+    path = folder / "slow.db"
+    fill(path, JOBS, LOCKS)
+    with running(ours(path)) as service:
+        for kind in ("nobody", "idle connections", "slow readers", "slow senders"):
+            seen, ratios = [], []
+            for _ in range(options.rounds):
+                alone = service.load("lock_by_id", LOCKS, options.seconds, CONNECTIONS)
+                with company(kind, service.url):
+                    seen.append(service.load("lock_by_id", LOCKS, options.seconds, CONNECTIONS))
+                ratios.append(seen[-1].rate / alone.rate)
+            us = Figures.median(seen)
+            yield [kind, f"{us.rate:,.0f}", f"{us.p50:.2f}", f"{us.p99:.2f}", str(us.errors),
+                   f"{statistics.median(ratios):.2f}"]  # fmt: skip
+
+
 def start_time(folder: Path) -> float:
     """Seconds from the start of the command to its first answer, the median of seven."""
     times = []
@@ -286,6 +342,10 @@ def main() -> None:
         growth_table = table(
             "| jobs | case | p50 ms | p99 ms | errors | limit p50 ms |", grow(folder, options)
         )
+        slow_table = table(
+            "| beside | requests/s | p50 ms | p99 ms | errors | ratio to alone |",
+            slow_clients(folder, options),
+        )
         after_start, after_load = memory(folder, options)
         others: list[list[Any]] = [
             ["start to first answer, s", f"{start_time(folder):.2f}", "0.6"],
@@ -315,6 +375,13 @@ ratios. {LOCKS:,} locks, {JOBS:,} jobs.
 One connection.
 
 {growth_table}
+
+## Slow clients
+
+The query by id, {CONNECTIONS} connections, beside 500 connections that are idle, beside 50 clients
+that ask for 1,000 jobs each and do not read them, and beside 50 that send a body a byte at a time.
+
+{slow_table}
 
 ## Start, memory, import
 
