@@ -5,6 +5,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
@@ -139,6 +140,8 @@ class Server:
         for listener in self._listeners:
             listener.channel_class = _Channel
         self._stopping = False
+        self._closed = False
+        self._closing = threading.RLock()  # a signal may come while it is held
         # One warning for every request that waits for a thread says nothing that matters.
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
@@ -148,12 +151,16 @@ class Server:
             self._turn(1)
         self._drain()
         self._dispatcher.shutdown()
+        with self._closing:
+            self._closed = True
         wasyncore.close_all(self._map)
 
     def stop(self) -> None:
-        """Make `run` return soon. May be called from a signal handler or another thread."""
+        """Make `run` return soon. May be called again, from a signal handler or any thread."""
         self._stopping = True
-        self._listeners[0].pull_trigger()
+        with self._closing:
+            if not self._closed:
+                self._listeners[0].pull_trigger()
 
     def _turn(self, timeout: float) -> None:
         """Handle what the sockets have, or wait for it for `timeout` seconds."""
