@@ -39,7 +39,9 @@ def create_app(settings: Mapping[str, object] | Settings | None = None) -> Flask
     app = Flask(__name__, static_folder=None)
     app.extensions["orchmgmt"] = store
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    app.url_map.merge_slashes = False  # a path is right or unknown, never redirected
+    # A path is right or unknown, never redirected.
+    app.url_map.merge_slashes = False
+    app.url_map.redirect_defaults = False
     app.register_blueprint(
         guard(lock_blueprint(store), identity, permission), url_prefix=f"{MANAGEMENT}/lock"
     )

@@ -5,6 +5,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
@@ -27,6 +28,11 @@ PATIENCE = 30
 
 #: Connections that the kernel completes before the server has taken them.
 BACKLOG = 128
+
+
+# Answers up to this size are sent by the I/O thread once they are whole. In pieces, as they come,
+# they cost half of the throughput: that thread then spins on the unfinished ones.
+SEND_BYTES = 16 * 1024 * 1024
 
 
 class CannotListen(Exception):
@@ -138,7 +144,10 @@ class Server:
         self._listeners = [it for it in self._map.values() if isinstance(it, BaseWSGIServer)]
         for listener in self._listeners:
             listener.channel_class = _Channel
+            listener.adj.send_bytes = SEND_BYTES  # as an argument it is deprecated
         self._stopping = False
+        self._closed = False
+        self._closing = threading.RLock()  # a signal may come while it is held
         # One warning for every request that waits for a thread says nothing that matters.
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
@@ -148,12 +157,16 @@ class Server:
             self._turn(1)
         self._drain()
         self._dispatcher.shutdown()
+        with self._closing:
+            self._closed = True
         wasyncore.close_all(self._map)
 
     def stop(self) -> None:
-        """Make `run` return soon. May be called from a signal handler or another thread."""
+        """Make `run` return soon. May be called again, from a signal handler or any thread."""
         self._stopping = True
-        self._listeners[0].pull_trigger()
+        with self._closing:
+            if not self._closed:
+                self._listeners[0].pull_trigger()
 
     def _turn(self, timeout: float) -> None:
         """Handle what the sockets have, or wait for it for `timeout` seconds."""

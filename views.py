@@ -42,7 +42,8 @@ def lock_blueprint(store: Store) -> Blueprint:
     def query() -> Response:
         return _entries(entry, *locks.find(*query_request.read(_payload())))
 
-    @blueprint.delete("/remove/", defaults={"owner": ""}, strict_slashes=False)
+    @blueprint.delete("/remove", defaults={"owner": ""})
+    @blueprint.delete("/remove/", defaults={"owner": ""})
     @blueprint.delete("/remove/<owner>")
     def remove(owner: str) -> Response:
         locks.remove(*remove_request.read_path(owner, request.args.getlist("instanceIds")))

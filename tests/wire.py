@@ -96,5 +96,5 @@ def raw(service: Service, request: bytes) -> Answer:
         response.begin()
         line = request.partition(b"\r\n")[0].decode("latin-1")
         method, _, rest = line.partition(" ")
-        target = rest.partition(" ")[0].partition("?")[0]
-        return Answer(response.status, response.headers, response.read(), f"{method} {target}")
+        path = re.sub("^http://[^/]*", "", rest.partition(" ")[0]).partition("?")[0]
+        return Answer(response.status, response.headers, response.read(), f"{method} {path}")

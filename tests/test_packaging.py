@@ -1,0 +1,159 @@
+"""The package: what is in its wheel, and that it works from any folder beside any other code."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+TREE = Path(__file__).resolve().parents[1]
+MODULES = sorted(path.name for path in TREE.glob("*.py"))
+OPERATIONS = {
+    "/serviceorchestration/orchestration/mgmt/lock/create": "POST",
+    "/serviceorchestration/orchestration/mgmt/lock/query": "POST",
+    "/serviceorchestration/orchestration/mgmt/lock/remove/<owner>": "DELETE",
+    "/serviceorchestration/orchestration/mgmt/history/query": "POST",
+    "/serviceorchestration/monitor/echo": "GET",
+    "/health": "GET",
+}
+
+
+def pip(*arguments):
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    ended = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel built from a copy of the tree, so that nothing of earlier builds gets in."""
+    folder = tmp_path_factory.mktemp("wheel")
+    left_out = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "*.db*-*")
+    shutil.copytree(TREE, folder / "tree", ignore=left_out)
+    pip("wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(folder / "tree"))
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory):
+    """A folder into which the wheel is installed."""
+    site = tmp_path_factory.mktemp("site")
+    pip("install", "--no-deps", "--no-index", "--target", str(site), str(wheel))
+    return site
+
+
+@pytest.fixture
+def elsewhere(site, tmp_path):
+    """Run a command in a folder of its own, against the installed wheel."""
+
+    def elsewhere(*command):
+        ended = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": ""},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    return elsewhere
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    expected = [*MODULES, "py.typed", "db.sqlite.example"]
+    assert names == {f"orchmgmt/{name}" for name in expected}
+
+
+def test_wheel_says_what_it_is_and_needs(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        inside = {name.partition(".dist-info/")[2]: name for name in archive.namelist()}
+        metadata = Parser().parsestr(archive.read(inside["METADATA"]).decode())
+        scripts = archive.read(inside["entry_points.txt"]).decode()
+    assert metadata["Name"] == "orchmgmt"
+    assert "Apache-2.0" in (metadata["License-Expression"], metadata["License"])
+    assert any(name.endswith("LICENSE") for name in inside)
+    needed = [it for it in metadata.get_all("Requires-Dist") if "extra" not in it]
+    assert {it.partition(">")[0].strip() for it in needed} == {
+        "flask",
+        "marshmallow",
+        "peewee",
+        "waitress",
+    }
+    assert metadata.get_payload().startswith("# ")
+    assert "orchmgmt = orchmgmt.cli:main" in scripts
+
+
+def test_installed_wheel_imports_from_any_folder(elsewhere, site):
+    code = (
+        "from orchmgmt.app import create_app; import orchmgmt.app, orchmgmt.cli;"
+        "app = create_app({'DATABASE_URL': 'sqlite:///:memory:'});"
+        "print(app.test_client().get('/health').status_code, orchmgmt.app.__file__);"
+        "print(orchmgmt.cli.EXAMPLE.is_file())"
+    )
+    assert elsewhere("-c", code).split() == ["200", str(site / "orchmgmt" / "app.py"), "True"]
+
+
+def test_every_module_imports_first(elsewhere):
+    names = [f"orchmgmt.{name.removesuffix('.py')}" for name in MODULES]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {names}:\n"
+        "    importlib.import_module(name)\n"
+        "    for loaded in [it for it in sys.modules if it.startswith('orchmgmt.')]:\n"
+        "        del sys.modules[loaded]\n"
+    )
+    elsewhere("-c", code)
+
+
+def test_modules_of_the_user_with_the_same_names_are_left_alone(elsewhere, tmp_path):
+    for name in MODULES:
+        (tmp_path / name).write_text(f"mine = {name!r}\n")
+    names = [name.removesuffix(".py") for name in MODULES]
+    code = (
+        "from orchmgmt.app import create_app, store_of\n"
+        "import orchmgmt.cli, orchmgmt.server, orchmgmt.transfer\n"
+        "app = create_app({'DATABASE_URL': 'sqlite:///:memory:'})\n"
+        "store_of(app).history.create('PULL', 'Alice', 'Bob', 'kelvinInfo')\n"
+        "import importlib\n"
+        f"print(*[importlib.import_module(name).mine for name in {names}])\n"
+    )
+    assert elsewhere("-c", code).split() == MODULES
+
+
+def test_installed_wheel_claims_no_name_but_its_own(site):
+    names = {path.name for path in site.iterdir() if path.suffix != ".dist-info"}
+    assert names - {"bin"} == {"orchmgmt"}
+
+
+@pytest.mark.parametrize("users_app", [False, True], ids=["alone", "beside an app.py"])
+def test_flask_lists_the_operations(elsewhere, tmp_path, users_app):
+    if users_app:
+        (tmp_path / "app.py").write_text("from flask import Flask\napp = Flask('mine')\n")
+    lines = elsewhere("-m", "flask", "--app", "orchmgmt.app", "routes").splitlines()
+    routes = {line.split()[-1]: line.split()[-2] for line in lines[2:]}
+    assert OPERATIONS.items() <= routes.items()
+
+
+def test_command_of_the_installed_wheel_works(elsewhere, site, tmp_path):
+    script = str(site / "bin" / "orchmgmt")
+    assert elsewhere(script, "--version").startswith("orchmgmt ")
+    assert elsewhere(script, "clean") == "Deleted 0 expired locks and 0 old jobs.\n"
+    assert (tmp_path / "orchmgmt.db").is_file()
+
+
+def test_development_install_imports_from_any_folder(tmp_path):
+    code = "import orchmgmt.app; print(orchmgmt.app.__file__)"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert ended.stderr == ""
+    assert Path(ended.stdout.strip()).resolve() == TREE / "app.py"
