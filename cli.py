@@ -246,16 +246,22 @@ def output(name: str) -> Iterator[TextIO]:
 @contextmanager
 def progress(file: BinaryIO) -> Iterator[Iterator[bytes]]:
     """Read a file's lines, showing how far it is if somebody watches."""
-    if not (sys.stderr.isatty() and file.seekable()):
-        yield iter(file)
-        return
-    with click.progressbar(
-        length=os.fstat(file.fileno()).st_size, label="Importing", file=sys.stderr
-    ) as bar:
+    with tempfile.TemporaryFile() as spool:
+        if not file.seekable():
+            # An import keeps all others from writing: it must not wait for a slow pipe.
+            shutil.copyfileobj(file, spool)
+            spool.seek(0)
+            file = spool
+        if not sys.stderr.isatty():
+            yield iter(file)
+            return
+        with click.progressbar(
+            length=os.fstat(file.fileno()).st_size, label="Importing", file=sys.stderr
+        ) as bar:
 
-        def lines() -> Iterator[bytes]:
-            for line in file:
-                yield line
-                bar.update(len(line))
+            def lines() -> Iterator[bytes]:
+                for line in file:
+                    yield line
+                    bar.update(len(line))
 
-        yield lines()
+            yield lines()

@@ -17,9 +17,9 @@ from orchmgmt.database import Database, Row
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import DONE, ERROR, IN_PROGRESS, PENDING, Job, JobCount
 from orchmgmt.query import BulkInsert, Page, Parameter, Selection, Statement
-from orchmgmt.schemas import JobEntry
+from orchmgmt.schemas import JobEntry, Message
 from orchmgmt.settings import Settings
-from orchmgmt.values import now, write_instant
+from orchmgmt.values import now, strip, write_instant
 
 CLEAN_BATCH = 500
 
@@ -37,7 +37,7 @@ class History:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._entry = JobEntry(settings)
-        self._message = self._entry.fields["message"]
+        self._message = Message(default="")
         self._max_age = timedelta(days=settings.history_max_age_days)
         self._jobs = Selection(
             database,
@@ -151,6 +151,7 @@ class History:
 
         Raises:
             NotFound: there is no such job.
+            InvalidParameter: the message is no string.
             Unavailable: the database does not answer.
         """
         self._change(self._start, job_id, message, IN_PROGRESS)
@@ -164,7 +165,7 @@ class History:
 
         Raises:
             NotFound: there is no such job.
-            InvalidParameter: the job is not in progress.
+            InvalidParameter: the job is not in progress, or the message is no string.
             Unavailable: the database does not answer.
         """
         self._change(self._end, job_id, message, DONE)
@@ -178,7 +179,7 @@ class History:
 
         Raises:
             NotFound: there is no such job.
-            InvalidParameter: the job is not in progress.
+            InvalidParameter: the job is not in progress, or the message is no string.
             Unavailable: the database does not answer.
         """
         self._change(self._end, job_id, message, ERROR)
@@ -228,8 +229,12 @@ class History:
                 return deleted
 
     def _change(self, statement: Statement, job_id: str, message: str, status: str) -> None:
-        text = self._message.deserialize(message)
-        values = {"id": job_id.lower(), "message": text, "status": status, "now": now()}
+        values = {
+            "id": strip(job_id).lower(),
+            "message": self._message.read(message),
+            "status": status,
+            "now": now(),
+        }
 
         def change() -> None:
             if statement.change(values):

@@ -9,7 +9,7 @@ from orchmgmt.models import Job, Lock, NewLock
 from orchmgmt.query import BulkInsert, Page, Parameter, Selection, Statement, any_of
 from orchmgmt.schemas import Reservation
 from orchmgmt.settings import Settings
-from orchmgmt.values import now
+from orchmgmt.values import now, strip
 
 CLEAN_BATCH = 500
 
@@ -223,7 +223,7 @@ class Locks:
         Raises:
             Unavailable: the database does not answer.
         """
-        return self._database.write(self._delete_of_job.change, {"job_id": job_id.lower()})
+        return self._database.write(self._delete_of_job.change, {"job_id": strip(job_id).lower()})
 
     def find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
         """Return a page of the active locks that match, and how many match in all.

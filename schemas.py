@@ -79,6 +79,17 @@ class Value(fields.Field[Any]):
             return self.load_default
         return self._convert(value)
 
+    def read(self, value: Any) -> Any:
+        """Return the canonical form of a value by itself.
+
+        Raises:
+            InvalidParameter: with the value's fault.
+        """
+        try:
+            return self.deserialize(value)
+        except ValidationError as error:
+            raise InvalidParameter(_first_fault(error.messages)) from None
+
     def _convert(self, value: Any) -> Any:
         """Return the canonical form of what is not blank."""
         if not isinstance(value, str):
@@ -94,7 +105,8 @@ class Value(fields.Field[Any]):
         return text
 
     def _refuse_type(self) -> NoReturn:
-        _fail(WRONG_TYPE, f"{self.data_key or self.name} must be {self.type_name}")
+        name = self.data_key or self.name or type(self).__name__.lower()
+        _fail(WRONG_TYPE, f"{name} must be {self.type_name}")
 
     @property
     def naming(self) -> values.Naming:

@@ -1,6 +1,7 @@
 """The HTTP server: waitress, with our answers to what never reaches the application."""
 
 import contextlib
+import errno
 import ipaddress
 import logging
 import signal
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from types import FrameType
+from typing import Any
 
 from flask import Flask
 from waitress import wasyncore
@@ -30,8 +32,8 @@ PATIENCE = 30
 BACKLOG = 128
 
 
-# Answers up to this size are sent by the I/O thread once they are whole. In pieces, as they come,
-# they cost half of the throughput: that thread then spins on the unfinished ones.
+#: Answers up to this size are sent by the I/O thread once they are whole. In pieces, as they come,
+#: they cost half of the throughput: that thread then spins on the unfinished ones.
 SEND_BYTES = 16 * 1024 * 1024
 
 
@@ -218,21 +220,40 @@ def is_loopback(host: str) -> bool:
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
-    """Bind a socket to each address of `host`, all on one port."""
+    """Bind a socket to each address of `host` that this machine has, all on one port."""
     sockets: list[socket.socket] = []
+    failure: Exception = OSError("the name has no address")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in found:
-            listener = socket.socket(family, kind, protocol)
-            sockets.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind((address[0], sockets[0].getsockname()[1] or port, *address[2:]))
-            listener.listen(BACKLOG)  # not until now is a taken port found out
+            if sockets:
+                port = sockets[0].getsockname()[1]
+            try:
+                sockets.append(_bind(family, kind, protocol, (address[0], port, *address[2:])))
+            except OSError as error:
+                failure = error
+                # localhost may stand for an IPv6 address that the machine does not have.
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+        if not sockets:
+            raise failure
     except (OSError, UnicodeError) as error:  # the latter of a name that no DNS can hold
         for listener in sockets:
             listener.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise CannotListen(f"cannot listen on {host}, port {port}: {reason}") from None
     return sockets
+
+
+def _bind(family: int, kind: int, protocol: int, address: tuple[Any, ...]) -> socket.socket:
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)  # not until now is a taken port found out
+    except OSError:
+        listener.close()
+        raise
+    return listener

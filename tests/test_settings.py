@@ -191,11 +191,9 @@ def test_wrong_value_ends_a_command_with_one_clear_line(run, name, value, says):
     [
         (["serve"], "--port", "x"),
         (["demo"], "--threads", "0"),
-        (["clean"], "--history-max-age-days", "-1"),
         (["lock", "export"], "--omit-empty", "perhaps"),
         (["lock", "import", "-"], "--normalization-mode", "none"),
         (["history", "export"], "--database-url", "mysql://x"),
-        (["history", "import", "-"], "--log-level", "loud"),
     ],
 )
 def test_wrong_option_ends_every_command_with_one_clear_line(run, command, option, value):
