@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 MANAGEMENT = "/serviceorchestration/orchestration/mgmt"
 OPERATOR = "Bearer SYSTEM//Sysop"
+UUID = "f0e1d2c3-0000-4000-8000-000000000000"
 FUTURE = "2099-01-01T00:00:00Z"
 
 EXCEPTION_TYPES = {
@@ -131,3 +132,22 @@ class Process(Client):
 def lock(instance: str, owner: str = "Owner", expires_at: str = FUTURE) -> dict[str, Any]:
     """One element of a create request."""
     return {"serviceInstanceId": instance, "owner": owner, "expiresAt": expires_at}
+
+
+def job(number: int, **columns: str) -> dict[str, str]:
+    """A job as the history stores it; the same number is the same job."""
+    finished = columns.get("status", "DONE") in ("DONE", "ERROR")
+    return {
+        "id": f"00000000-0000-4000-8000-{number:012x}",
+        "status": "DONE",
+        "type": "PULL",
+        "requester_system": "Alice",
+        "target_system": "Alice",
+        "service_definition": "kelvinInfo",
+        "subscription_id": UUID,
+        "message": "",
+        "created_at": f"2026-11-01T00:{number // 60 % 60:02}:{number % 60:02}Z",
+        "started_at": "2026-11-01T01:00:00Z",
+        "finished_at": "2026-11-01T02:00:00Z" if finished else "",
+        **columns,
+    }

