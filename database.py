@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import unquote
@@ -19,6 +20,7 @@ import peewee
 
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import Schema, UnusableDatabase, check_schema, prepare_schema
+from orchmgmt.workers import waiting
 
 log = logging.getLogger("orchmgmt")
 
@@ -132,10 +134,14 @@ class Database:
         **kwargs: P.kwargs,
     ) -> T:
         self._check_file()
-        if turn is not None and not turn.acquire(timeout=self._timeout):
-            raise Unavailable("The database is busy; try again later")
+        if turn is not None and not turn.acquire(blocking=False):
+            with waiting():
+                if not turn.acquire(timeout=self._timeout):
+                    raise Unavailable("The database is busy; try again later")
         try:
-            with self.engine.atomic(mode):
+            with ExitStack() as transaction:
+                with waiting() if mode == "IMMEDIATE" else nullcontext():  # for other processes
+                    transaction.enter_context(self.engine.atomic(mode))
                 return work(*args, **kwargs)
         except peewee.DatabaseError as error:
             # sqlite3 reports a damaged file as the bare base class.
