@@ -42,7 +42,8 @@ def _not_while_asking(record: logging.LogRecord) -> bool:
     return not getattr(_silent, "here", False)
 
 
-logging.getLogger("urllib3.connectionpool").addFilter(_not_while_asking)
+for _name in [name for name in logging.root.manager.loggerDict if name.startswith("urllib3")]:
+    logging.getLogger(_name).addFilter(_not_while_asking)
 
 
 class OtherSystem:

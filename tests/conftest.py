@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import Authority
+from standin import Cloud
 from support import Process, Service
 
 from orchmgmt.app import create_app, store_of
@@ -98,3 +100,17 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Process]]:
             process.stop()
         assert process.process.stdout is not None
         process.process.stdout.close()
+
+
+@pytest.fixture
+def cloud() -> Iterator[Cloud]:
+    """A stand-in for the identity service and ConsumerAuthorization."""
+    cloud = Cloud()
+    yield cloud
+    cloud.stop()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """The cloud's certificate authority."""
+    return Authority(tmp_path_factory.mktemp("authority"))
