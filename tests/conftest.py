@@ -3,19 +3,15 @@
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from certificates import Authority
 from standin import Cloud
-from support import Process, Service
-
-from orchmgmt.app import create_app, store_of
-from orchmgmt.server import Server
-from orchmgmt.store import Store
+from support import Process, Service, served
 
 
 @pytest.fixture(autouse=True)
@@ -28,24 +24,13 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """Start services: `start(MAX_PAGE_SIZE=10)` gives one with these settings."""
-    running: list[tuple[Server, threading.Thread, Store]] = []
+    with ExitStack() as running:
 
-    def start(**settings: Any) -> Service:
-        settings.setdefault("DATABASE_URL", f"sqlite:///{tmp_path}/orchmgmt.db")
-        settings.setdefault("PORT", 0)
-        app = create_app(settings)
-        store = store_of(app)
-        server = Server(app, store.settings)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        running.append((server, thread, store))
-        return Service(url=server.url, store=store)
+        def start(**settings: Any) -> Service:
+            settings.setdefault("DATABASE_URL", f"sqlite:///{tmp_path}/orchmgmt.db")
+            return running.enter_context(served(**settings))
 
-    yield start
-    for server, thread, store in running:
-        server.stop()
-        thread.join()
-        store.close()
+        yield start
 
 
 @pytest.fixture

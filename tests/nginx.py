@@ -13,6 +13,7 @@ DEPLOY = Path(__file__).parent.parent / "deploy" / "nginx"
 
 # The frame that a distribution's nginx.conf is: nothing of what is tested stands here.
 FRAME = """
+{user}
 daemon off;
 pid {folder}/nginx.pid;
 error_log {folder}/error.log info;
@@ -62,7 +63,9 @@ class Nginx:
             text = text.replace("include orchmgmt/", f"include {folder}/orchmgmt/")
             (folder / "orchmgmt" / path.name).write_text(text)
         main = folder / "nginx.conf"
-        main.write_text(FRAME.format(folder=folder, name=name))
+        # The workers of root's nginx are somebody else, who may not write in our folder.
+        user = "user root;" if os.geteuid() == 0 else ""
+        main.write_text(FRAME.format(folder=folder, name=name, user=user))
         self.folder = folder
         command = [program, "-p", str(folder), "-c", str(main), "-e", str(folder / "error.log")]
         tested = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=30)
