@@ -137,5 +137,5 @@ def register_error_handlers(app: Flask) -> None:
 
     @app.errorhandler(Exception)
     def crash(error: Exception) -> Response:
-        log.exception("%s failed", origin(), exc_info=error)
+        log.exception("%r failed", origin(), exc_info=error)
         return respond(500, "An unexpected error happened; the server's log has the details", {})
