@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import unquote
 from weakref import WeakSet
@@ -34,7 +33,12 @@ SQLITE_MINIMUM = (3, 35, 0)  # the first with RETURNING
 MEMORY = ":memory:"
 
 # What a database says when it cannot serve now; anything else that it says is a fault of ours.
-_OUTAGES = (peewee.OperationalError, peewee.InterfaceError, peewee.InternalError)
+_OUTAGES = (
+    peewee.OperationalError,
+    peewee.InterfaceError,
+    peewee.InternalError,
+    sqlite3.OperationalError,
+)
 
 
 class _Connection(sqlite3.Connection):
@@ -82,7 +86,13 @@ class Database:
                 _use_write_ahead_log(self.engine, timeout)
             with self.engine.atomic("IMMEDIATE"):
                 prepare_schema(self.engine)
-        except (peewee.DatabaseError, UnusableDatabase) as error:
+        except (
+            peewee.DatabaseError,
+            sqlite3.Error,
+            OSError,
+            ValueError,
+            UnusableDatabase,
+        ) as error:
             self.close()
             raise UnusableDatabase(f"cannot use {url}: {_explain(path, error)}") from error
         if not self._in_memory:
@@ -143,10 +153,11 @@ class Database:
                 with waiting() if mode == "IMMEDIATE" else nullcontext():  # for other processes
                     transaction.enter_context(self.engine.atomic(mode))
                 return work(*args, **kwargs)
-        except peewee.DatabaseError as error:
-            # sqlite3 reports a damaged file as the bare base class.
-            if isinstance(error, _OUTAGES) or type(error) is peewee.DatabaseError:
-                log.error("the database does not answer: %s", error)
+        except (peewee.DatabaseError, sqlite3.DatabaseError) as error:
+            # sqlite3 reports a damaged file as the bare base class; what goes wrong while rows are
+            # fetched, or in undoing what has gone wrong, is its own exception.
+            if isinstance(error, _OUTAGES) or type(error).__name__ == "DatabaseError":
+                log.error("the database does not answer: %s", error.__context__ or error)
                 raise Unavailable("The database does not answer; try again later") from error
             raise
         finally:
@@ -219,9 +230,9 @@ def _use_write_ahead_log(engine: peewee.SqliteDatabase, timeout: float) -> None:
 
 
 def _explain(path: str, error: Exception) -> str:
-    folder = Path(path).absolute().parent
-    if path != MEMORY and not folder.is_dir():
+    folder = os.path.dirname(os.path.abspath(path))
+    if path != MEMORY and not os.path.isdir(folder):
         return f"there is no folder {folder}"
-    if path != MEMORY and Path(path).is_dir():
+    if path != MEMORY and os.path.isdir(path):
         return "it is a folder"
     return str(error)

@@ -8,6 +8,7 @@ history.finish(job_id)
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
+from operator import itemgetter
 from typing import Any
 from uuid import uuid4
 
@@ -16,14 +17,14 @@ from peewee import Case
 from orchmgmt.database import Database, Row
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import DONE, ERROR, IN_PROGRESS, PENDING, Job, JobCount
-from orchmgmt.query import BulkInsert, Page, Parameter, Selection, Statement
+from orchmgmt.query import BulkInsert, Page, Parameter, Selection, Statement, delete_in_batches
 from orchmgmt.schemas import JobEntry, Message
 from orchmgmt.settings import Settings
 from orchmgmt.values import now, strip, write_instant
 
-CLEAN_BATCH = 500
-
 COLUMNS = list(Job._meta.sorted_fields)
+
+_ROW_BUT_ID = itemgetter(*[column.name for column in COLUMNS[1:]])
 
 
 class History:
@@ -139,7 +140,7 @@ class History:
                 "createdAt": now(),
             }
         )
-        self._database.write(self._insert.rows, [self._row(job)])
+        self._database.write(self._insert.rows, [(job_id, *_ROW_BUT_ID(job))])
         return job_id
 
     def start(self, job_id: str, message: str = "") -> None:
@@ -212,7 +213,7 @@ class History:
         rows = {}
         for job in jobs:
             job_id = job["id"] or str(uuid4())
-            rows[job_id] = self._row({**job, "id": job_id})
+            rows[job_id] = (job_id, *_ROW_BUT_ID(job))
         self._upsert.rows(list(rows.values()))
 
     def delete_old(self) -> int:
@@ -220,13 +221,7 @@ class History:
         # As old as the calendar allows is old enough: an age may reach back before it.
         present = datetime.now(timezone.utc).replace(tzinfo=None)
         before = write_instant(present - min(self._max_age, present - datetime.min))
-        deleted = 0
-        while True:
-            values = {"before": before, "limit": CLEAN_BATCH}
-            count = self._database.write(self._delete_old.change, values)
-            deleted += count
-            if count < CLEAN_BATCH:
-                return deleted
+        return delete_in_batches(self._database, self._delete_old, lambda: {"before": before})
 
     def _change(self, statement: Statement, job_id: str, message: str, status: str) -> None:
         values = {
@@ -247,7 +242,3 @@ class History:
             )
 
         self._database.write(change)
-
-    @staticmethod
-    def _row(job: Mapping[str, Any]) -> Row:
-        return tuple(job[column.name] for column in COLUMNS)
