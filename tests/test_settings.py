@@ -52,7 +52,6 @@ RIGHT = [
     ("CONNECT_TIMEOUT_SECONDS", "0.5", 0.5),
     ("READ_TIMEOUT_SECONDS", "30", 30),
     ("TRUSTED_PROXIES", "10.0.0.0/8, ::1", ("10.0.0.0/8", "::1")),
-    ("TRUSTED_PROXIES", "", ()),
     ("MANAGEMENT_POLICY", "whitelist", "whitelist"),
     ("MANAGEMENT_WHITELIST", "Alice, bob-smith ,", ("Alice", "bob-smith")),
     ("MANAGEMENT_WHITELIST", "", ()),
