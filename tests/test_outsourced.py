@@ -1,7 +1,10 @@
 """The policy `outsourced`: the identity service says who a token is."""
 
+import contextlib
 import json
 import logging
+import socket
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -260,6 +263,34 @@ def test_an_answer_that_does_not_come_in_time_lets_nobody_in(begin: Start, cloud
     assert (answer.status, answer.error) == (503, DOWN)
     cloud.open.set()
     assert ask(service, cloud.token("Alice")).status == 200
+
+
+def test_an_answer_that_comes_in_drops_does_not_hold_a_request_for_ever(start: Start) -> None:
+    """Each byte comes in time, and all of them together would not."""
+    dropped = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n")
+            with contextlib.suppress(OSError):
+                while not dropped.wait(0.05):
+                    connection.sendall(b" ")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, args=(listener,))
+        thread.start()
+        service = start(
+            AUTHENTICATION_POLICY="outsourced",
+            IDENTITY_URL=f"http://127.0.0.1:{listener.getsockname()[1]}",
+            SYSTEM_PASSWORD=PASSWORD,
+            CONNECT_TIMEOUT_SECONDS=0.1,
+            READ_TIMEOUT_SECONDS=0.3,
+        )
+        answer = ask(service, UNKNOWN)
+        dropped.set()
+        thread.join()
+    assert (answer.status, answer.error) == (503, DOWN)
 
 
 def test_own_login_is_made_once_and_connections_are_kept(begin: Start, cloud: Cloud) -> None:
