@@ -133,13 +133,13 @@ class Database(ABC):
         """
 
     @abstractmethod
-    def count_on_from(self, model: type[peewee.Model], highest: int) -> None:
+    def count_on_from(self, ids: peewee.AutoField, highest: int) -> None:
         """See that ids given later are above `highest`, before a row with that id is inserted.
 
         No other write goes on beside it. For use inside `write`.
 
         Args:
-            model: the table, whose ids count up.
+            ids: the column, which counts up.
             highest: the largest id that will be inserted.
         """
 

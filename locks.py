@@ -175,7 +175,7 @@ class Locks:
             TakenIds: an id belongs to another instance's lock; likewise.
         """
         if locks:
-            self._database.count_on_from(Lock, max(locks))
+            self._database.count_on_from(Lock.id, max(locks))
         existing: dict[int, str] = dict(self._select_ids.rows({"ids": list(locks)}))
         taken = {
             lock_id: instance

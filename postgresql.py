@@ -197,11 +197,11 @@ class PostgresqlDatabase(Database):
     def locking(self, query: peewee.Select, how: str) -> peewee.Select:
         return query.for_update(f"FOR {how}")  # type: ignore[arg-type]  # the stub is too narrow
 
-    def count_on_from(self, model: type[peewee.Model], highest: int) -> None:
-        table, column = model._meta.table_name, model._meta.primary_key.name
+    def count_on_from(self, ids: peewee.AutoField, highest: int) -> None:
+        table = ids.model._meta.table_name
         # The sequence must not be read by one and moved by another at once.
         self._execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE", ())
-        ((sequence,),) = self.rows("SELECT pg_get_serial_sequence(%s, %s)", (table, column))
+        ((sequence,),) = self.rows("SELECT pg_get_serial_sequence(%s, %s)", (table, ids.column_name))
         self._execute(
             f"SELECT setval(%s, %s) FROM {sequence} WHERE last_value <= %s",
             (sequence, highest, highest),

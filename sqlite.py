@@ -139,7 +139,7 @@ class SqliteDatabase(Database):
     def locking(self, query: peewee.Select, how: str) -> peewee.Select:
         return query  # there is no other writer
 
-    def count_on_from(self, model: type[peewee.Model], highest: int) -> None:
+    def count_on_from(self, ids: peewee.AutoField, highest: int) -> None:
         pass  # AUTOINCREMENT sees to it
 
     def close(self) -> None:
