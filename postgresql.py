@@ -20,6 +20,7 @@ from psycopg.pq import TransactionStatus
 from orchmgmt.database import BUSY, SILENT, STREAM_BATCH, Conflict, Database, Row, log
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import UnusableDatabase, prepare_schema
+from orchmgmt.workers import waiting
 
 #: Any number that only orchmgmt uses: whoever has this lock of the database may change the schema.
 SCHEMA_LOCK = 0x6F7263686D676D74
@@ -117,7 +118,8 @@ class PostgresqlDatabase(Database):
     @contextmanager
     def _transaction(self, writing: bool) -> Iterator[None]:
         try:
-            with self._borrowed() as connection:
+            # Nearly all of a transaction is waiting for the server.
+            with waiting(), self._borrowed() as connection:
                 connection.execute(_BEGIN[writing])
                 self._current.connection = connection
                 yield
@@ -198,10 +200,10 @@ class PostgresqlDatabase(Database):
         return query.for_update(f"FOR {how}")  # type: ignore[arg-type]  # the stub is too narrow
 
     def count_on_from(self, ids: peewee.AutoField, highest: int) -> None:
-        table = ids.model._meta.table_name
+        column = (ids.model._meta.table_name, ids.column_name)
         # The sequence must not be read by one and moved by another at once.
-        self._execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE", ())
-        ((sequence,),) = self.rows("SELECT pg_get_serial_sequence(%s, %s)", (table, ids.column_name))
+        self._execute(f"LOCK TABLE {column[0]} IN SHARE ROW EXCLUSIVE MODE", ())
+        ((sequence,),) = self.rows("SELECT pg_get_serial_sequence(%s, %s)", column)
         self._execute(
             f"SELECT setval(%s, %s) FROM {sequence} WHERE last_value <= %s",
             (sequence, highest, highest),

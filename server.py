@@ -22,6 +22,7 @@ from waitress.task import ErrorTask
 
 from orchmgmt.errors import body_too_large, error_body, origin_of
 from orchmgmt.settings import Settings
+from orchmgmt.workers import Workers
 
 log = logging.getLogger("orchmgmt")
 
@@ -31,6 +32,9 @@ PATIENCE = 30
 #: Connections that the kernel completes before the server has taken them.
 BACKLOG = 128
 
+
+#: Threads that work at once: with SQLite in the process, a second one has nothing to wait for.
+WORKING_AT_ONCE = 1
 
 #: Answers up to this size are sent by the I/O thread once they are whole. In pieces, as they come,
 #: they cost half of the throughput: that thread then spins on the unfinished ones.
@@ -135,7 +139,7 @@ class Server:
             app,
             map=self._map,
             sockets=sockets,
-            threads=settings.threads,
+            _dispatcher=Workers(settings.threads, WORKING_AT_ONCE),
             max_request_body_size=settings.max_body_bytes + 1,  # waitress refuses its limit itself
             connection_limit=10_000,
             asyncore_use_poll=True,

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,6 +21,7 @@ import peewee
 from orchmgmt.database import BUSY, SILENT, STREAM_BATCH, Database, Row, log
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import UnusableDatabase, check_schema, prepare_schema
+from orchmgmt.workers import waiting
 
 WAL_PAUSE = 0.01  # seconds
 SQLITE_MINIMUM = (3, 35, 0)  # the first with RETURNING
@@ -98,10 +99,15 @@ class SqliteDatabase(Database):
     def _transaction(self, writing: bool) -> Iterator[None]:
         self._check_file()
         turn = self._writing if writing else self._reading
-        if turn is not None and not turn.acquire(timeout=self._timeout):
-            raise Unavailable(BUSY)
+        if turn is not None and not turn.acquire(blocking=False):
+            with waiting():
+                if not turn.acquire(timeout=self._timeout):
+                    raise Unavailable(BUSY)
         try:
-            with self.engine.atomic("IMMEDIATE" if writing else "DEFERRED"):
+            with ExitStack() as transaction:
+                with waiting() if writing else nullcontext():  # for other processes
+                    mode = "IMMEDIATE" if writing else "DEFERRED"
+                    transaction.enter_context(self.engine.atomic(mode))
                 yield
         except peewee.DatabaseError as error:
             # sqlite3 reports a damaged file as the bare base class.
