@@ -16,6 +16,8 @@ from orchmgmt.app import create_app, store_of
 from orchmgmt.cleaner import Cleaner
 from orchmgmt.store import Store
 
+pytestmark = pytest.mark.sqlite
+
 PAST = "2020-01-01T00:00:00Z"
 
 

@@ -8,7 +8,10 @@ import threading
 from collections import defaultdict
 from contextlib import closing
 
+import pytest
 from support import FUTURE, lock
+
+pytestmark = pytest.mark.sqlite
 
 KILLS = 10
 CLIENTS = 4

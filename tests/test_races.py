@@ -16,6 +16,8 @@ from urllib.parse import quote, urlsplit
 import pytest
 from support import FUTURE, MANAGEMENT, OPERATOR, lock
 
+pytestmark = pytest.mark.sqlite
+
 CLIENTS = 8
 ROUNDS = 300
 

@@ -20,6 +20,8 @@ from orchmgmt.app import create_app, store_of
 from orchmgmt.server import Server
 from orchmgmt.settings import describe
 
+pytestmark = pytest.mark.sqlite
+
 WARNING = "verifies nothing"
 COMMANDS = [
     [],

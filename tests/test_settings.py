@@ -7,6 +7,8 @@ import pytest
 from orchmgmt.app import create_app
 from orchmgmt.settings import SettingError, Settings, describe, unknown_names
 
+pytestmark = pytest.mark.sqlite
+
 DEFAULTS = {
     "DATABASE_URL": "sqlite:///orchmgmt.db",
     "HOST": "127.0.0.1",
