@@ -188,6 +188,7 @@ def test_message_replaces_the_old_one_and_is_never_lost(history, job, job_id, gi
     assert job(created)["message"] == kept
 
 
+@pytest.mark.sqlite
 def test_each_step_is_one_statement(store, history, job_id):
     connection = store.database.engine.connection()
     for step in (
