@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, TypeVar
+from urllib.parse import quote
 
 import click
 
@@ -19,6 +20,9 @@ from orchmgmt.models import UnusableDatabase
 from orchmgmt.settings import PREFIX, SettingError, Settings, describe, unknown_names
 from orchmgmt.store import Store
 from orchmgmt.transfer import BadLine, export_jobs, export_locks, import_jobs, import_locks
+
+if TYPE_CHECKING:
+    from orchmgmt.server import Signals
 
 log = logging.getLogger("orchmgmt")
 
@@ -40,17 +44,22 @@ class Failure(click.ClickException):
     exit_code = 2
 
 
-def takes_settings(*names: str) -> Callable[[Command], Command]:
-    """Give a command an option for each of these settings, passed on as text."""
+def takes_settings(*names: str, **defaults: str) -> Callable[[Command], Command]:
+    """Give a command an option for each of these settings, passed on as text.
+
+    Args:
+        names: the settings.
+        defaults: the defaults that are the command's own.
+    """
     rows = {row.name.removeprefix(PREFIX).lower(): row for row in describe()}
 
     def decorate(command: Command) -> Command:
         for name in reversed(names):
-            row = rows[name]
+            row, default = rows[name], defaults.get(name, rows[name].default)
             click.option(
                 "--" + name.replace("_", "-"),
                 metavar=f"<{row.type}>",
-                help=f"{row.help}.  [{row.name}; default: {row.default or 'none'}]",
+                help=f"{row.help}.  [{row.name}; default: {default or 'none'}]",
             )(command)
         return command
 
@@ -102,32 +111,37 @@ def main() -> None:
 @takes_settings(*OF_EVERYTHING)
 def serve(**options: Any) -> None:
     """Serve locks and history over HTTP, until SIGTERM or SIGINT."""
-    with one_clear_line():
-        settings = Settings.read(options)
-    run_server(settings)
+    from orchmgmt.server import Signals
+
+    with Signals() as signals:
+        with one_clear_line():
+            settings = Settings.read(options)
+        run_server(settings, signals)
 
 
 @main.command()
-@takes_settings(*OF_THE_DEMO)
+@takes_settings(*OF_THE_DEMO, history_max_age_days=DEMO_HISTORY_MAX_AGE_DAYS)
 def demo(**options: Any) -> None:
     """Serve a fresh copy of the example database; nothing of it is kept."""
     age = f"{PREFIX}HISTORY_MAX_AGE_DAYS"
     environ = {age: DEMO_HISTORY_MAX_AGE_DAYS, **os.environ}
-    with tempfile.TemporaryDirectory(prefix="orchmgmt-demo-") as folder:
+    from orchmgmt.server import Signals
+
+    with Signals() as signals, tempfile.TemporaryDirectory(prefix="orchmgmt-demo-") as folder:
         copy = Path(folder, "orchmgmt.db")
         shutil.copyfile(EXAMPLE, copy)
-        options["database_url"] = f"sqlite:///{copy}"
+        options["database_url"] = f"sqlite:///{quote(str(copy))}"
         with one_clear_line():
             settings = Settings.read(options, environ=environ)
-        run_server(settings)
+        run_server(settings, signals)
 
 
-def run_server(settings: Settings) -> None:
+def run_server(settings: Settings, signals: "Signals") -> None:
     """Serve until a signal says stop."""
     # Only a server needs these: the other commands start faster without them.
     from orchmgmt.app import create_app, store_of
     from orchmgmt.cleaner import Cleaner
-    from orchmgmt.server import CannotListen, Server, is_loopback, stopped_by_signals
+    from orchmgmt.server import CannotListen, Server, is_loopback
 
     start_logging(settings)
     with one_clear_line():
@@ -145,9 +159,9 @@ def run_server(settings: Settings) -> None:
             )
         cleaner = Cleaner(store, settings.cleaner_interval_seconds)
         cleaner.start()
-        with stopped_by_signals(server.stop):
-            click.echo(f"Listening on {server.url}")
-            server.run()
+        click.echo(f"Listening on {server.url}")
+        signals.call(server.stop)
+        server.run()
         cleaner.stop()
 
 

@@ -16,12 +16,10 @@ from peewee import Case
 from orchmgmt.database import Database, Row
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import DONE, ERROR, IN_PROGRESS, PENDING, Job, JobCount
-from orchmgmt.query import BulkInsert, Page, Parameter, Selection, Statement
+from orchmgmt.query import BulkInsert, Page, Parameter, Selection, Statement, delete_in_batches
 from orchmgmt.schemas import JobEntry, Message
 from orchmgmt.settings import Settings
 from orchmgmt.values import now, strip, write_instant
-
-CLEAN_BATCH = 500
 
 COLUMNS = list(Job._meta.sorted_fields)
 
@@ -224,13 +222,7 @@ class History:
         # As old as the calendar allows is old enough: an age may reach back before it.
         present = datetime.now(timezone.utc).replace(tzinfo=None)
         before = write_instant(present - min(self._max_age, present - datetime.min))
-        deleted = 0
-        while True:
-            values = {"before": before, "limit": CLEAN_BATCH}
-            count = self._database.write(self._delete_old.change, values)
-            deleted += count
-            if count < CLEAN_BATCH:
-                return deleted
+        return delete_in_batches(self._database, self._delete_old, lambda: {"before": before})
 
     def _change(self, statement: Statement, job_id: str, message: str, status: str) -> None:
         values = {

@@ -7,13 +7,18 @@ from typing import Any
 from orchmgmt.database import Database, Row
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import Job, Lock, NewLock
-from orchmgmt.query import BulkInsert, Page, Parameter, Selection, Statement, any_of
+from orchmgmt.query import (
+    BulkInsert,
+    Page,
+    Parameter,
+    Selection,
+    Statement,
+    any_of,
+    delete_in_batches,
+)
 from orchmgmt.schemas import Reservation
 from orchmgmt.settings import Settings
 from orchmgmt.values import now, strip
-
-CLEAN_BATCH = 500
-
 
 COLUMNS = [getattr(Lock, name) for name in NewLock._fields]
 
@@ -131,6 +136,9 @@ class Locks:
         """Make all of `locks` or none; return their rows in the same order.
 
         Contract: "Lock", "create".
+
+        Args:
+            locks: what to make, as `LockCreate` loads it: in canonical form and in the future.
 
         Raises:
             AlreadyLocked: somebody holds one of the service instances.
@@ -261,6 +269,10 @@ class Locks:
 
         Contract: "Lock", "remove".
 
+        Args:
+            owner: the owner, in canonical form.
+            service_instance_ids: the instances, likewise.
+
         Returns:
             How many locks were removed.
 
@@ -272,13 +284,7 @@ class Locks:
 
     def delete_expired(self) -> int:
         """Delete the locks that have expired, a small batch per transaction; return how many."""
-        deleted = 0
-        while True:
-            values = {"now": now(), "limit": CLEAN_BATCH}
-            count = self._database.write(self._delete_expired.change, values)
-            deleted += count
-            if count < CLEAN_BATCH:
-                return deleted
+        return delete_in_batches(self._database, self._delete_expired, lambda: {"now": now()})
 
     def _clear_expired(self, locks: Iterable[NewLock]) -> None:
         instances = [lock.service_instance_id for lock in locks]

@@ -46,7 +46,7 @@ class Lock(Model):
     """One service instance, reserved for one owner until `expires_at`.
 
     The unique service instance is what keeps a lock exclusive, for any number of threads and
-    processes; ids count up and are never used again.
+    processes. Ids count up, and the database gives none out twice.
     """
 
     id = CountedId()

@@ -18,6 +18,9 @@ MAX_OFFSET = 2**63 - 1
 #: Rows in one INSERT; eleven columns of a job make 990 values, below the 999 that any SQLite takes.
 BATCH = 90
 
+#: Rows in one DELETE of the cleaner.
+DELETE_BATCH = 500
+
 Condition = Callable[[ColumnBase], Expression]
 
 #: A query's filters, and whether each has several values.
@@ -105,6 +108,31 @@ class Statement:
             else values[parameter.name]
             for parameter in self._parameters
         ]
+
+
+def delete_in_batches(
+    database: Database, delete: Statement, values: Callable[[], Mapping[str, Any]]
+) -> int:
+    """Run a DELETE with a limit until nothing is left, each time in a transaction of its own.
+
+    Args:
+        database: where it runs.
+        delete: the statement; its parameter `limit` is bound to a small number, so that others can
+            write in between.
+        values: gives the values of its other parameters.
+
+    Returns:
+        How many rows were deleted.
+
+    Raises:
+        Unavailable: the database does not answer.
+    """
+    deleted = 0
+    while True:
+        count = database.write(delete.change, {**values(), "limit": DELETE_BATCH})
+        deleted += count
+        if count < DELETE_BATCH:
+            return deleted
 
 
 class BulkInsert:

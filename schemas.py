@@ -21,10 +21,11 @@ from orchmgmt.settings import Settings
 
 INTEGER_MAX = 2**63 - 1
 INTEGER_MIN = -(2**63)
-LOCK_ID_MAX = 2**53 - 1  # what every JSON reader can hold; ids go on counting from the largest
+LOCK_ID_MAX = 2**52  # new ids go on from the largest, and every JSON reader can hold those too
 
-# What is wrong first: a value's JSON type, then that it is missing, then its form, then its name.
-WRONG_TYPE, MISSING, MALFORMED, MISNAMED = range(4)
+# What counts first: a wrong JSON type, then what is missing or contradicts something else, then a
+# value's form, then its name.
+WRONG_TYPE, INCOMPLETE, MALFORMED, MISNAMED = range(4)
 
 
 class Fault(str):
@@ -37,6 +38,11 @@ class Fault(str):
         fault = super().__new__(cls, message)
         fault.rank = rank
         return fault
+
+
+def is_blank(value: Any) -> bool:
+    """Return whether a JSON value is the same as none."""
+    return value is None or (isinstance(value, str) and not values.strip(value))
 
 
 def _fail(rank: int, message: str) -> NoReturn:
@@ -75,7 +81,7 @@ class Value(fields.Field[Any]):
             value = values.strip(value)
         if value is absent or value is None or value == "":
             if self.missing is not None:
-                _fail(MISSING, self.missing)
+                _fail(INCOMPLETE, self.missing)
             return self.load_default
         return self._convert(value)
 
@@ -88,7 +94,7 @@ class Value(fields.Field[Any]):
         try:
             return self.deserialize(value)
         except ValidationError as error:
-            raise InvalidParameter(_first_fault(error.messages)) from None
+            raise InvalidParameter(first_fault(error.messages)) from None
 
     def _convert(self, value: Any) -> Any:
         """Return the canonical form of what is not blank."""
@@ -316,27 +322,28 @@ class ListOf(fields.Field[Any]):
         self._element._bind_to_schema(f"an element of {self.data_key or field_name}", self)
 
     def deserialize(self, value: Any, attr: Any = None, data: Any = None, **kwargs: Any) -> Any:
-        """Return the different values in canonical form, or that there are none.
+        """Return the values in canonical form, or that there are none.
 
         Raises:
-            ValidationError: with the faults of all elements.
+            ValidationError: with the contract's message, a `Fault`: that an element is missing, or
+                what is wrong with the first bad one.
         """
         if value is absent or value is None or value == []:
             if self.missing is not None:
-                _fail(MISSING, self.missing)
+                _fail(INCOMPLETE, self.missing)
             return absent
         if not isinstance(value, list):
             _fail(WRONG_TYPE, f"{self.data_key or self.name} must be a list")
-        found: dict[Any, None] = {}
-        faults: list[Any] = []
-        for element in value:
+        found = []
+        for index, element in enumerate(value):
             try:
-                found[self._element.deserialize(element)] = None
+                found.append(self._element.deserialize(element))
             except ValidationError as error:
-                faults += error.messages
-        if faults:
-            raise ValidationError(faults)
-        return list(found)
+                # Only one fault counts: a long list of them must not cost anything.
+                if any(map(is_blank, value[index:])):
+                    _fail(INCOMPLETE, self._element.missing or "")
+                raise error
+        return found
 
 
 class WireSchema(Schema):
@@ -364,22 +371,20 @@ class WireSchema(Schema):
         try:
             return self.load(payload)
         except ValidationError as error:
-            raise InvalidParameter(_first_fault(error.normalized_messages())) from None
+            raise InvalidParameter(first_fault(error.messages)) from None
 
 
-def _first_fault(messages: Any) -> str:
-    """The fault that counts: the first wrong type, else the gravest of the first bad element."""
-    found = list(_faults(messages, 0))
-    return min(found, key=lambda it: (it[1].rank != WRONG_TYPE, it[0], it[1].rank))[1]
+def first_fault(messages: Any) -> Fault:
+    """Return the fault that counts: the one of the lowest rank, the first among several."""
+    return min(_faults(messages), key=lambda fault: fault.rank)
 
 
-def _faults(messages: Any, element: int) -> Iterator[tuple[int, Fault]]:
+def _faults(messages: Any) -> Iterator[Fault]:
     if isinstance(messages, Mapping):
-        for key, inner in messages.items():
-            yield from _faults(inner, key if isinstance(key, int) else element)
+        for inner in messages.values():
+            yield from _faults(inner)
     else:
-        for fault in messages:
-            yield element, fault
+        yield from messages
 
 
 class Pagination(WireSchema):
@@ -395,11 +400,15 @@ class Pagination(WireSchema):
     def _check_size(self, data: dict[str, Any], **kwargs: Any) -> None:
         page, size, largest = data.get("page"), data.get("size"), self.settings.max_page_size
         if page is None and size is not None:
-            _fail(MISSING, "If size parameter is defined then page parameter cannot be undefined")
+            _fail(
+                INCOMPLETE, "If size parameter is defined then page parameter cannot be undefined"
+            )
         if size is None and page is not None:
-            _fail(MISSING, "If page parameter is defined then size parameter cannot be undefined")
+            _fail(
+                INCOMPLETE, "If page parameter is defined then size parameter cannot be undefined"
+            )
         if size is not None and size > largest:
-            _fail(MISSING, f"The page size cannot be larger than {largest}")
+            _fail(INCOMPLETE, f"The page size cannot be larger than {largest}")
 
     @post_load
     def _make_page(self, data: dict[str, Any], **kwargs: Any) -> Page:
@@ -498,19 +507,18 @@ class LockRequests(Value):
 
     def _convert(self, value: Any) -> list[NewLock]:
         if value == []:
-            _fail(MISSING, self.missing or "")
+            _fail(INCOMPLETE, self.missing or "")
         if not isinstance(value, list):
             self._refuse_type()
-        try:
-            loaded = self._schema.load(value, many=True)
-        except ValidationError as error:
-            messages = error.normalized_messages()
-            for index, element in enumerate(value):
-                if element is None:
-                    fault = Fault(MISSING, "Request payload contains null element")
-                    messages[index] = {"_schema": [fault]}
-            raise ValidationError(messages) from None
-        return [NewLock(**lock) for lock in loaded]
+        locks = []
+        for element in value:
+            if element is None:
+                _fail(INCOMPLETE, "Request payload contains null element")
+            try:
+                locks.append(NewLock(**self._schema.load(element)))
+            except ValidationError as error:
+                raise ValidationError(first_fault(error.messages)) from None
+        return locks
 
 
 class LockCreate(WireSchema):
@@ -714,13 +722,13 @@ class JobEntry(EntrySchema):
     def _check_life(self, data: dict[str, Any], **kwargs: Any) -> None:
         finished = data["status"] in FINISHED
         if finished and not data["finished_at"]:
-            _fail(MISSING, "A finished job must have finishedAt")
+            _fail(INCOMPLETE, "A finished job must have finishedAt")
         if not finished and data["finished_at"]:
-            _fail(MISSING, "An unfinished job cannot have finishedAt")
+            _fail(INCOMPLETE, "An unfinished job cannot have finishedAt")
         if data["status"] == IN_PROGRESS and not data["started_at"]:
-            _fail(MISSING, "A job in progress must have startedAt")
+            _fail(INCOMPLETE, "A job in progress must have startedAt")
         if data["status"] == PENDING and data["started_at"]:
-            _fail(MISSING, "A pending job cannot have startedAt")
+            _fail(INCOMPLETE, "A pending job cannot have startedAt")
 
 
 def parse_json(text: bytes | str) -> Any:

@@ -1,14 +1,14 @@
 """The HTTP server: waitress, with our answers to what never reaches the application."""
 
-import contextlib
 import errno
 import ipaddress
 import logging
+import resource
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http import HTTPStatus
 from types import FrameType
 from typing import Any
@@ -28,6 +28,13 @@ log = logging.getLogger("orchmgmt")
 
 #: How long a stopping server waits for requests that are still being sent, in seconds.
 PATIENCE = 30
+
+#: Connections at once, if the process may open so many files; beyond it clients wait their turn.
+CONNECTIONS = 10_000
+RESERVED_FILES = 40
+
+#: A client that does not read what it asked for is given up after this time, in seconds.
+STALLED = 60
 
 #: Connections that the kernel completes before the server has taken them.
 BACKLOG = 128
@@ -49,6 +56,12 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]
     """Refuses what waitress stumbles over, such as a Content-Length of 5,000 digits."""
 
     first_line = b""
+
+    def received(self, data: bytes) -> int:
+        consumed: int = super().received(data)
+        if self.error is not None:
+            self.expect_continue = False  # whoever asks whether to send the body gets the refusal
+        return consumed
 
     def parse_header(self, header_plus: bytes) -> None:
         try:
@@ -79,20 +92,22 @@ class _ErrorResponseTask(ErrorTask):  # type: ignore[misc]
         self.set_close_on_finish()
         self.content_length = len(body)
         self.channel.refused = True
-        self.write(body)
+        self.write(b"" if self.request.first_line.startswith(b"HEAD ") else body)
 
 
 class _Channel(HTTPChannel):  # type: ignore[misc]
-    """A connection. Unread input would reset it, and the client might never see why it is refused.
+    """A connection, and what it must not do to others.
 
-    So a refused request is read to its end before the connection is closed; one without an end
-    is given up when waitress finds the connection idle.
+    Unread input would reset it, and the client might never see why it is refused: a refused request
+    is read to its end before the connection is closed. And a client that sends requests without
+    reading the answers must not hold a thread: the next one waits until the last answer has gone.
     """
 
     error_task_class = _ErrorResponseTask
     parser_class = _Parser
     refused = False
     _lingering = False
+    _parked = False
 
     def readable(self) -> bool:
         return self._lingering or super().readable()
@@ -102,6 +117,28 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
             self.recv(self.adj.recv_bytes)  # closes the connection at its end
         else:
             super().handle_read()
+
+    def writable(self) -> bool:
+        return self._parked or super().writable()
+
+    def service(self) -> None:
+        """Answer the next request, unless the answer to the one before is still here."""
+        if self.total_outbufs_len:
+            self._parked = True
+            self.server.pull_trigger()
+        else:
+            super().service()
+
+    def handle_write(self) -> None:
+        if not self._parked:
+            super().handle_write()
+            return
+        self._flush_exception(self._flush_some_if_lockable)
+        if self.will_close:
+            self.handle_close()
+        elif not self.total_outbufs_len:
+            self._parked = False
+            self.server.add_task(self)
 
     def handle_close(self) -> None:
         if self.refused and self.connected and not self._lingering:
@@ -114,6 +151,11 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
                 self.will_close = False
                 return
         super().handle_close()
+
+    def give_up(self, before: float) -> None:
+        """Close the connection if its client has not read since `before`, though it should."""
+        if (self._lingering or self._parked) and self.last_activity < before:
+            self.handle_close()
 
 
 class Server:
@@ -141,7 +183,7 @@ class Server:
             sockets=sockets,
             _dispatcher=Workers(settings.threads, WORKING_AT_ONCE),
             max_request_body_size=settings.max_body_bytes + 1,  # waitress refuses its limit itself
-            connection_limit=10_000,
+            connection_limit=_connection_limit(),
             asyncore_use_poll=True,
             clear_untrusted_proxy_headers=True,
             ident="orchmgmt",
@@ -159,8 +201,13 @@ class Server:
 
     def run(self) -> None:
         """Serve until `stop`, then answer what has been received, and return."""
+        looked = time.time()
         while not self._stopping:
             self._turn(1)
+            if time.time() - looked > 1:
+                looked = time.time()
+                for channel in self._channels():
+                    channel.give_up(looked - STALLED)
         self._drain()
         self._dispatcher.shutdown()
         with self._closing:
@@ -178,6 +225,9 @@ class Server:
         """Handle what the sockets have, or wait for it for `timeout` seconds."""
         wasyncore.loop(timeout, use_poll=True, map=self._map, count=1)
 
+    def _channels(self) -> list[_Channel]:
+        return [it for it in self._map.values() if isinstance(it, _Channel)]
+
     def _drain(self) -> None:
         """Take no more connections; answer the requests that are here; close the idle ones."""
         for _ in range(BACKLOG):  # accept those that the kernel has completed, one at a time
@@ -188,7 +238,7 @@ class Server:
         while time.monotonic() < deadline:
             self._turn(0)
             busy = False
-            for channel in [it for it in self._map.values() if isinstance(it, HTTPChannel)]:
+            for channel in self._channels():
                 if channel.requests or channel.request is not None or channel.total_outbufs_len:
                     busy = True
                 else:
@@ -199,20 +249,34 @@ class Server:
         log.warning("some requests were still being sent after %d s: they are dropped", PATIENCE)
 
 
-@contextlib.contextmanager
-def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` when the process gets SIGTERM or SIGINT."""
+class Signals:
+    """While this context lasts, SIGTERM and SIGINT only ask the process to stop."""
 
-    def handler(number: int, frame: FrameType | None) -> None:
-        stop()
+    def __init__(self) -> None:
+        self._stop: Callable[[], None] | None = None
+        self._came = False
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, handler) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, previous in zip(numbers, before, strict=True):
-            signal.signal(number, previous)
+    def call(self, stop: Callable[[], None]) -> None:
+        """Call `stop` at each signal, and now if there has been one."""
+        self._stop = stop
+        if self._came:
+            stop()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._came = True
+        if self._stop is not None:
+            self._stop()
+
+    def __enter__(self) -> "Signals":
+        self._before = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
 
 def is_loopback(host: str) -> bool:
@@ -220,7 +284,13 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"
+
+
+def _connection_limit() -> int:
+    """Return how many connections there may be: some files must stay for the database."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, min(CONNECTIONS, files - RESERVED_FILES))
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:

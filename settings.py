@@ -7,7 +7,7 @@ start are all made from it.
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, get_type_hints
 
 from orchmgmt.values import Naming, strip
@@ -41,7 +41,8 @@ class Settings:
     database_url: str = _setting(
         "sqlite:///orchmgmt.db",
         "Where locks and jobs are kept: sqlite:///FILE (relative), sqlite:////FILE (absolute), "
-        "sqlite:///:memory: or postgresql://USER:PASSWORD@HOST:PORT/NAME",
+        "sqlite:///:memory: or postgresql://USER:PASSWORD@HOST:PORT/NAME; "
+        "% escapes a character as in any URL",
     )
     database_timeout_seconds: float = _setting(
         5.0, "How long a request waits for a busy database", minimum=0.0, maximum=3600.0
@@ -114,7 +115,7 @@ class Settings:
         Args:
             layers: mappings from a name (`PORT` or `ORCHMGMT_PORT`) to a value of the setting's
                 type, or to the text that the environment would hold. `None` leaves it as it is.
-            environ: where `ORCHMGMT_*` are read; `os.environ` by default.
+            environ: where `ORCHMGMT_*` are read, if not blank; `os.environ` by default.
 
         Raises:
             SettingError: a value is wrong, or a name in `layers` is no setting.
@@ -123,8 +124,9 @@ class Settings:
         values: dict[str, Any] = {}
         environ = os.environ if environ is None else environ
         for name, setting in known.items():
-            if PREFIX + name.upper() in environ:
-                values[name] = _parse(setting, environ[PREFIX + name.upper()])
+            text = environ.get(PREFIX + name.upper(), "")
+            if strip(text):
+                values[name] = _parse(setting, text)
         for layer in layers:
             for key, value in layer.items():
                 name = key.removeprefix(PREFIX).lower()
@@ -182,11 +184,11 @@ def _parse(setting: Field[Any], value: object) -> Any:
     limits = setting.metadata
     try:
         result = convert(value)
-        if limits["choices"] and result not in limits["choices"]:
-            raise ValueError
+        if limits["choices"]:
+            result = {word.lower(): word for word in limits["choices"]}[result.lower()]
         if limits["minimum"] is not None and not limits["minimum"] <= result <= limits["maximum"]:
             raise ValueError
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, KeyError):
         wanted = type_name
         if limits["choices"]:
             wanted = "one of " + ", ".join(limits["choices"])
@@ -242,5 +244,3 @@ _TYPES: dict[Any, tuple[Callable[[object], Any], str]] = {
     float: (_number, "a number"),
     tuple[str, ...]: (_list, "a list separated by commas"),
 }
-
-assert all(setting.default is not MISSING for setting in fields(Settings))

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 from weakref import WeakSet
@@ -28,7 +27,12 @@ SQLITE_MINIMUM = (3, 35, 0)  # the first with RETURNING
 MEMORY = ":memory:"
 
 # What a database says when it cannot serve now; anything else that it says is a fault of ours.
-_OUTAGES = (peewee.OperationalError, peewee.InterfaceError, peewee.InternalError)
+_OUTAGES = (
+    peewee.OperationalError,
+    peewee.InterfaceError,
+    peewee.InternalError,
+    sqlite3.OperationalError,
+)
 
 
 class _Connection(sqlite3.Connection):
@@ -77,7 +81,13 @@ class SqliteDatabase(Database):
                 _use_write_ahead_log(self.engine, timeout)
             with self.engine.atomic("IMMEDIATE"):
                 prepare_schema(self.engine, self.keeps_counts)
-        except (peewee.DatabaseError, UnusableDatabase) as error:
+        except (
+            peewee.DatabaseError,
+            sqlite3.Error,
+            OSError,
+            ValueError,
+            UnusableDatabase,
+        ) as error:
             self.close()
             raise UnusableDatabase(_explain(path, error)) from error
         if not self._in_memory:
@@ -109,10 +119,11 @@ class SqliteDatabase(Database):
                     mode = "IMMEDIATE" if writing else "DEFERRED"
                     transaction.enter_context(self.engine.atomic(mode))
                 yield
-        except peewee.DatabaseError as error:
-            # sqlite3 reports a damaged file as the bare base class.
-            if isinstance(error, _OUTAGES) or type(error) is peewee.DatabaseError:
-                log.error("the database does not answer: %s", error)
+        except (peewee.DatabaseError, sqlite3.DatabaseError) as error:
+            # sqlite3 reports a damaged file as the bare base class; what goes wrong while rows are
+            # fetched, or in undoing what has gone wrong, is its own exception.
+            if isinstance(error, _OUTAGES) or type(error).__name__ == "DatabaseError":
+                log.error("the database does not answer: %s", error.__context__ or error)
                 raise Unavailable(SILENT) from error
             raise
         finally:
@@ -193,9 +204,9 @@ def _use_write_ahead_log(engine: peewee.SqliteDatabase, timeout: float) -> None:
 
 
 def _explain(path: str, error: Exception) -> str:
-    folder = Path(path).absolute().parent
-    if path != MEMORY and not folder.is_dir():
+    folder = os.path.dirname(os.path.abspath(path))
+    if path != MEMORY and not os.path.isdir(folder):
         return f"there is no folder {folder}"
-    if path != MEMORY and Path(path).is_dir():
+    if path != MEMORY and os.path.isdir(path):
         return "it is a folder"
     return str(error)

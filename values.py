@@ -1,8 +1,9 @@
 """The value types of the wire contract: how each is normalised, checked and written.
 
-One function per row of the contract's table "Values". Each takes a string whose surrounding
-white space is already gone (`strip`) and returns the canonical form, or raises `ValueError`
-whose text is the contract's message. Nothing here knows JSON, HTTP or the database.
+One function for each text of the contract's table "Values". Each takes a string whose surrounding
+white space is already gone (`strip`) and returns the canonical form, or raises `ValueError`, with
+the contract's message where that is the same everywhere. Nothing here knows JSON, HTTP or the
+database.
 """
 
 import re
@@ -33,7 +34,8 @@ _INSTANT = re.compile(
     r"([0-9]{4})(-[0-9]{2}-[0-9]{2})[Tt]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]+))?"
     r"(?:[Zz]|([+-])([0-9]{2}):([0-5][0-9]))"
 ).fullmatch
-_WHITE_SPACE = re.compile(r"\s+")
+# Unicode's White_Space; \s would also take the separators U+001C to U+001F.
+_WHITE_SPACE = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
 _SEPARATORS = re.compile("[_-]+")
 _LATER_SEPARATOR = re.compile("_(.?)", re.DOTALL)
 

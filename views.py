@@ -23,6 +23,8 @@ from orchmgmt.schemas import (
 )
 from orchmgmt.store import Store
 
+JSON_WHITE_SPACE = b" \t\r\n"
+
 
 def lock_blueprint(store: Store) -> Blueprint:
     """Return the operations of serviceOrchestrationLockManagement."""
@@ -111,7 +113,7 @@ def _payload() -> Any:
     except RequestEntityTooLarge as error:
         error.description = body_too_large(request.max_content_length or 0)
         raise
-    if not body.strip():
+    if not body.strip(JSON_WHITE_SPACE):
         return None
     if not request.is_json:
         raise UnsupportedMediaType("The body must be JSON: Content-Type: application/json")

@@ -10,6 +10,7 @@ import sys
 from datetime import datetime, timedelta
 from itertools import product
 from pathlib import Path
+from urllib.parse import quote
 from uuid import UUID
 
 from orchmgmt.models import DONE, ERROR, IN_PROGRESS, PENDING, PULL, PUSH, NewLock
@@ -47,7 +48,7 @@ TEMPORARY_LOCKS = 8
 def make(path: Path) -> None:
     chance = random.Random("a small building")
     jobs = [job(chance, number) for number in range(JOBS)]
-    with Store(Settings(database_url=f"sqlite:///{path.absolute()}")) as store:
+    with Store(Settings(database_url=f"sqlite:///{quote(str(path.absolute()))}")) as store:
         store.database.write(store.history.put, jobs)
         store.database.write(store.locks.insert, locks(chance, jobs))
         # One file without a write-ahead log beside it, as small as it can be.

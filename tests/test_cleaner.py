@@ -11,9 +11,9 @@ from itertools import pairwise
 import pytest
 from support import FUTURE, lock
 
-from orchmgmt import history, locks
 from orchmgmt.app import create_app, store_of
 from orchmgmt.cleaner import Cleaner
+from orchmgmt.query import DELETE_BATCH
 from orchmgmt.store import Store
 
 pytestmark = pytest.mark.sqlite
@@ -174,12 +174,9 @@ def test_failure_that_nobody_foresaw_is_logged_and_the_next_round_runs(path, ope
     assert any(record.exc_info for record in caplog.records)
 
 
-@pytest.mark.parametrize(
-    ("table", "batch"),
-    [("orchestration_lock", locks.CLEAN_BATCH), ("orchestration_job", history.CLEAN_BATCH)],
-)
-def test_deletes_in_small_batches_each_a_transaction(open_store, path, table, batch):
-    count = 2 * batch + 1
+@pytest.mark.parametrize("table", ["orchestration_lock", "orchestration_job"])
+def test_deletes_in_small_batches_each_a_transaction(open_store, path, table):
+    count = 2 * DELETE_BATCH + 1
     fill(
         path,
         [(f"P{n}|s|1.0.0", PAST) for n in range(count)] if table == "orchestration_lock" else (),
@@ -197,8 +194,8 @@ def test_deletes_in_small_batches_each_a_transaction(open_store, path, table, ba
     assert sum(store.clean()) == count
     connection.set_trace_callback(None)
     left.append(len(rows(path, table)))
-    assert batch <= 1000
-    assert {before - after for before, after in pairwise(left)} == {0, batch, 1}
+    assert DELETE_BATCH <= 1000
+    assert {before - after for before, after in pairwise(left)} == {0, DELETE_BATCH, 1}
     assert left[-1] == 0
 
 

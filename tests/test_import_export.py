@@ -292,8 +292,8 @@ BAD_JSON = [
     (b"null", "A JSON object was expected"),
 ]
 BAD_LOCKS = [
-    ({"id": 0}, "id must be from 1 to 9007199254740991"),
-    ({"id": 2**53}, "id must be from 1 to 9007199254740991"),
+    ({"id": 0}, "id must be from 1 to 4503599627370496"),
+    ({"id": 2**52 + 1}, "id must be from 1 to 4503599627370496"),
     ({"id": 2**70}, "id must be"),
     ({"id": 1.5}, "id must be an integer"),
     ({"id": True}, "id must be an integer"),

@@ -17,6 +17,7 @@ from support import FUTURE, MANAGEMENT, OPERATOR, Client, lock
 
 import orchmgmt.cli
 from orchmgmt.app import create_app, store_of
+from orchmgmt.cli import DEMO_HISTORY_MAX_AGE_DAYS
 from orchmgmt.server import Server
 from orchmgmt.settings import describe
 
@@ -296,7 +297,10 @@ def test_help_shows_every_option_with_its_default(run, command):
     for option in [word for word in text.split() if word.startswith("--")]:
         for row in describe():
             if option == "--" + row.name.removeprefix("ORCHMGMT_").lower().replace("_", "-"):
-                assert f"[{row.name}; default: {row.default or 'none'}]" in text
+                default = row.default or "none"
+                if (command, option) == (["demo"], "--history-max-age-days"):
+                    default = DEMO_HISTORY_MAX_AGE_DAYS
+                assert f"[{row.name}; default: {default}]" in text
 
 
 def test_help_of_serve_names_every_setting(run):
@@ -367,3 +371,20 @@ def test_expiry_far_ahead_survives_a_restart_unchanged(serve):
     assert first.stop() == 0
     second = serve()
     assert [it["expiresAt"] for it in Client(second.url).locks().entries] == [FUTURE]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_that_come_again_change_nothing(serve, number):
+    process = serve()
+    for _ in range(5):
+        process.process.send_signal(number)
+    assert process.process.wait(30) == 0
+
+
+def test_demo_works_in_a_folder_with_any_name(serve, tmp_path):
+    folder = tmp_path / "50%20 of it"
+    folder.mkdir()
+    process = serve(command="demo", env={"TMPDIR": str(folder)})
+    assert process.locks().json["count"] > 0
+    assert process.stop() == 0
+    assert list(folder.iterdir()) == []

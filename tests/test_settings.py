@@ -52,12 +52,13 @@ RIGHT = [
 
 # For each way of being wrong: the setting, its value, and what the line must say.
 WRONG = [
-    ("DATABASE_URL", "", "text"),
+    ("DATABASE_URL", "sqlite:///a%00b", "null"),
+    ("DATABASE_URL", "sqlite:////dev/null", "cannot use"),
+    ("DATABASE_URL", f"sqlite:///{'x' * 300}", "cannot use"),
     ("DATABASE_URL", "postgres://db/locks", "begins with sqlite:///"),
     ("DATABASE_URL", "orchmgmt.db", "begins with sqlite:///"),
     ("DATABASE_URL", "sqlite://orchmgmt.db", "sqlite:///FILE"),
     ("DATABASE_TIMEOUT_SECONDS", "-1", "a number from 0 to 3600"),
-    ("HOST", " ", "text"),
     ("PORT", "http", "a whole number from 0 to 65535"),
     ("PORT", "65536", "a whole number from 0 to 65535"),
     ("PORT", "80.5", "a whole number from 0 to 65535"),
@@ -67,7 +68,7 @@ WRONG = [
     ("MANAGEMENT_POLICY", "everyone", "one of sysop-only, whitelist"),
     ("MANAGEMENT_WHITELIST", "Alice,b@b", "naming convention: B@b"),
     ("MANAGEMENT_WHITELIST", "Alice, ,Bob", "a list separated by commas"),
-    ("NORMALIZATION_MODE", "EXTENDED", "one of extended, simple"),
+    ("NORMALIZATION_MODE", "extensive", "one of extended, simple"),
     ("MAX_PAGE_SIZE", "0", "a whole number from 1 to"),
     ("MAX_BODY_BYTES", "4MB", "a whole number from 1 to"),
     ("OMIT_EMPTY", "maybe", "true or false"),
@@ -252,3 +253,12 @@ def test_whitelist_names_are_not_completed_in_simple_mode():
     settings = {"MANAGEMENT_WHITELIST": "plant-manager", "NORMALIZATION_MODE": "simple"}
     with pytest.raises(SettingError, match="naming convention: plant-manager"):
         Settings.read(settings)
+
+
+def test_a_blank_variable_is_as_good_as_none():
+    environ = {f"ORCHMGMT_{name}": " " for name in ("PORT", "DATABASE_URL", "OMIT_EMPTY")}
+    assert Settings.read(environ=environ) == Settings()
+
+
+def test_a_choice_may_be_written_in_any_letter_case():
+    assert Settings.read({"LOG_LEVEL": "debug"}, environ={}).log_level == "DEBUG"

@@ -1,0 +1,158 @@
+"""Clients that take more than their share, and what goes on for the others."""
+
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, closing
+from urllib.parse import urlsplit
+
+import pytest
+from support import FUTURE, MANAGEMENT, OPERATOR, Client, job, lock
+
+from orchmgmt.models import NewLock
+
+QUERY = (
+    f"POST {MANAGEMENT}/lock/query HTTP/1.1\r\nHost: test\r\nAuthorization: {OPERATOR}\r\n\r\n"
+).encode()
+
+
+def connect(service, receive_buffer=None):
+    address = urlsplit(service.url)
+    client = socket.socket()
+    if receive_buffer:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    client.settimeout(30)
+    client.connect((address.hostname, address.port))
+    return closing(client)
+
+
+def read_answers(client, count):
+    """The statuses of so many answers to requests that were sent at once."""
+    data, statuses = b"", []
+    while len(statuses) < count:
+        head, separator, rest = data.partition(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0] or 0)
+        if separator and len(rest) >= length:
+            statuses.append(int(head.split()[1]))
+            data = rest[length:]
+        else:
+            received = client.recv(1 << 20)
+            assert received, data
+            data += received
+    return statuses
+
+
+def test_requests_sent_at_once_are_answered_in_their_order(service):
+    with connect(service) as client:
+        client.sendall(QUERY * 20 + b"GET /nope HTTP/1.1\r\nHost: test\r\n\r\n" + QUERY)
+        assert read_answers(client, 22) == [200] * 20 + [404, 200]
+
+
+def test_clients_that_ask_for_much_and_read_nothing_hold_up_nobody(start):
+    service = start(THREADS=2)
+    names = [f"P{number}{'x' * 50}|s{'y' * 50}|1.0.0" for number in range(1000)]
+    service.store.locks.create([NewLock("", name, "Owner", FUTURE) for name in names])
+    with ExitStack() as stack:
+        greedy = [stack.enter_context(connect(service, 4096)) for _ in range(6)]
+        for client in greedy:
+            client.sendall(QUERY * 150)
+        for _ in range(3):
+            assert service.send("GET", "/health", headers={}).status == 200
+            assert service.create(lock(f"New{time.monotonic_ns()}|s|1.0.0")).status == 201
+        assert read_answers(greedy[0], 3) == [200] * 3
+
+
+def test_idle_and_slow_connections_hold_up_nobody(service):
+    with ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(connect(service))
+        for _ in range(50):
+            stack.enter_context(connect(service)).sendall(
+                QUERY[:-2] + b"Content-Length: 10\r\n\r\n{"
+            )
+        for _ in range(50):
+            stack.enter_context(connect(service)).sendall(b"POST /slow HTTP/1.1\r\nHos")
+        assert service.locks().status == 200
+
+
+def test_more_connections_than_files_wait_their_turn(serve, tmp_path):
+    limited = (
+        "import resource, sys; from orchmgmt.cli import main;"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80)); main(sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", limited, "serve", "--port", "0"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        client = Client(process.stdout.readline().split()[-1])
+        with ExitStack() as stack:
+            for _ in range(60):
+                stack.enter_context(connect(client))
+        assert client.create(lock("A|b|1.0.0")).status == 201
+    finally:
+        process.terminate()
+        _, log = process.communicate(timeout=60)
+    assert "Too many open files" not in log
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"locks": [{}] * 300_000}, "Service instance id is missing"),
+        ({"locks": [1] * 300_000}, "A JSON object was expected"),
+        ({"locks": [None] * 300_000}, "Request payload contains null element"),
+    ],
+    ids=["empty", "wrong type", "null"],
+)
+def test_only_the_first_of_many_bad_locks_is_looked_at(service, body, message):
+    assert service.post("/lock/create", body).error == message
+
+
+@pytest.mark.parametrize("elements", [["not a name!"], [""], [1]], ids=str)
+def test_only_the_first_of_many_bad_values_is_looked_at(service, elements):
+    assert service.locks(owners=elements * 200_000).status == 400
+
+
+def test_a_body_that_is_asked_about_and_too_large_is_refused_at_once(service):
+    with connect(service) as client:
+        client.sendall(QUERY[:-2] + b"Content-Length: 99999999\r\nExpect: 100-continue\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 413"
+
+
+def test_a_damaged_database_is_a_503(start, tmp_path):
+    service = start()
+    service.store.database.write(service.store.history.put, [job(n) for n in range(3000)])
+    service.store.close()
+    with closing(sqlite3.connect(tmp_path / "orchmgmt.db")) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with (tmp_path / "orchmgmt.db").open("r+b") as file:
+        for page in range(20, file.seek(0, 2) // 4096, 2):
+            file.seek(page * 4096)
+            file.write(b"\xff" * 4096)
+    answers = [service.jobs(pagination={"page": n, "size": 500}) for n in range(6)]
+    assert {answer.status for answer in answers} <= {200, 503}
+    refused = [answer for answer in answers if answer.status == 503]
+    assert refused
+    for answer in refused:
+        assert answer.headers["Retry-After"]
+        assert "sqlite" not in answer.error.lower()
+
+
+def test_options_is_a_wrong_method_like_any_other(service):
+    answer = service.send("OPTIONS", f"{MANAGEMENT}/lock/query")
+    assert answer.status == 405
+    assert answer.headers["Allow"] == "POST"
+
+
+def test_a_refused_head_has_no_body(service):
+    with connect(service) as client:
+        client.sendall(b"HEAD / HTTP/1.1\r\nContent-Length: nonsense\r\n\r\n")
+        client.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert body == b""
