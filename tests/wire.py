@@ -3,10 +3,12 @@
 import http.client
 import re
 import socket
+import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg
 from support import Answer, Service
 
 from orchmgmt.models import Lock
@@ -16,6 +18,14 @@ LOCK, JOB = "orchestration_lock", "orchestration_job"
 
 PAST = "2020-01-01T00:00:00Z"
 JOB_ID = "091cc9c3-e704-4d0a-8d70-96fb2c11da55"
+
+
+def connect(url: str) -> Any:
+    """A connection beside the service's, which commits each statement; any thread may use it."""
+    if url.startswith("sqlite:///"):
+        path = url.removeprefix("sqlite:///")
+        return sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    return psycopg.connect(url, autocommit=True)
 
 
 def execute(store: Store, sql: str, *rows: Sequence[Any]) -> None:
