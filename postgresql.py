@@ -64,12 +64,7 @@ class PostgresqlDatabase(Database):
     keeps_counts = False
 
     def __init__(self, url: str, timeout: float, connections: int) -> None:
-        try:
-            given = conninfo_to_dict(url)
-        except psycopg.ProgrammingError as error:
-            # libpq's own words may hold a piece of the password.
-            form = "postgresql://USER:PASSWORD@HOST:PORT/NAME"
-            raise UnusableDatabase(f"a PostgreSQL URL is {form}") from error
+        given = _parse(url)
         if not given.get("dbname"):
             raise UnusableDatabase("it names no database")
         milliseconds = max(1, ceil(timeout * 1000))
@@ -212,6 +207,21 @@ class PostgresqlDatabase(Database):
     def close(self) -> None:
         while self._idle:
             self._idle.pop().close()
+
+
+def _parse(url: str) -> dict[str, Any]:
+    """Return libpq's parameters. What it says of a URL may hold a piece of the password."""
+    authority, _, rest = url.partition("://")[2].partition("/")
+    try:
+        # Such a password, unescaped, would go on into the host, and so into messages.
+        if authority.count("@") > 1 or "@" in rest.partition("?")[0]:
+            raise psycopg.ProgrammingError
+        return conninfo_to_dict(url)
+    except psycopg.ProgrammingError as error:
+        raise UnusableDatabase(
+            "a PostgreSQL URL is postgresql://USER:PASSWORD@HOST:PORT/NAME, "
+            "with % and two digits for a character that is part of that form"
+        ) from error
 
 
 def _is_quiet(connection: psycopg.Connection[Row]) -> bool:

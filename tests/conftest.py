@@ -25,10 +25,11 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what needs a database on both kinds of it, unless it is marked as SQLite's."""
-    only_sqlite = metafunc.definition.get_closest_marker("sqlite")
-    if "database_url" in metafunc.fixturenames and not only_sqlite:
-        metafunc.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+    """Run what needs a database on each kind of it, or on the one that it is marked with."""
+    if "database_url" in metafunc.fixturenames:
+        engines = ["sqlite", "postgresql"]
+        marked = [name for name in engines if metafunc.definition.get_closest_marker(name)]
+        metafunc.parametrize("database_url", marked or engines, indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +50,7 @@ def database_url(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> str:
     """An empty database, which commands and services take if they are told no other."""
-    if getattr(request, "param", "sqlite") == "sqlite":
+    if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/orchmgmt.db"
     url: str = request.getfixturevalue("postgresql").empty_database()
     monkeypatch.setenv("ORCHMGMT_DATABASE_URL", url)
