@@ -4,7 +4,6 @@ import os
 import pwd
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -104,13 +103,6 @@ class Cluster:
             self._kept.close()
         self.stop("immediate")
         shutil.rmtree(self.folder)
-
-    def kill(self) -> None:
-        """End every process of the server at once, as a crash would."""
-        os.kill(int((self.data / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
-
-    def log(self) -> str:
-        return (self.folder / "log").read_text()
 
     def _run(self, command: str, *arguments: str) -> None:
         subprocess.run(
