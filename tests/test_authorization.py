@@ -14,6 +14,8 @@ from test_outsourced import NONSENSE
 from orchmgmt.app import create_app
 from orchmgmt.settings import SettingError
 
+pytestmark = pytest.mark.sqlite
+
 DOWN = "The authorization system does not answer; try again later"
 FORBIDDEN = "Requester has no management permission"
 LOCKS = "serviceOrchestrationLockManagement"

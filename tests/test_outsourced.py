@@ -20,6 +20,8 @@ from orchmgmt import cloud as client
 from orchmgmt import outsourced
 from orchmgmt.settings import ASKING_AT_ONCE, SettingError, Settings
 
+pytestmark = pytest.mark.sqlite
+
 ECHO = "/serviceorchestration/monitor/echo"
 INVALID = "Invalid authorization header"
 NO_HEADER = "No authorization header has been provided"
