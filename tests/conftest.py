@@ -15,11 +15,13 @@ from standin import Cloud
 from support import Process, Service, served
 
 
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("ORCHMGMT_"):
-            monkeypatch.delenv(name)
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_from_outside() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in list(os.environ):
+            if name.startswith("ORCHMGMT_"):
+                monkeypatch.delenv(name)
+        yield
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
