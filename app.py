@@ -37,8 +37,8 @@ def create_app(settings: Mapping[str, object] | Settings | None = None) -> Flask
     app = Flask(__name__, static_folder=None)
     app.extensions["orchmgmt"] = store
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    # A path is right or unknown, never redirected.
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # to the contract it is a wrong method
+    # A path is right or unknown, never redirected.
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
     app.register_blueprint(

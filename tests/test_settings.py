@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from orchmgmt.app import create_app
+from orchmgmt.app import create_app, store_of
 from orchmgmt.settings import SettingError, Settings, describe, unknown_names
 
 pytestmark = pytest.mark.sqlite
@@ -178,8 +178,10 @@ def test_mapping_refuses_unknown_names(name):
 def test_create_app_takes_a_mapping_over_the_environment(monkeypatch):
     monkeypatch.setenv("ORCHMGMT_MAX_BODY_BYTES", "10")
     monkeypatch.setenv("ORCHMGMT_DATABASE_URL", "sqlite:///:memory:")
-    assert create_app({"MAX_BODY_BYTES": 20}).config["MAX_CONTENT_LENGTH"] == 20
-    assert create_app().config["MAX_CONTENT_LENGTH"] == 10
+    for mapping, limit in (({"MAX_BODY_BYTES": 20}, 20), ({}, 10)):
+        app = create_app(mapping)
+        assert app.config["MAX_CONTENT_LENGTH"] == limit
+        store_of(app).close()
 
 
 def test_create_app_refuses_a_wrong_setting():
