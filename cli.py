@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import click
 
+from orchmgmt.backup import CannotBackUp, back_up
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import UnusableDatabase
 from orchmgmt.settings import PREFIX, SettingError, Settings, describe, unknown_names
@@ -71,7 +72,7 @@ def one_clear_line() -> Iterator[None]:
     """End the command with one line where the user can mend the cause."""
     try:
         yield
-    except (SettingError, UnusableDatabase, BadLine, Unavailable) as error:
+    except (SettingError, UnusableDatabase, CannotBackUp, BadLine, Unavailable) as error:
         raise Failure(printable(str(error))) from None
 
 
@@ -172,6 +173,18 @@ def clean(**options: Any) -> None:
     with opened(options) as store:
         locks, jobs = store.clean()
     click.echo(f"Deleted {locks} expired locks and {jobs} old jobs.")
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@takes_settings("database_url", "log_level")
+def backup(file: Path, **options: Any) -> None:
+    """Copy the database to a new FILE, as it is at one moment, while servers use it."""
+    with one_clear_line():
+        settings = Settings.read(options)
+        start_logging(settings)
+        size = back_up(settings.database_url, file)
+    click.echo(f"Copied {size} bytes to {file}.")
 
 
 @main.group()

@@ -59,7 +59,7 @@ class Database:
     def __init__(self, url: str, timeout: float) -> None:
         self.url = url
         self._file: tuple[int, int] | None = None
-        path = _sqlite_path(url)
+        path = sqlite_path(url)
         if path != MEMORY:
             path = os.path.abspath(path)  # stays the same file if the process changes its folder
         self._in_memory = path == MEMORY
@@ -195,7 +195,12 @@ def _identity_of(path: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _sqlite_path(url: str) -> str:
+def sqlite_path(url: str) -> str:
+    """Return the file that a SQLite URL names, or `:memory:`.
+
+    Raises:
+        UnusableDatabase: it is no such URL.
+    """
     scheme, separator, rest = url.partition("://")
     if scheme != "sqlite" or not separator:
         raise UnusableDatabase(f"cannot use {url}: a database URL begins with sqlite:///")
