@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import ClassVar
 from urllib.parse import quote
 
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 log = logging.getLogger("orchmgmt")
@@ -115,6 +115,7 @@ def register_error_handlers(app: Flask) -> None:
     def respond(status: int, message: str, headers: dict[str, str]) -> Response:
         target = request.environ.get("REQUEST_URI") or quote(request.path)
         body = error_body(status, message, origin_of(request.method, target))
+        g.refusal = message  # for the audit log
         return Response(body, status, headers, content_type="application/json")
 
     @app.errorhandler(ServiceError)

@@ -87,6 +87,11 @@ class Settings:
         "What is logged to standard error",
         choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
     )
+    log_format: str = _setting(
+        "text",
+        "Lines of the log: for people, or a JSON object each",
+        choices=("text", "json"),
+    )
 
     def __post_init__(self) -> None:
         for name in self.management_whitelist:

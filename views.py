@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, g, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from orchmgmt.audit import audited, tell
 from orchmgmt.database import Row
 from orchmgmt.errors import Forbidden, UnsupportedMediaType, body_too_large
 from orchmgmt.identity import AuthenticationPolicy
@@ -37,7 +38,14 @@ def lock_blueprint(store: Store) -> Blueprint:
 
     @blueprint.post("/create")
     def create() -> Response:
-        rows = locks.create(create_request.read(_payload()))
+        wanted = create_request.read(_payload())
+        tell(
+            locks=len(wanted),
+            instances=[lock.service_instance_id for lock in wanted],
+            owners=dict.fromkeys(lock.owner for lock in wanted),
+        )
+        rows = locks.create(wanted)
+        tell(ids=[row[0] for row in rows])
         return _entries(entry, rows, len(rows), status=201)
 
     @blueprint.post("/query")
@@ -48,12 +56,15 @@ def lock_blueprint(store: Store) -> Blueprint:
     @blueprint.delete("/remove/", defaults={"owner": ""})
     @blueprint.delete("/remove/<owner>")
     def remove(owner: str) -> Response:
-        locks.remove(*remove_request.read_path(owner, request.args.getlist("instanceIds")))
+        instances = request.args.getlist("instanceIds")
+        owner, instances = remove_request.read_path(owner, instances)
+        tell(locks=len(instances), instances=instances, owners=[owner])
+        tell(removed=locks.remove(owner, instances))
         response = Response()
         del response.headers["Content-Type"]  # there is no content
         return response
 
-    return blueprint
+    return audited(blueprint, "create", "remove")
 
 
 def history_blueprint(store: Store) -> Blueprint:
@@ -100,6 +111,7 @@ def guard(
     @blueprint.before_request
     def admit() -> None:
         requester = identity.identify(request)
+        g.requester = requester.name
         if permission is not None and not permission.admits(requester):
             raise Forbidden("Requester has no management permission")
 
