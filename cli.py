@@ -157,6 +157,8 @@ def run_server(settings: Settings, signals: "Signals") -> None:
                 settings.host,
             )
         cleaner = Cleaner(store, settings.cleaner_interval_seconds)
+        if settings.metrics:
+            app.extensions["orchmgmt-metrics"].cleaner = cleaner
         cleaner.start()
         click.echo(f"Listening on {server.url}")
         signals.call(server.stop)

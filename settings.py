@@ -92,6 +92,9 @@ class Settings:
         "Lines of the log: for people, or a JSON object each",
         choices=("text", "json"),
     )
+    metrics: bool = _setting(
+        False, "Tell Prometheus at /metrics, which asks for no identity, how the service is doing"
+    )
 
     def __post_init__(self) -> None:
         for name in self.management_whitelist:
