@@ -21,6 +21,7 @@ from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ErrorTask
 
 from orchmgmt.errors import body_too_large, error_body, origin_of
+from orchmgmt.loop import Loop, Sockets
 from orchmgmt.settings import Settings
 from orchmgmt.workers import Workers
 
@@ -176,7 +177,8 @@ class Server:
         sockets = _listen(settings.host, settings.port)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"http://{host}:{sockets[0].getsockname()[1]}"
-        self._map: dict[int, wasyncore.dispatcher] = {}
+        self._map = Sockets()
+        self._loop = Loop(self._map)
         waitress = create_server(
             app,
             map=self._map,
@@ -184,7 +186,6 @@ class Server:
             _dispatcher=Workers(settings.threads, WORKING_AT_ONCE),
             max_request_body_size=settings.max_body_bytes + 1,  # waitress refuses its limit itself
             connection_limit=_connection_limit(),
-            asyncore_use_poll=True,
             clear_untrusted_proxy_headers=True,
             ident="orchmgmt",
         )
@@ -203,7 +204,7 @@ class Server:
         """Serve until `stop`, then answer what has been received, and return."""
         looked = time.time()
         while not self._stopping:
-            self._turn(1)
+            self._loop.turn(1)
             if time.time() - looked > 1:
                 looked = time.time()
                 for channel in self._channels():
@@ -213,6 +214,7 @@ class Server:
         with self._closing:
             self._closed = True
         wasyncore.close_all(self._map)
+        self._loop.close()
 
     def stop(self) -> None:
         """Make `run` return soon. May be called again, from a signal handler or any thread."""
@@ -221,22 +223,18 @@ class Server:
             if not self._closed:
                 self._listeners[0].pull_trigger()
 
-    def _turn(self, timeout: float) -> None:
-        """Handle what the sockets have, or wait for it for `timeout` seconds."""
-        wasyncore.loop(timeout, use_poll=True, map=self._map, count=1)
-
     def _channels(self) -> list[_Channel]:
         return [it for it in self._map.values() if isinstance(it, _Channel)]
 
     def _drain(self) -> None:
         """Take no more connections; answer the requests that are here; close the idle ones."""
         for _ in range(BACKLOG):  # accept those that the kernel has completed, one at a time
-            self._turn(0)
+            self._loop.turn(0)
         for listener in self._listeners:
             wasyncore.dispatcher.close(listener)
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            self._turn(0)
+            self._loop.turn(0)
             busy = False
             for channel in self._channels():
                 if channel.requests or channel.request is not None or channel.total_outbufs_len:
@@ -245,7 +243,7 @@ class Server:
                     channel.handle_close()
             if not busy:
                 return
-            self._turn(0.1)
+            self._loop.turn(0.1)
         log.warning("some requests were still being sent after %d s: they are dropped", PATIENCE)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from flask import Flask, Response, request
 
-from orchmgmt.server import Server, stopped_by_signals
+from orchmgmt.server import Server, Signals
 from orchmgmt.settings import Settings
 
 LOCK_KEYS = (
@@ -122,7 +122,8 @@ def health() -> str:
 
 
 if __name__ == "__main__":
-    server = Server(app, Settings.read({"PORT": 0}))
-    with stopped_by_signals(server.stop):
+    with Signals() as signals:
+        server = Server(app, Settings.read({"PORT": 0}))
         print(f"Listening on {server.url}", flush=True)
+        signals.call(server.stop)
         server.run()

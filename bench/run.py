@@ -225,6 +225,8 @@ def company(kind: str, url: str) -> Iterator[None]:
             client.sendall(f"{head}Content-Length: 2\r\n\r\n{{}}".encode())
         if kind == "slow senders":
             client.sendall(f"{head}Content-Length: 100000\r\n\r\n".encode())
+    if kind == "slow readers":
+        time.sleep(2)  # what they asked for is being made; from now on it only waits for them
     ended = threading.Event()
 
     def trickle() -> None:
