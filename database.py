@@ -157,7 +157,7 @@ class Database:
             # sqlite3 reports a damaged file as the bare base class; what goes wrong while rows are
             # fetched, or in undoing what has gone wrong, is its own exception.
             if isinstance(error, _OUTAGES) or type(error).__name__ == "DatabaseError":
-                log.error("the database does not answer: %s", error.__context__ or error)
+                log.error("the database does not answer: %s", _first(error))
                 raise Unavailable("The database does not answer; try again later") from error
             raise
         finally:
@@ -185,6 +185,13 @@ class Database:
         for connection in list(self._connections):
             connection.close()
         self.engine.dispose()
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return what went wrong first: a full disk, and not that there was no way back from it."""
+    while isinstance(error.__context__, (peewee.DatabaseError, sqlite3.DatabaseError)):
+        error = error.__context__
+    return error
 
 
 def _identity_of(path: str) -> tuple[int, int] | None:

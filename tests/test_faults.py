@@ -97,10 +97,10 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_a_503_until_there_is_room(small_disk, tmp_path):
     command, folder = small_disk
     url = f"sqlite:///{folder}/orchmgmt.db"
-    with (tmp_path / "log").open("w") as log:
+    with (tmp_path / "log").open("w") as errors:
         process = subprocess.Popen(
             [*command, COMMAND, "serve", "--port", "0", "--database-url", url],
-            stdout=subprocess.PIPE, stderr=log, text=True,
+            stdout=subprocess.PIPE, stderr=errors, text=True,
         )  # fmt: skip
     try:
         server = Process(process)
@@ -109,7 +109,10 @@ def test_a_full_disk_is_a_503_until_there_is_room(small_disk, tmp_path):
         bulks = fill(server)
         assert bulks > 0
         serves_while_full(server, bulks)
-        assert "the database does not answer: " in (tmp_path / "log").read_text()
+        assert (
+            "the database does not answer: database or disk is full"
+            in (tmp_path / "log").read_text()
+        )
         (inside / "ballast").unlink()
         assert server.create(*bulk(999)).status == 201
         assert server.locks().json["count"] == (bulks + 1) * BULK

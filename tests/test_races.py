@@ -17,7 +17,7 @@ import pytest
 from support import FUTURE, MANAGEMENT, OPERATOR, lock
 
 CLIENTS = 8
-ROUNDS = 300
+ROUNDS = 1000
 
 
 @dataclass
