@@ -25,7 +25,7 @@ SORTS = ["id", "owner", "serviceInstanceId", "expiresAt"]
 
 instances = st.sampled_from(INSTANCES)
 owners = st.sampled_from(OWNERS)
-seconds = st.integers(1, 20)
+seconds = st.integers(1, 6)
 some_instances = st.lists(instances, min_size=1, max_size=4)
 
 
@@ -135,7 +135,7 @@ class Locks(RuleBasedStateMachine):
         with pytest.raises(NotFound):
             self.service.store.locks.reserve(job, instance, "Alice", write(self.clock[0] + 9))
 
-    @rule(seconds=st.integers(1, 25))
+    @rule(seconds=st.integers(1, 4))
     def time_passes(self, seconds):
         self.clock[0] += seconds
 
