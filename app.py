@@ -5,12 +5,10 @@ from collections.abc import Mapping
 from flask import Flask
 
 from orchmgmt.errors import register_error_handlers
-from orchmgmt.identity import authentication_policy
-from orchmgmt.permission import management_policy
+from orchmgmt.gate import Gate
 from orchmgmt.settings import Settings
 from orchmgmt.store import Store
 from orchmgmt.views import (
-    guard,
     health_blueprint,
     history_blueprint,
     lock_blueprint,
@@ -31,10 +29,10 @@ def create_app(settings: Mapping[str, object] | Settings | None = None) -> Flask
         SettingError: a setting is wrong, or needs a package that is missing.
         UnusableDatabase: the database cannot be opened, or is another program's.
     """
+    if not isinstance(settings, Settings):
+        settings = Settings.read(settings or {})
+    gate = Gate(settings)
     store = Store(settings)
-    settings = store.settings
-    identity = authentication_policy(settings)
-    permission = management_policy(settings)
 
     app = Flask(__name__, static_folder=None)
     app.extensions["orchmgmt"] = store
@@ -44,12 +42,14 @@ def create_app(settings: Mapping[str, object] | Settings | None = None) -> Flask
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
     app.register_blueprint(
-        guard(lock_blueprint(store), identity, permission), url_prefix=f"{MANAGEMENT}/lock"
+        gate.guard(lock_blueprint(store), "serviceOrchestrationLockManagement"),
+        url_prefix=f"{MANAGEMENT}/lock",
     )
     app.register_blueprint(
-        guard(history_blueprint(store), identity, permission), url_prefix=f"{MANAGEMENT}/history"
+        gate.guard(history_blueprint(store), "serviceOrchestrationHistoryManagement"),
+        url_prefix=f"{MANAGEMENT}/history",
     )
-    app.register_blueprint(guard(monitor_blueprint(), identity), url_prefix=f"{ROOT}/monitor")
+    app.register_blueprint(gate.guard(monitor_blueprint()), url_prefix=f"{ROOT}/monitor")
     app.register_blueprint(health_blueprint(store))
     register_error_handlers(app)
     if settings.metrics:

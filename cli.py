@@ -150,7 +150,8 @@ def run_server(settings: Settings, signals: "Signals") -> None:
             server = Server(app, settings)
         except CannotListen as error:
             raise Failure(str(error)) from None
-        if settings.authentication_policy == "declared" and not is_loopback(settings.host):
+        reachable = not settings.unix_socket and not is_loopback(settings.host)
+        if settings.authentication_policy == "declared" and reachable:
             log.warning(
                 "the authentication policy `declared` verifies nothing, and %s can be reached from "
                 "other machines: whoever reaches it is an operator by saying so",

@@ -112,9 +112,12 @@ def body_too_large(limit: int) -> str:
 def register_error_handlers(app: Flask) -> None:
     """Make every answer of 400 and above an ErrorResponse, whatever raised it."""
 
-    def respond(status: int, message: str, headers: dict[str, str]) -> Response:
+    def origin() -> str:
         target = request.environ.get("REQUEST_URI") or quote(request.path)
-        body = error_body(status, message, origin_of(request.method, target))
+        return origin_of(request.method, target)
+
+    def respond(status: int, message: str, headers: dict[str, str]) -> Response:
+        body = error_body(status, message, origin())
         g.refusal = message  # for the audit log
         return Response(body, status, headers, content_type="application/json")
 
@@ -135,5 +138,5 @@ def register_error_handlers(app: Flask) -> None:
 
     @app.errorhandler(Exception)
     def crash(error: Exception) -> Response:
-        log.exception("%s %s failed", request.method, request.path, exc_info=error)
+        log.exception("%r failed", origin(), exc_info=error)
         return respond(500, "An unexpected error happened; the server's log has the details", {})

@@ -8,6 +8,7 @@ history.finish(job_id)
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
+from operator import itemgetter
 from typing import Any
 from uuid import uuid4
 
@@ -22,6 +23,8 @@ from orchmgmt.settings import Settings
 from orchmgmt.values import now, strip, write_instant
 
 COLUMNS = list(Job._meta.sorted_fields)
+
+_ROW_BUT_ID = itemgetter(*[column.name for column in COLUMNS[1:]])
 
 
 class History:
@@ -137,7 +140,7 @@ class History:
                 "createdAt": now(),
             }
         )
-        self._database.write(self._insert.rows, [self._row(job)])
+        self._database.write(self._insert.rows, [(job_id, *_ROW_BUT_ID(job))])
         return job_id
 
     def start(self, job_id: str, message: str = "") -> None:
@@ -210,7 +213,7 @@ class History:
         rows = {}
         for job in jobs:
             job_id = job["id"] or str(uuid4())
-            rows[job_id] = self._row({**job, "id": job_id})
+            rows[job_id] = (job_id, *_ROW_BUT_ID(job))
         self._upsert.rows(list(rows.values()))
 
     def delete_old(self) -> int:
@@ -239,7 +242,3 @@ class History:
             )
 
         self._database.write(change)
-
-    @staticmethod
-    def _row(job: Mapping[str, Any]) -> Row:
-        return tuple(job[column.name] for column in COLUMNS)

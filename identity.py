@@ -1,21 +1,21 @@
 """Who is asking: one small class for each authentication policy (contract, "Who is asking").
 
-A policy is made from the settings and has one method, `identify`. A new one needs its class and
-its line in `POLICIES`.
+A policy is made from the settings and has one method, `identify`. The settings list them all.
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from pkgutil import resolve_name
+from typing import Any, Protocol
 
 from flask import Request
 
 from orchmgmt.errors import Unidentified
-from orchmgmt.settings import Settings
+from orchmgmt.settings import AUTHENTICATION_POLICIES, Policy, SettingError, Settings
 from orchmgmt.values import strip
 
 OPERATOR = "Sysop"
+INVALID_HEADER = "Invalid authorization header"
 
 _BEARER = re.compile("Bearer ([^/]*)//(.*)", re.DOTALL).fullmatch
 
@@ -41,10 +41,12 @@ class AuthenticationPolicy(Protocol):
 
         Raises:
             Unidentified: it does not say, or not in the way of this policy.
+            Forbidden: it says so, and is none that this policy lets in.
+            Unavailable: another system has to be asked, and does not answer.
         """
 
 
-class Declared:
+class Declared(AuthenticationPolicy):
     """`declared`: the requester says its name, and nothing is verified."""
 
     def __init__(self, settings: Settings) -> None:
@@ -62,7 +64,7 @@ class Declared:
         except ValueError:
             kind = ""
         if kind != "SYSTEM":
-            raise Unidentified("Invalid authorization header")
+            raise Unidentified(INVALID_HEADER)
         return Requester(name, operator=name == OPERATOR)
 
 
@@ -77,13 +79,32 @@ def bearer(request: Request) -> tuple[str, str]:
         raise Unidentified("No authorization header has been provided")
     match = _BEARER(header)
     if not match:
-        raise Unidentified("Invalid authorization header")
+        raise Unidentified(INVALID_HEADER)
     return match[1], match[2]
 
 
-POLICIES: dict[str, Callable[[Settings], AuthenticationPolicy]] = {"declared": Declared}
-
-
 def authentication_policy(settings: Settings) -> AuthenticationPolicy:
-    """Return the policy that the settings choose."""
-    return POLICIES[settings.authentication_policy](settings)
+    """Return the policy that the settings choose.
+
+    Raises:
+        SettingError: it needs a setting or a package that is missing.
+    """
+    policy: AuthenticationPolicy = chosen(
+        AUTHENTICATION_POLICIES, settings.authentication_policy, settings
+    )
+    return policy
+
+
+def chosen(policies: dict[str, Policy], name: str, settings: Settings) -> Any:
+    """Return one of `policies`, made from the settings.
+
+    Raises:
+        SettingError: it needs a setting or a package that is missing.
+    """
+    try:
+        policy = resolve_name(policies[name].where)
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            f"the policy `{name}` needs {error.name}: pip install 'orchmgmt[{name}]'"
+        ) from None
+    return policy(settings)

@@ -1,17 +1,21 @@
 """The HTTP server: waitress, with our answers to what never reaches the application."""
 
+import contextlib
 import errno
 import ipaddress
 import logging
+import os
 import resource
 import signal
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable
 from http import HTTPStatus
 from types import FrameType
 from typing import Any
+from urllib.parse import quote
 
 from flask import Flask
 from waitress import wasyncore
@@ -190,21 +194,28 @@ class Server:
     """
 
     def __init__(self, app: Flask, settings: Settings) -> None:
-        sockets = _listen(settings.host, settings.port)
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        self.url = f"http://{host}:{sockets[0].getsockname()[1]}"
+        self._socket_file: tuple[str, int] | None = None
+        if settings.unix_socket:
+            path = os.path.abspath(settings.unix_socket)
+            sockets = [_listen_unix(path)]
+            self._socket_file = path, os.stat(path).st_ino
+            self.url = f"http+unix://{quote(path, safe='')}"
+        else:
+            sockets = _listen(settings.host, settings.port)
+            host = f"[{settings.host}]" if ":" in settings.host else settings.host
+            self.url = f"http://{host}:{sockets[0].getsockname()[1]}"
         self._map = Sockets()
         self._loop = Loop(self._map)
         waitress = create_server(
             app,
             map=self._map,
             sockets=sockets,
-            _dispatcher=Workers(settings.threads, WORKING_AT_ONCE),
+            _dispatcher=Workers(settings.threads + settings.asking_threads, WORKING_AT_ONCE),
             max_request_body_size=settings.max_body_bytes + 1,  # waitress refuses its limit itself
             connection_limit=_connection_limit(),
             backlog=BACKLOG,
             cleanup_interval=NEVER,  # `run` gives up who stalls
-            clear_untrusted_proxy_headers=True,
+            clear_untrusted_proxy_headers=False,  # orchmgmt.proxies knows whom to believe
             ident="orchmgmt",
         )
         self._dispatcher = waitress.task_dispatcher
@@ -248,6 +259,7 @@ class Server:
         """Take no more connections; answer the requests that are here; close the idle ones."""
         for _ in range(BACKLOG):  # accept those that the kernel has completed, one at a time
             self._loop.turn(0)
+        self._remove_socket_file()
         for listener in self._listeners:
             wasyncore.dispatcher.close(listener)
         deadline = time.monotonic() + PATIENCE
@@ -263,6 +275,14 @@ class Server:
                 return
             self._loop.turn(0.1)
         log.warning("some requests were still being sent after %d s: they are dropped", PATIENCE)
+
+    def _remove_socket_file(self) -> None:
+        """Remove the Unix socket, unless somebody has put another into its place."""
+        if self._socket_file:
+            path, inode = self._socket_file
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(path).st_ino == inode:
+                    os.unlink(path)
 
 
 class Signals:
@@ -340,6 +360,35 @@ def _listen(host: str, port: int) -> list[socket.socket]:
         reason = getattr(error, "strerror", None) or str(error)
         raise CannotListen(f"cannot listen on {host}, port {port}: {reason}") from None
     return sockets
+
+
+def _listen_unix(path: str) -> socket.socket:
+    """Bind a Unix socket, in the place of one that a server left behind when it was killed."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(path)
+            except (FileNotFoundError, ConnectionRefusedError):
+                pass  # nobody listens
+            else:
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        if os.path.exists(path):
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                raise OSError(errno.EEXIST, "it is there and no socket")
+            os.unlink(path)
+        # Whoever may open it is believed as a proxy: the owner, and the group that the proxy is in.
+        before = os.umask(0o117)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(before)
+        listener.listen(BACKLOG)
+    except (OSError, ValueError) as error:  # the latter of a path with a NUL
+        listener.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CannotListen(f"cannot listen on {path}: {reason}") from None
+    return listener
 
 
 def _bind(family: int, kind: int, protocol: int, address: tuple[Any, ...]) -> socket.socket:

@@ -14,6 +14,33 @@ from orchmgmt.values import Naming, strip
 
 PREFIX = "ORCHMGMT_"
 
+
+@dataclass(frozen=True)
+class Policy:
+    """Where a policy's class is, as `module:Class`, and whether it asks other systems.
+
+    The class is imported only when it is chosen: nobody needs the packages of the others.
+    """
+
+    where: str
+    asks: bool = False
+
+
+#: How many requests may wait at once for the systems that a policy asks.
+ASKING_AT_ONCE = 32
+
+#: A new policy needs its class and its line here.
+AUTHENTICATION_POLICIES = {
+    "declared": Policy("orchmgmt.identity:Declared"),
+    "outsourced": Policy("orchmgmt.outsourced:Outsourced", asks=True),
+    "certificate": Policy("orchmgmt.certificate:Certificate"),
+}
+MANAGEMENT_POLICIES = {
+    "sysop-only": Policy("orchmgmt.permission:SysopOnly"),
+    "whitelist": Policy("orchmgmt.permission:Whitelist"),
+    "authorization": Policy("orchmgmt.authorization:Authorization", asks=True),
+}
+
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 
@@ -26,12 +53,13 @@ def _setting(
     default: Any,
     help: str,
     *,
-    choices: tuple[str, ...] = (),
+    choices: Iterable[str] = (),
     minimum: float | None = None,
     maximum: float | None = None,
+    secret: bool = False,
 ) -> Any:
-    limits = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
-    return field(default=default, metadata=limits)
+    limits = {"help": help, "choices": tuple(choices), "minimum": minimum, "maximum": maximum}
+    return field(default=default, repr=not secret, metadata=limits)
 
 
 @dataclass(frozen=True)
@@ -50,17 +78,58 @@ class Settings:
     port: int = _setting(
         8441, "TCP port to listen on; 0 picks a free one", minimum=0, maximum=65535
     )
+    unix_socket: str = _setting("", "Unix socket to listen on instead of an address and a port")
     threads: int = _setting(4, "Threads that answer requests", minimum=1, maximum=256)
     authentication_policy: str = _setting(
-        "declared", "How requesters prove who they are", choices=("declared",)
+        "declared", "How requesters prove who they are", choices=AUTHENTICATION_POLICIES
     )
     management_policy: str = _setting(
         "sysop-only",
-        "Who may manage locks and history: operators, or also the whitelist",
-        choices=("sysop-only", "whitelist"),
+        "Who may manage locks and history: operators, or also the whitelist, or also those that "
+        "ConsumerAuthorization allows",
+        choices=MANAGEMENT_POLICIES,
     )
     management_whitelist: tuple[str, ...] = _setting(
-        (), "System names, separated by commas, that the policy `whitelist` lets in"
+        (),
+        "System names, separated by commas, that `whitelist` and `authorization` let in",
+    )
+    system_name: str = _setting(
+        "OrchestrationManagement", "The name of this system, for the systems that it asks"
+    )
+    system_password: str = _setting(
+        "",
+        "What this system logs in with; other users of the machine can see a command's options",
+        secret=True,
+    )
+    system_password_file: str = _setting("", "File with that password, instead")
+    identity_url: str = _setting(
+        "", "The identity service, such as https://HOST:8445/authentication/identity"
+    )
+    authorization_url: str = _setting(
+        "",
+        "ConsumerAuthorization, such as https://HOST:8445/consumerauthorization/authorization",
+    )
+    ca_file: str = _setting(
+        "", "PEM file of who may certify those two; the machine's own by default"
+    )
+    certificate_file: str = _setting("", "PEM file of this system's own certificate, for those two")
+    key_file: str = _setting("", "PEM file of its key, if that is another file")
+    identity_cache_seconds: float = _setting(
+        10.0, "How long a verified token is remembered; 0 never", minimum=0.0, maximum=3600.0
+    )
+    connect_timeout_seconds: float = _setting(
+        2.0, "How long a connection to those two may take", minimum=0.05, maximum=300.0
+    )
+    read_timeout_seconds: float = _setting(
+        5.0, "How long their answer may take", minimum=0.05, maximum=300.0
+    )
+    cloud: str = _setting("", "<cloud>.<organisation> that a client certificate must name")
+    client_certificate_header: str = _setting(
+        "X-Client-Certificate", "Header in which a trusted proxy hands on the client certificate"
+    )
+    trusted_proxies: tuple[str, ...] = _setting(
+        ("127.0.0.0/8", "::1"),
+        "Addresses and networks, separated by commas, of proxies whose headers are believed",
     )
     normalization_mode: str = _setting(
         "extended",
@@ -97,16 +166,44 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        for name in self.management_whitelist:
-            try:
-                self.naming.system_name(strip(name))
-            except ValueError as error:
-                raise SettingError(f"{PREFIX}MANAGEMENT_WHITELIST: {error}") from None
+        for setting, names in (
+            ("MANAGEMENT_WHITELIST", self.management_whitelist),
+            ("SYSTEM_NAME", (self.system_name,)),
+        ):
+            for name in names:
+                try:
+                    self.naming.system_name(strip(name))
+                except ValueError as error:
+                    raise SettingError(f"{PREFIX}{setting}: {error}") from None
 
     @property
     def naming(self) -> Naming:
         """How names are normalised under these settings."""
         return Naming(extended=self.normalization_mode == "extended")
+
+    @property
+    def asking_threads(self) -> int:
+        """How many requests may wait for other systems at once, beside the `threads`."""
+        asks = (
+            AUTHENTICATION_POLICIES[self.authentication_policy].asks
+            or MANAGEMENT_POLICIES[self.management_policy].asks
+        )
+        return ASKING_AT_ONCE if asks else 0
+
+    def needed(self, name: str, policy: str) -> str:
+        """Return the text of a setting that a policy cannot do without.
+
+        Args:
+            name: the setting, such as `identity_url`.
+            policy: the policy that needs it.
+
+        Raises:
+            SettingError: it is not set.
+        """
+        value: str = getattr(self, name)
+        if not value:
+            raise SettingError(f"the policy `{policy}` needs {PREFIX}{name.upper()}")
+        return value
 
     @classmethod
     def read(
@@ -185,6 +282,8 @@ def _type(setting: Field[Any]) -> Any:
 
 def _parse(setting: Field[Any], value: object) -> Any:
     convert, type_name = _TYPES[_type(setting)]
+    if value == setting.default == "":
+        return ""
     limits = setting.metadata
     try:
         result = convert(value)
@@ -199,7 +298,8 @@ def _parse(setting: Field[Any], value: object) -> Any:
         elif limits["minimum"] is not None:
             wanted += f" from {write(limits['minimum'])} to {write(limits['maximum'])}"
         name = PREFIX + setting.name.upper()
-        raise SettingError(f"{name} must be {wanted}, not {value!r}") from None
+        but = f", not {value!r}" if setting.repr else ""
+        raise SettingError(f"{name} must be {wanted}{but}") from None
     return result
 
 

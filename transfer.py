@@ -1,8 +1,7 @@
 """Locks and jobs as JSON Lines: each line is an entry as the contract's responses have it."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchmgmt.database import Row
 from orchmgmt.errors import InvalidParameter
@@ -24,8 +23,7 @@ class BadLine(Exception):
         super().__init__(f"line {number}: {reason}")
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One entry of an import.
 
     Attributes:

@@ -3,14 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
-from flask import Blueprint, Response, g, request
+from flask import Blueprint, Response, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from orchmgmt.audit import audited, tell
 from orchmgmt.database import Row
-from orchmgmt.errors import Forbidden, UnsupportedMediaType, body_too_large
-from orchmgmt.identity import AuthenticationPolicy
-from orchmgmt.permission import ManagementPolicy
+from orchmgmt.errors import UnsupportedMediaType, body_too_large
 from orchmgmt.schemas import (
     EntrySchema,
     HistoryQuery,
@@ -99,21 +97,6 @@ def health_blueprint(store: Store) -> Blueprint:
     def health() -> Response:
         store.database.check()
         return Response('{"status": "ok"}', content_type="application/json")
-
-    return blueprint
-
-
-def guard(
-    blueprint: Blueprint, identity: AuthenticationPolicy, permission: ManagementPolicy | None = None
-) -> Blueprint:
-    """Let only identified systems use a blueprint, and with `permission` only those it admits."""
-
-    @blueprint.before_request
-    def admit() -> None:
-        requester = identity.identify(request)
-        g.requester = requester.name
-        if permission is not None and not permission.admits(requester):
-            raise Forbidden("Requester has no management permission")
 
     return blueprint
 

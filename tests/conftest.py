@@ -3,17 +3,15 @@
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Process, Service
-
-from orchmgmt.app import create_app, store_of
-from orchmgmt.server import Server
-from orchmgmt.store import Store
+from certificates import Authority
+from standin import Cloud
+from support import Process, Service, served
 
 
 @pytest.fixture(autouse=True)
@@ -26,24 +24,13 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """Start services: `start(MAX_PAGE_SIZE=10)` gives one with these settings."""
-    running: list[tuple[Server, threading.Thread, Store]] = []
+    with ExitStack() as running:
 
-    def start(**settings: Any) -> Service:
-        settings.setdefault("DATABASE_URL", f"sqlite:///{tmp_path}/orchmgmt.db")
-        settings.setdefault("PORT", 0)
-        app = create_app(settings)
-        store = store_of(app)
-        server = Server(app, store.settings)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        running.append((server, thread, store))
-        return Service(url=server.url, store=store)
+        def start(**settings: Any) -> Service:
+            settings.setdefault("DATABASE_URL", f"sqlite:///{tmp_path}/orchmgmt.db")
+            return running.enter_context(served(**settings))
 
-    yield start
-    for server, thread, store in running:
-        server.stop()
-        thread.join()
-        store.close()
+        yield start
 
 
 @pytest.fixture
@@ -98,3 +85,17 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Process]]:
             process.stop()
         assert process.process.stdout is not None
         process.process.stdout.close()
+
+
+@pytest.fixture
+def cloud() -> Iterator[Cloud]:
+    """A stand-in for the identity service and ConsumerAuthorization."""
+    cloud = Cloud()
+    yield cloud
+    cloud.stop()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """The cloud's certificate authority."""
+    return Authority(tmp_path_factory.mktemp("authority"))

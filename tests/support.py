@@ -4,9 +4,15 @@ import http.client
 import json
 import signal
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
+
+from orchmgmt.app import create_app, store_of
+from orchmgmt.server import Server
 
 MANAGEMENT = "/serviceorchestration/orchestration/mgmt"
 OPERATOR = "Bearer SYSTEM//Sysop"
@@ -19,7 +25,9 @@ EXCEPTION_TYPES = {
     404: "DATA_NOT_FOUND",
     500: "INTERNAL_SERVER_ERROR",
     501: "INTERNAL_SERVER_ERROR",
+    502: "INTERNAL_SERVER_ERROR",
     503: "EXTERNAL_SERVER_ERROR",
+    504: "INTERNAL_SERVER_ERROR",
 }
 
 
@@ -111,6 +119,21 @@ class Service(Client):
     """A service in a thread of the test, on a real socket."""
 
     store: Any = None
+
+
+@contextmanager
+def served(**settings: Any) -> Iterator[Service]:
+    """A service with these settings, while the context lasts."""
+    app = create_app({"PORT": 0, **settings})
+    with store_of(app) as store:
+        server = Server(app, store.settings)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            yield Service(url=server.url, store=store)
+        finally:
+            server.stop()
+            thread.join()
 
 
 class Process(Client):

@@ -22,13 +22,13 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-def console() -> list[tuple[str, str]]:
-    """Each command of the README, and what it is said to print."""
-    lines = "".join(blocks("console"))
+def console(text: str) -> list[tuple[str, str]]:
+    """Each command of a page, and what it is said to print."""
+    lines = "".join(blocks("console", text))
     found = re.findall(r"^\$ (.*\n(?:> .*\n)*)((?:[^$].*\n|\n)*)", lines, re.MULTILINE)
     return [(re.sub("^> ", "", command, flags=re.MULTILINE), output) for command, output in found]
 
@@ -44,7 +44,7 @@ def test_every_command_prints_what_the_readme_shows(serve: Callable[..., Process
             pytest.fail("curl is missing")
         pytest.skip("curl is not installed")
     demo = serve(command="demo")
-    commands = console()
+    commands = console(README)
     script = "".join(f"{command}printf '\\1'\n" for command, _ in commands)
     script = script.replace("127.0.0.1:8441", urlsplit(demo.url).netloc)
     result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
@@ -57,7 +57,7 @@ def test_every_command_prints_what_the_readme_shows(serve: Callable[..., Process
 
 
 def test_the_example_of_embedding_runs() -> None:
-    (example,) = blocks("python")
+    (example,) = blocks("python", README)
     exec(compile(example, "README.md", "exec"), {})
 
 

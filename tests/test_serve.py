@@ -298,7 +298,8 @@ def test_help_shows_every_option_with_its_default(run, command):
                 default = row.default or "none"
                 if (command, option) == (["demo"], "--history-max-age-days"):
                     default = DEMO_HISTORY_MAX_AGE_DAYS
-                assert f"[{row.name}; default: {default}]" in text
+                shown = f"[{row.name}; default: {default}]"
+                assert shown in text.replace("- ", "-")  # click breaks lines at hyphens too
 
 
 def test_help_of_serve_names_every_setting(run):

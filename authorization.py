@@ -1,0 +1,45 @@
+"""The management policy `authorization`: ConsumerAuthorization says who may manage."""
+
+from orchmgmt.cloud import OtherSystem, own_side
+from orchmgmt.identity import Requester
+from orchmgmt.permission import Operation, Whitelist
+from orchmgmt.settings import Settings
+
+
+class Authorization(Whitelist):
+    """`authorization`: those of `whitelist`, and systems that ConsumerAuthorization allows.
+
+    Args:
+        settings: they say where it is, and who this system is to it.
+
+    Raises:
+        SettingError: one of these settings is missing or wrong.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._own = own_side(settings)
+        self._authorization = OtherSystem(
+            "authorization system", settings, "authorization_url", "authorization"
+        )
+
+    def admits(self, requester: Requester, operation: Operation) -> bool:
+        """Return whether the requester is an operator, on the list, or allowed.
+
+        Raises:
+            Unavailable: ConsumerAuthorization does not answer as the contract says.
+        """
+        if super().admits(requester, operation):
+            return True
+        question = {
+            "provider": self._own.name,
+            "consumer": requester.name,
+            "cloud": "LOCAL",
+            "targetType": "SERVICE_DEF",
+            "target": operation.service,
+            "scope": operation.scope,
+        }
+        answer = self._own.ask(self._authorization, "POST", "verify", question)
+        if not isinstance(answer, bool):
+            raise self._authorization.unavailable("its answer is neither true nor false")
+        return answer

@@ -1,0 +1,103 @@
+"""The authentication policy `certificate`: who a client certificate names, as a proxy verified it.
+
+The proxy ends mutual TLS, verifies the certificate against the cloud's authority and hands it on in
+a header.
+"""
+
+import re
+from base64 import b64decode
+from datetime import datetime, timezone
+from urllib.parse import unquote
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID, ObjectIdentifier
+from flask import Request
+
+from orchmgmt.errors import Forbidden, Unidentified
+from orchmgmt.identity import AuthenticationPolicy, Requester
+from orchmgmt.proxies import TrustedProxies
+from orchmgmt.settings import PREFIX, SettingError, Settings
+from orchmgmt.values import strip
+
+SYSTEM, OPERATOR = "sy", "op"
+
+_HEADER_NAME = re.compile("[A-Za-z0-9-]+").fullmatch
+_CLOUD = re.compile(r"[^.\s]+\.[^.\s]+").fullmatch
+# Neither form has a comma, which is what comes of a header that is there twice.
+_RFC_9440 = re.compile(":([A-Za-z0-9+/]+=*):").fullmatch
+_ESCAPED = re.compile("[A-Za-z0-9%+/=._~-]+").fullmatch
+_PEM = re.compile(
+    "-----BEGIN CERTIFICATE-----\n([A-Za-z0-9+/=\n]+)-----END CERTIFICATE-----\n?"
+).fullmatch
+
+
+class Certificate(AuthenticationPolicy):
+    """`certificate`: the client certificate of the connection that the reverse proxy ends.
+
+    Args:
+        settings: which proxies are believed, their header, and the cloud.
+
+    Raises:
+        SettingError: one of these settings is missing or wrong.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._naming = settings.naming
+        self._proxies = TrustedProxies(settings)
+        self._header = settings.client_certificate_header
+        self._cloud = settings.needed("cloud", "certificate")
+        if not _CLOUD(self._cloud):
+            raise SettingError(f"{PREFIX}CLOUD must be <cloud>.<organisation>, not {self._cloud!r}")
+        if not _HEADER_NAME(self._header):
+            raise SettingError(
+                f"{PREFIX}CLIENT_CERTIFICATE_HEADER must be a header's name in letters, digits "
+                f"and -, not {self._header!r}"
+            )
+
+    def identify(self, request: Request) -> Requester:
+        """Return the system or operator that the client certificate names.
+
+        Raises:
+            Unidentified: there is none, it is not believed, or it is not valid now.
+            Forbidden: it is none of a system or an operator of this cloud.
+        """
+        value = request.headers.get(self._header)
+        if value is not None and not self._proxies.sent(request):
+            raise Unidentified("A client certificate is only taken from a trusted proxy")
+        if not value:
+            raise Unidentified("No client certificate has been provided")
+        try:
+            certificate = x509.load_der_x509_certificate(_der(value))
+            now = datetime.now(timezone.utc)
+            valid = certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
+            names = _texts(certificate, NameOID.COMMON_NAME)
+            profiles = _texts(certificate, NameOID.DN_QUALIFIER)
+        except (ValueError, x509.InvalidVersion):
+            raise Unidentified("Invalid client certificate") from None
+        if not valid:
+            raise Unidentified("The client certificate has expired or is not valid yet")
+        if profiles not in ([SYSTEM], [OPERATOR]):
+            raise Forbidden("The client certificate is neither a system's nor an operator's")
+        return Requester(self._name(names), operator=profiles == [OPERATOR])
+
+    def _name(self, names: list[str]) -> str:
+        """The SystemName in a common name, `<system>.<cloud>.<organisation>.arrowhead.eu`."""
+        system, _, rest = "".join(names).partition(".")
+        if len(names) != 1 or rest != f"{self._cloud}.arrowhead.eu":
+            raise Forbidden("The client certificate is not of this cloud")
+        try:
+            return self._naming.system_name(strip(system))
+        except ValueError:
+            raise Forbidden("The client certificate does not name a system") from None
+
+
+def _der(value: str) -> bytes:
+    """The one certificate in a header: RFC 9440's form, or nginx's escaped PEM."""
+    match = _RFC_9440(value) or (_ESCAPED(value) and _PEM(unquote(value).replace("\r\n", "\n")))
+    if not match:
+        raise ValueError
+    return b64decode(match[1].replace("\n", ""), validate=True)
+
+
+def _texts(certificate: x509.Certificate, kind: ObjectIdentifier) -> list[str]:
+    return [str(it.value) for it in certificate.subject.get_attributes_for_oid(kind)]

@@ -1,0 +1,334 @@
+"""The other systems of the cloud: how this one asks them, and who it is to them.
+
+Contract, "Who is asking". Whatever is not the answer that the contract describes is `Unavailable`,
+and the log has the reason; neither ever holds a token or a password.
+"""
+
+import json
+import logging
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from functools import lru_cache
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import urllib3
+
+from orchmgmt.errors import Unavailable
+from orchmgmt.settings import PREFIX, SettingError, Settings
+from orchmgmt.values import second_until, strip
+from orchmgmt.workers import waiting
+
+log = logging.getLogger("orchmgmt")
+
+ANSWER_BYTES = 64 * 1024
+
+#: The part of a login's life after which this system logs in again.
+LOGIN_AGES = 0.8
+
+
+_silent = threading.local()
+
+
+def _not_while_asking(record: logging.LogRecord) -> bool:
+    """urllib3 logs the paths that it asks for, and a path holds a token."""
+    return not getattr(_silent, "here", False)
+
+
+for _name in [name for name in logging.root.manager.loggerDict if name.startswith("urllib3")]:
+    logging.getLogger(_name).addFilter(_not_while_asking)
+
+
+class OtherSystem:
+    """A system of the cloud that this one asks.
+
+    Args:
+        name: what a message calls it.
+        settings: they say where it is.
+        url: the setting with its base URL.
+        policy: the policy that needs it.
+
+    Raises:
+        SettingError: the setting is missing, or no URL.
+    """
+
+    def __init__(self, name: str, settings: Settings, url: str, policy: str) -> None:
+        self.name = name
+        self.url = settings.needed(url, policy).rstrip("/")
+        try:
+            parts = urlsplit(self.url)
+            right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            right = False
+        # Its text is not shown: somebody may have put a password into it.
+        if not right or "@" in parts.netloc or parts.query or parts.fragment:
+            raise SettingError(
+                f"{PREFIX}{url.upper()} must be http:// or https://, a host and a path"
+            )
+
+    def unavailable(self, reason: object) -> Unavailable:
+        """Log why this system's answer is of no use, and return what to raise."""
+        log.warning("the %s does not answer as it should: %s", self.name, reason)
+        return Unavailable(f"The {self.name} does not answer; try again later")
+
+
+class OwnSide:
+    """This system as the others see it: its connections to them and its identity.
+
+    Args:
+        settings: certificates, timeouts, and who this system is.
+
+    Attributes:
+        name: this system's SystemName.
+
+    Raises:
+        SettingError: what proves who this system is, is missing or wrong.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.name = settings.naming.system_name(strip(settings.system_name))
+        self._patience = settings.connect_timeout_seconds + settings.read_timeout_seconds
+        self._pool = _pool(settings)
+        self._places = threading.BoundedSemaphore(settings.asking_threads)
+        self._login: _Login | None = None
+        self._authorization: str | None = None
+        if settings.authentication_policy == "outsourced":
+            self._login = _Login(self, settings)
+        elif settings.authentication_policy == "declared":
+            self._authorization = f"Bearer SYSTEM//{self.name}"
+        else:
+            settings.needed("certificate_file", settings.management_policy)
+
+    def ask(self, system: OtherSystem, method: str, path: str, payload: object = None) -> Any:
+        """Return what another system answers to this one, as JSON.
+
+        Args:
+            system: who is asked.
+            method: the HTTP method.
+            path: where below its base URL.
+            payload: what is sent, as JSON; `None` is no body.
+
+        Raises:
+            Unavailable: it does not answer with 200 and JSON in time, or too many wait already.
+        """
+        with self._place(system):
+            login = self._login
+            own = login.token() if login else self._authorization
+            status, body = self.exchange(system, method, path, payload, own)
+            if status == HTTPStatus.UNAUTHORIZED and login:
+                own = login.token(refused=own)
+                status, body = self.exchange(system, method, path, payload, own)
+        if status != HTTPStatus.OK:
+            raise system.unavailable(f"status {status}")
+        return parsed(system, body)
+
+    @contextmanager
+    def _place(self, system: OtherSystem) -> Iterator[None]:
+        """One of the places of those that wait: a slow system must leave threads to the others."""
+        if not self._places.acquire(blocking=False):
+            raise system.unavailable("too many requests wait for it already")
+        try:
+            with waiting():
+                yield
+        finally:
+            self._places.release()
+
+    def exchange(
+        self,
+        system: OtherSystem,
+        method: str,
+        path: str,
+        payload: object,
+        authorization: str | None,
+    ) -> tuple[int, bytes]:
+        """Send one request and return the status and the body of its answer.
+
+        Raises:
+            Unavailable: the answer does not come in time, or is too large.
+        """
+        headers = {"Accept": "application/json"}
+        if authorization:
+            headers["Authorization"] = authorization
+        body = None
+        if payload is not None:
+            headers["Content-Type"] = "application/json"
+            body = json.dumps(payload).encode()
+        deadline = time.monotonic() + self._patience
+        _silent.here = True
+        try:
+            response = self._pool.request(
+                method,
+                f"{system.url}/{quote(path)}",
+                body=body,
+                headers=headers,
+                retries=False,
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+            )
+            try:
+                answer = b""
+                while block := response.read1(ANSWER_BYTES):
+                    answer += block
+                    if len(answer) > ANSWER_BYTES:
+                        raise system.unavailable("its answer is too large")
+                    if time.monotonic() > deadline:
+                        raise system.unavailable("its answer comes too slowly")
+                return response.status, answer
+            finally:
+                response.close()  # what was read to its end has already gone back to the pool
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise system.unavailable(_reason(error)) from None
+        finally:
+            _silent.here = False
+
+
+class _Login:
+    """This system's own login at the identity service, renewed before it ends."""
+
+    def __init__(self, own: OwnSide, settings: Settings) -> None:
+        self._own = own
+        self._identity = OtherSystem("identity service", settings, "identity_url", "outsourced")
+        self._password = _password(settings)
+        self._lock = threading.Lock()
+        self._token: str | None = None
+        self._renewal = 0.0
+        self._under_way: Future[str] | None = None
+
+    def token(self, refused: str | None = None) -> str:
+        """Return this system's `Authorization`.
+
+        Args:
+            refused: an earlier one that is no longer good.
+
+        Raises:
+            Unavailable: the identity service does not let this system log in.
+        """
+        with self._lock:
+            token = self._token
+            if token and token != refused and time.monotonic() < self._renewal:
+                return token
+            others = self._under_way
+            mine = self._under_way = Future() if others is None else others
+        # One thread logs in, and the others share what comes of it: a login may end the one before.
+        if others is None:
+            try:
+                mine.set_result(self._log_in())
+            except BaseException as error:
+                mine.set_exception(error)
+                raise
+            finally:
+                with self._lock:
+                    self._under_way = None
+        failure = mine.exception()
+        if failure is not None:
+            raise Unavailable(str(failure)) from None
+        return mine.result()
+
+    def _log_in(self) -> str:
+        credentials = {
+            "systemName": self._own.name,
+            "credentials": {"password": self._password},
+        }
+        began = time.monotonic()
+        status, body = self._own.exchange(self._identity, "POST", "login", credentials, None)
+        if status == HTTPStatus.UNAUTHORIZED:
+            raise self._identity.unavailable("it refuses this system's name or password")
+        if status != HTTPStatus.OK:
+            raise self._identity.unavailable(f"status {status} to the login")
+        answer = parsed(self._identity, body)
+        try:
+            token, end = answer["token"], answer["expirationTime"]
+            lifetime = seconds_until(end)
+            if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+                raise ValueError
+        except (TypeError, KeyError, ValueError):
+            raise self._identity.unavailable("its answer to the login is malformed") from None
+        with self._lock:
+            self._token = f"Bearer IDENTITY-TOKEN//{token}"
+            self._renewal = began + LOGIN_AGES * lifetime
+            return self._token
+
+
+@lru_cache(maxsize=16)
+def own_side(settings: Settings) -> OwnSide:
+    """Return the one `OwnSide` of these settings.
+
+    Two would log in twice, and a login may end the one before.
+    """
+    return OwnSide(settings)
+
+
+def seconds_until(moment: object) -> float:
+    """Return how many seconds a DateTime of the contract is ahead; less than 0 if it has passed.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(moment, str):
+        raise ValueError
+    end = datetime.fromisoformat(second_until(moment).removesuffix("Z"))
+    return end.replace(tzinfo=timezone.utc).timestamp() - time.time()
+
+
+def parsed(system: OtherSystem, body: bytes) -> Any:
+    """Return the JSON that another system sent.
+
+    Raises:
+        Unavailable: it is none.
+    """
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise system.unavailable("its answer is not JSON") from None
+
+
+def _pool(settings: Settings) -> urllib3.PoolManager:
+    name = "CA_FILE"
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file or None)
+        if settings.certificate_file:
+            name = "CERTIFICATE_FILE"
+            # The password is for a key that has one: nobody is there to type it.
+            context.load_cert_chain(
+                settings.certificate_file, settings.key_file or None, password=""
+            )
+    except OSError as error:
+        raise SettingError(f"{PREFIX}{name} cannot be used: {error.strerror}") from None
+    return urllib3.PoolManager(
+        maxsize=settings.asking_threads,
+        timeout=urllib3.Timeout(
+            connect=settings.connect_timeout_seconds, read=settings.read_timeout_seconds
+        ),
+        ssl_context=context,
+    )
+
+
+def _password(settings: Settings) -> str:
+    if not settings.system_password_file:
+        return settings.needed("system_password", "outsourced")
+    name = f"{PREFIX}SYSTEM_PASSWORD_FILE"
+    if settings.system_password:
+        raise SettingError(f"{name} and {PREFIX}SYSTEM_PASSWORD exclude each other")
+    try:
+        password = Path(settings.system_password_file).read_text("utf-8").rstrip("\r\n")
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise SettingError(f"{name} cannot be read: {reason}") from None
+    if not password:
+        raise SettingError(f"{name} names an empty file")
+    return password
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without anything that the other side sent: it may have sent a token back."""
+    cause = error.__cause__ or error.__context__
+    detail = getattr(cause, "strerror", None)
+    return f"{type(error).__name__} ({detail})" if detail else type(error).__name__

@@ -1,0 +1,62 @@
+"""The gate before the operations: identity, then permission, and the access log of both."""
+
+import logging
+
+from flask import Blueprint, g, request
+
+from orchmgmt.errors import Forbidden, ServiceError
+from orchmgmt.identity import authentication_policy
+from orchmgmt.permission import Operation, management_policy
+from orchmgmt.proxies import TrustedProxies
+from orchmgmt.settings import Settings
+
+#: A refused request is a line at INFO, an allowed one at DEBUG. Nothing in a line is as somebody
+#: sent it: neither a token nor a control character gets in.
+access = logging.getLogger("orchmgmt.access")
+
+
+class Gate:
+    """Lets in the requests that the policies of the settings let in.
+
+    Raises:
+        SettingError: a policy needs a setting or a package that is missing.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._identity = authentication_policy(settings)
+        self._permission = management_policy(settings)
+        self._proxies = TrustedProxies(settings)
+
+    def guard(self, blueprint: Blueprint, service: str | None = None) -> Blueprint:
+        """Return `blueprint`, for identified systems only.
+
+        Args:
+            blueprint: operations, each a function called by its scope.
+            service: the service definition that they belong to, if they also need permission.
+        """
+
+        @blueprint.before_request
+        def admit() -> None:
+            scope = str(request.endpoint).rpartition(".")[2]
+            self._admit(Operation(service, scope) if service else None)
+
+        return blueprint
+
+    def _admit(self, operation: Operation | None) -> None:
+        name = "-"
+        try:
+            requester = self._identity.identify(request)
+            name = g.requester = requester.name
+            if operation and not self._permission.admits(requester, operation):
+                raise Forbidden("Requester has no management permission")
+        except ServiceError as refusal:
+            self._log(logging.INFO, "refused", name, f"{refusal.status.value} {refusal}")
+            raise
+        self._log(logging.DEBUG, "allowed", name, "operator" if requester.operator else "system")
+
+    def _log(self, level: int, outcome: str, name: str, reason: str) -> None:
+        if access.isEnabledFor(level):
+            client = self._proxies.client(request)
+            access.log(
+                level, "%s %s %s from %s: %s", outcome, name, request.endpoint, client, reason
+            )

@@ -1,0 +1,114 @@
+"""The commands in `docs/` do what is written there."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from certificates import Authority
+from conftest import COMMAND
+from nginx import Nginx
+from standin import PASSWORD, Cloud
+from support import Process
+from test_readme import blocks, console
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def section(page: str, title: str) -> str:
+    """A page, or the part of it below one of its titles."""
+    text = (DOCS / page).read_text()
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0] if title else text.split("\n## ")[0]
+
+
+def environ(text: str) -> dict[str, str]:
+    """The settings that the shell commands of a section export."""
+    return dict(re.findall(r"^export (\w+)=(\S+)$", text, re.MULTILINE))
+
+
+def check(text: str, folder: Path, replace: dict[str, str] | None = None) -> None:
+    """Run the commands of a section and compare what they print."""
+    if shutil.which("curl") is None or shutil.which("openssl") is None:
+        if os.environ.get("CI"):
+            pytest.fail("curl or openssl is missing")
+        pytest.skip("curl or openssl is not installed")
+    commands = console(text)
+    assert commands
+    script = "".join(f"{command}printf '\\1'\n" for command, _ in commands)
+    for old, new in (replace or {}).items():
+        script = script.replace(old, new)
+    result = subprocess.run(
+        ["bash", "-c", f"exec 2>&1\n{script}"], cwd=folder, stdout=-1, text=True, timeout=60
+    )
+    outputs = result.stdout.split("\1")[:-1]
+    assert [it.rstrip("\n") for it in outputs] == [it.rstrip("\n") for _, it in commands]
+
+
+@pytest.fixture(autouse=True)
+def _the_command_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{Path(COMMAND).parent}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.fixture
+def secure_cloud(authority: Authority) -> Iterator[Cloud]:
+    cloud = Cloud(authority.server_context())
+    yield cloud
+    cloud.stop()
+
+
+def test_a_policy_says_what_it_misses(tmp_path: Path) -> None:
+    check(section("policies.md", ""), tmp_path)
+
+
+def test_outsourced(
+    serve: Callable[..., Process], secure_cloud: Cloud, authority: Authority, tmp_path: Path
+) -> None:
+    text = section("policies.md", "`outsourced`")
+    shutil.copyfile(authority.ca_file, tmp_path / "cloud-ca.pem")
+    (tmp_path / "password").write_text(PASSWORD)
+    secure_cloud.operators["Carol"] = "open sesame"
+    settings = environ(text)
+    address = "https://127.0.0.1:8445"
+    settings["ORCHMGMT_IDENTITY_URL"] = settings["ORCHMGMT_IDENTITY_URL"].replace(
+        address, secure_cloud.url
+    )
+    process = serve(env=settings)
+    replace = {address: secure_cloud.url, "127.0.0.1:8441": urlsplit(process.url).netloc}
+    check(text, tmp_path, replace)
+
+
+def test_nginx_and_certificates(serve: Callable[..., Process], tmp_path: Path) -> None:
+    text = section("nginx.md", "Certificates")
+    (commands,) = blocks("sh", text)
+    made = subprocess.run(
+        ["bash", "-e", "-c", commands], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert made.returncode == 0, made.stderr
+    process = serve(env=environ(section("policies.md", "`certificate`")))
+    nginx = Nginx(
+        tmp_path / "nginx",
+        "generic_https_certificate.conf",
+        {"/etc/orchmgmt": str(tmp_path), "127.0.0.1:8441": urlsplit(process.url).netloc},
+    )
+    try:
+        check(text, tmp_path, {"https://localhost": f"https://localhost:{nginx.port}"})
+    finally:
+        nginx.stop()
+
+
+def test_authorization_starts_with_what_is_said(
+    serve: Callable[..., Process], authority: Authority, tmp_path: Path
+) -> None:
+    shutil.copyfile(authority.ca_file, tmp_path / "cloud-ca.pem")
+    assert serve(env=environ(section("policies.md", "`authorization`"))).locks().status == 200
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{it.name}" for it in DOCS.iterdir())])
+def test_links_lead_somewhere(page: str) -> None:
+    path = DOCS.parent / page
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), target
