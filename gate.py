@@ -6,6 +6,7 @@ from flask import Blueprint, g, request
 
 from orchmgmt.errors import Forbidden, ServiceError
 from orchmgmt.identity import authentication_policy
+from orchmgmt.logs import Fields
 from orchmgmt.permission import Operation, management_policy
 from orchmgmt.proxies import TrustedProxies
 from orchmgmt.settings import Settings
@@ -57,6 +58,7 @@ class Gate:
     def _log(self, level: int, outcome: str, name: str, reason: str) -> None:
         if access.isEnabledFor(level):
             client = self._proxies.client(request)
-            access.log(
-                level, "%s %s %s from %s: %s", outcome, name, request.endpoint, client, reason
-            )
+            operation = request.endpoint
+            text = f"{outcome} {name} {operation} from {client}: {reason}"
+            fields = {"requester": name, "operation": operation, "client": client}
+            access.log(level, Fields(text, outcome=outcome, **fields, reason=reason))

@@ -15,12 +15,20 @@ _PLAIN = re.compile(r"[!#-<>-\[\]-~]+").fullmatch  # ASCII but for space, quote,
 class Fields(dict[str, Any]):
     """What a log call is given instead of a message, to be found again by name.
 
-    As text it is `name=value name=value`, with what is not plain ASCII quoted as JSON quotes it;
-    in a JSON log each name is a key. Values are text, numbers, and lists of them.
+    In a JSON log each name is a key.
+
+    Args:
+        text: the line in a text log; by default it is `name=value name=value`, with what is not
+            plain ASCII quoted as JSON quotes it.
+        fields: texts, numbers, and lists of them.
     """
 
+    def __init__(self, text: str = "", /, **fields: Any) -> None:
+        super().__init__(fields)
+        self._text = text
+
     def __str__(self) -> str:
-        return " ".join(f"{name}={_write(value)}" for name, value in self.items())
+        return self._text or " ".join(f"{name}={_write(value)}" for name, value in self.items())
 
 
 def start_logging(settings: Settings) -> None:

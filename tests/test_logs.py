@@ -138,9 +138,10 @@ def test_json_lines(serve, tmp_path):
     server = serve("--host", "0.0.0.0", "--log-format", "json")
     server.create(lock(BOILER, "Alice"))
     server.create(lock("a\r\nb|c|1.0.0", expires_at=f"{FUTURE}\u2028"))
+    server.post("/lock/query", Authorization="Bearer SYSTEM//Alice")
     assert server.stop() == 0
     text = (tmp_path / "server-0.log").read_bytes().decode("ascii")
-    warning, created, refused = [json.loads(line) for line in text.splitlines()]
+    warning, created, refused, access = [json.loads(line) for line in text.splitlines()]
     assert list(warning) == ["time", "level", "logger", "message"]
     assert (warning["level"], warning["logger"]) == ("WARNING", "orchmgmt")
     assert datetime.fromisoformat(warning["time"].replace("Z", "+00:00")).tzinfo
@@ -149,6 +150,9 @@ def test_json_lines(serve, tmp_path):
     assert created["ids"] == [1]
     assert created["message"].startswith("requester=Sysop operation=lock.create status=201 ")
     assert refused["result"] == "refused"
+    assert (access["logger"], access["requester"], access["operation"], access["client"]) == (
+        ("orchmgmt.access", "Alice", "lock.query", "127.0.0.1")
+    )
 
 
 def test_a_traceback_is_a_key_of_its_json_line(run, tmp_path):
