@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 import peewee
 
-from orchmgmt.database import MEMORY, sqlite_path
 from orchmgmt.models import UnusableDatabase, check_schema
+from orchmgmt.sqlite import MEMORY, sqlite_path
 
 
 class CannotBackUp(Exception):
@@ -30,9 +30,12 @@ def back_up(url: str, target: Path) -> int:
         Its size in bytes.
 
     Raises:
-        CannotBackUp: the target exists or cannot be written, or the database cannot be read.
-        UnusableDatabase: the database is none of this program's.
+        CannotBackUp: the target exists or cannot be written, or the database cannot be read or is
+            none of this program's.
+        UnusableDatabase: the URL is none of SQLite's.
     """
+    if not url.startswith("sqlite:"):
+        raise CannotBackUp("cannot back up this database: PostgreSQL has pg_dump for that")
     path = sqlite_path(url)
     if path == MEMORY:
         raise CannotBackUp("cannot back up a database in memory: it is its process's alone")

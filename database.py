@@ -1,25 +1,21 @@
-"""One database: how it is opened, how a request gets its transaction, what its failures mean.
+"""One database: how a request gets its transaction, and what its failures mean.
 
-Every thread has a connection of its own and keeps it. A file-less database has a single
-connection, which the threads take in turn.
+What differs between the kinds of database is in `sqlite.py` and `postgresql.py`, a subclass each.
 """
 
 import logging
-import os
-import sqlite3
-import threading
+import random
+import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar
-from urllib.parse import unquote
-from weakref import WeakSet
 
 import peewee
 
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import Schema, UnusableDatabase, check_schema, prepare_schema
-from orchmgmt.workers import waiting
+from orchmgmt.models import Schema, UnusableDatabase
 
 log = logging.getLogger("orchmgmt")
 
@@ -28,81 +24,29 @@ T = TypeVar("T")
 Row = tuple[Any, ...]
 
 STREAM_BATCH = 1000
-WAL_PAUSE = 0.01  # seconds
-SQLITE_MINIMUM = (3, 35, 0)  # the first with RETURNING
-MEMORY = ":memory:"
 
-# What a database says when it cannot serve now; anything else that it says is a fault of ours.
-_OUTAGES = (
-    peewee.OperationalError,
-    peewee.InterfaceError,
-    peewee.InternalError,
-    sqlite3.OperationalError,
-)
+#: How often work is tried that other writers keep undoing, and the longest first pause, in seconds.
+ATTEMPTS = 6
+PAUSE = 0.02
+
+BUSY = "The database is busy; try again later"
+SILENT = "The database does not answer; try again later"
 
 
-class _Connection(sqlite3.Connection):
-    """A connection that can be referred to weakly, so that a thread's end closes it."""
+class Conflict(Unavailable):
+    """Another writer was in the way and nothing was written: a second try may succeed."""
 
 
-class Database:
+class Database(ABC):
     """Runs work in transactions, and says `Unavailable` when the database cannot.
 
-    Args:
-        url: the setting `DATABASE_URL`.
-        timeout: how long a statement waits for a busy database, in seconds.
-
-    Raises:
-        UnusableDatabase: the database cannot be opened, or its schema is not ours.
+    Attributes:
+        engine: the database as peewee knows it: the SQL that it understands.
+        keeps_counts: whether the table `JobCount` is there.
     """
 
-    def __init__(self, url: str, timeout: float) -> None:
-        self.url = url
-        self._file: tuple[int, int] | None = None
-        path = sqlite_path(url)
-        if path != MEMORY:
-            path = os.path.abspath(path)  # stays the same file if the process changes its folder
-        self._in_memory = path == MEMORY
-        self._connections: WeakSet[_Connection] = WeakSet()
-        self.engine = peewee.SqliteDatabase(
-            path,
-            pragmas={"synchronous": "FULL", "temp_store": "MEMORY"},
-            timeout=timeout,
-            thread_safe=not self._in_memory,
-            check_same_thread=False,
-            factory=self._connect,
-            returning_clause=True,
-        )
-        # One writer at a time is all that SQLite lets in; threads that wait for each other here
-        # are served in turn, where SQLite would have them sleep and try again. A file-less
-        # database has a single connection, so there readers wait too.
-        self._writing = threading.RLock()
-        self._reading = self._writing if self._in_memory else None
-        self._timeout = timeout
-        try:
-            if not self._in_memory:
-                with self.engine.atomic("DEFERRED"):
-                    check_schema(self.engine)  # before the file is changed in any way
-                _use_write_ahead_log(self.engine, timeout)
-            with self.engine.atomic("IMMEDIATE"):
-                prepare_schema(self.engine)
-        except (
-            peewee.DatabaseError,
-            sqlite3.Error,
-            OSError,
-            ValueError,
-            UnusableDatabase,
-        ) as error:
-            self.close()
-            raise UnusableDatabase(f"cannot use {url}: {_explain(path, error)}") from error
-        if not self._in_memory:
-            self._file = _identity_of(path)
-            self.engine.close()  # the thread that starts a server may fork it
-
-    def _connect(self, *args: Any, **kwargs: Any) -> _Connection:
-        connection = _Connection(*args, **kwargs)
-        self._connections.add(connection)
-        return connection
+    engine: peewee.Database
+    keeps_counts: bool
 
     def read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what `work` returns, all that it reads being of one moment.
@@ -110,15 +54,38 @@ class Database:
         Raises:
             Unavailable: the database does not answer.
         """
-        return self._transact("DEFERRED", self._reading, work, *args, **kwargs)
+        with self._transaction(writing=False):
+            return work(*args, **kwargs)
 
     def write(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what `work` returns once all that it wrote is on disk; if it raises, nothing is.
 
+        Args:
+            work: may run several times, until no other writer is in its way: it must change
+                nothing but the database.
+            args: what `work` is given.
+            kwargs: likewise.
+
         Raises:
             Unavailable: the database does not answer, is full or stays busy.
         """
-        return self._transact("IMMEDIATE", self._writing, work, *args, **kwargs)
+        for attempt in range(1, ATTEMPTS):
+            try:
+                return self.write_once(work, *args, **kwargs)
+            except Conflict:
+                # Those who were in each other's way shall not meet again.
+                time.sleep(random.uniform(0, PAUSE * 2**attempt))
+        return self.write_once(work, *args, **kwargs)
+
+    def write_once(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `write`, for work that cannot run twice.
+
+        Raises:
+            Conflict: another writer was in the way.
+            Unavailable: the database does not answer, is full or stays busy.
+        """
+        with self._transaction(writing=True):
+            return work(*args, **kwargs)
 
     def check(self) -> None:
         """Do nothing if the database answers.
@@ -128,123 +95,90 @@ class Database:
         """
         self.read(self.rows, f"SELECT version FROM {Schema._meta.table_name}")
 
-    def _check_file(self) -> None:
-        """Nobody else sees a file that is no longer in its place; SQLite would make a new one."""
-        if self._file is not None and _identity_of(self.engine.database) != self._file:
-            log.error("%s was removed or replaced: put it back, or restart", self.engine.database)
-            raise Unavailable("The database does not answer; try again later")
+    @abstractmethod
+    def _transaction(self, writing: bool) -> AbstractContextManager[None]:
+        """Return one transaction of this thread, which ends as its block does."""
 
-    def _transact(
-        self,
-        mode: str,
-        turn: "threading.RLock | None",
-        work: Callable[P, T],
-        /,
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        self._check_file()
-        if turn is not None and not turn.acquire(blocking=False):
-            with waiting():
-                if not turn.acquire(timeout=self._timeout):
-                    raise Unavailable("The database is busy; try again later")
-        try:
-            with ExitStack() as transaction:
-                with waiting() if mode == "IMMEDIATE" else nullcontext():  # for other processes
-                    transaction.enter_context(self.engine.atomic(mode))
-                return work(*args, **kwargs)
-        except (peewee.DatabaseError, sqlite3.DatabaseError) as error:
-            # sqlite3 reports a damaged file as the bare base class; what goes wrong while rows are
-            # fetched, or in undoing what has gone wrong, is its own exception.
-            if isinstance(error, _OUTAGES) or type(error).__name__ == "DatabaseError":
-                log.error("the database does not answer: %s", _first(error))
-                raise Unavailable("The database does not answer; try again later") from error
-            raise
-        finally:
-            if turn is not None:
-                turn.release()
-
+    @abstractmethod
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """Return the rows of one statement, as plain tuples. For use inside `read` or `write`."""
-        rows: list[Row] = self.engine.execute_sql(sql, parameters).fetchall()
-        return rows
 
+    @abstractmethod
     def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[list[Row]]:
         """Return the rows of one statement in batches, as they are read. For use inside `read`."""
-        cursor = self.engine.execute_sql(sql, parameters)
-        while rows := cursor.fetchmany(STREAM_BATCH):
-            yield rows
 
+    @abstractmethod
     def change(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         """Return how many rows one statement changed. For use inside `write`."""
-        count: int = self.engine.execute_sql(sql, parameters).rowcount
-        return count
 
+    @abstractmethod
+    def any_of(self, column: peewee.ColumnBase, values: peewee.Value) -> peewee.Expression:
+        """Return the condition that `column` is among `values`, the place of a `list_value`."""
+
+    @abstractmethod
+    def list_value(self, values: list[Any]) -> Any:
+        """Return a list as one value to bind, however long it is."""
+
+    @abstractmethod
+    def off_path(self, column: peewee.ColumnBase) -> peewee.ColumnBase:
+        """Return `column` so that conditions on it do not decide which index is used."""
+
+    @abstractmethod
+    def locking(self, query: peewee.Select, how: str) -> peewee.Select:
+        """Return `query` so that others leave the rows that it reads alone until the end.
+
+        Args:
+            query: a query of a write.
+            how: `SHARE`, or `UPDATE SKIP LOCKED` to pass over those that others work on.
+        """
+
+    @abstractmethod
+    def count_on_from(self, ids: peewee.AutoField, highest: int) -> None:
+        """See that ids given later are above `highest`, before a row with that id is inserted.
+
+        No other write goes on beside it. For use inside `write`.
+
+        Args:
+            ids: the column, which counts up.
+            highest: the largest id that will be inserted.
+        """
+
+    @abstractmethod
     def close(self) -> None:
-        """Close the connections of every thread; a later call opens a new one."""
-        for connection in list(self._connections):
-            connection.close()
-        self.engine.dispose()
+        """Close the connections; a later call opens a new one."""
 
 
-def _first(error: BaseException) -> BaseException:
-    """Return what went wrong first: a full disk, and not that there was no way back from it."""
-    while isinstance(error.__context__, (peewee.DatabaseError, sqlite3.DatabaseError)):
-        error = error.__context__
-    return error
+def open_database(url: str, timeout: float, connections: int) -> Database:
+    """Open a database, and make its tables if it is empty.
 
-
-def _identity_of(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def sqlite_path(url: str) -> str:
-    """Return the file that a SQLite URL names, or `:memory:`.
+    Args:
+        url: the setting `DATABASE_URL`.
+        timeout: how long a statement waits for a busy database, in seconds.
+        connections: how many connections to PostgreSQL there may be at once.
 
     Raises:
-        UnusableDatabase: it is no such URL.
+        UnusableDatabase: the database cannot be opened, or its schema is not ours.
     """
-    scheme, separator, rest = url.partition("://")
-    if scheme != "sqlite" or not separator:
-        raise UnusableDatabase(f"cannot use {url}: a database URL begins with sqlite:///")
-    if not rest.startswith("/") or rest == "/":
-        raise UnusableDatabase(
-            f"cannot use {url}: a SQLite URL is sqlite:///FILE, or sqlite:////FILE from the root"
-        )
-    if sqlite3.sqlite_version_info < SQLITE_MINIMUM:
-        raise UnusableDatabase(
-            f"cannot use {url}: Python has SQLite {sqlite3.sqlite_version}, "
-            f"{'.'.join(map(str, SQLITE_MINIMUM))} or newer is needed"
-        )
-    return unquote(rest[1:])
+    scheme = url.partition("://")[0]
+    try:
+        if scheme == "sqlite":
+            from orchmgmt.sqlite import SqliteDatabase
+
+            return SqliteDatabase(url, timeout)
+        if scheme == "postgresql":
+            try:
+                from orchmgmt.postgresql import PostgresqlDatabase
+            except ImportError as error:
+                raise UnusableDatabase(
+                    f"it needs psycopg 3 ({error}): pip install 'orchmgmt[postgresql]'"
+                ) from error
+            return PostgresqlDatabase(url, timeout, connections)
+        raise UnusableDatabase("a database URL begins with sqlite:/// or postgresql://")
+    except UnusableDatabase as error:
+        raise UnusableDatabase(f"cannot use {without_password(url)}: {error}") from error
 
 
-def _use_write_ahead_log(engine: peewee.SqliteDatabase, timeout: float) -> None:
-    """Switch the file to WAL, where readers and the writer do not wait for each other."""
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            mode = engine.execute_sql("PRAGMA journal_mode = WAL").fetchone()[0]
-        except peewee.OperationalError as error:
-            # Processes that start at once on a new file are in each other's way, and here, unlike
-            # elsewhere, SQLite does not wait.
-            if "locked" not in str(error) or time.monotonic() >= deadline:
-                raise
-            time.sleep(WAL_PAUSE)
-        else:
-            break
-    if mode != "wal":
-        raise peewee.OperationalError(f"its journal mode stays {mode} (WAL is needed)")
-
-
-def _explain(path: str, error: Exception) -> str:
-    folder = os.path.dirname(os.path.abspath(path))
-    if path != MEMORY and not os.path.isdir(folder):
-        return f"there is no folder {folder}"
-    if path != MEMORY and os.path.isdir(path):
-        return "it is a folder"
-    return str(error)
+def without_password(url: str) -> str:
+    """Return a database URL as it may be shown."""
+    url = re.sub("(://[^:@/]*):.*@", r"\1:***@", url)
+    return re.sub("(password=)[^&]*", r"\1***", url)

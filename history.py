@@ -53,7 +53,7 @@ class History:
                 "type": Job.type,
             },
             default_sort="created_at",
-            counts=JobCount,
+            counts=JobCount if database.keeps_counts else None,
         )
         self._insert = BulkInsert(database, COLUMNS, lambda insert: insert)
         self._upsert = BulkInsert(
@@ -92,10 +92,14 @@ class History:
             database,
             Job.delete().where(
                 Job.id.in_(
-                    Job.select(Job.id)
-                    .where(Job.finished_at != "", Job.finished_at < Parameter("before").node)
-                    .order_by(Job.finished_at)
-                    .limit(Parameter("limit").node)
+                    # A job that starts anew meanwhile must stay.
+                    database.locking(
+                        Job.select(Job.id)
+                        .where(Job.finished_at != "", Job.finished_at < Parameter("before").node)
+                        .order_by(Job.finished_at)
+                        .limit(Parameter("limit").node),
+                        "UPDATE SKIP LOCKED",
+                    )
                 )
             ),
         )

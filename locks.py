@@ -1,6 +1,7 @@
 """The locks of one database: exclusive, all or nothing, gone the moment they expire."""
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from orchmgmt.database import Database, Row
@@ -81,7 +82,8 @@ class Locks:
             always=(Lock.expires_at, lambda field: field > moment),
             default_sort="id",
         )
-        among = any_of(Lock.service_instance_id, "service_instance_ids")
+        with_ids = any_of(database, Lock.id, "ids")
+        among = any_of(database, Lock.service_instance_id, "service_instance_ids")
         self._insert = BulkInsert(
             database,
             COLUMNS,
@@ -93,9 +95,9 @@ class Locks:
             lambda insert: insert.on_conflict_ignore().returning(Lock.service_instance_id),
         )
         self._select_ids = Statement(
-            database, Lock.select(Lock.id, Lock.service_instance_id).where(any_of(Lock.id, "ids"))
+            database, Lock.select(Lock.id, Lock.service_instance_id).where(with_ids)
         )
-        self._delete_ids = Statement(database, Lock.delete().where(any_of(Lock.id, "ids")))
+        self._delete_ids = Statement(database, Lock.delete().where(with_ids))
         self._delete_expired_among = Statement(
             database, Lock.delete().where(among, Lock.expires_at <= moment)
         )
@@ -103,9 +105,12 @@ class Locks:
             database,
             Lock.delete().where(
                 Lock.id.in_(
-                    Lock.select(Lock.id)
-                    .where(Lock.expires_at <= moment)
-                    .limit(Parameter("limit").node)
+                    database.locking(
+                        Lock.select(Lock.id)
+                        .where(Lock.expires_at <= moment)
+                        .limit(Parameter("limit").node),
+                        "UPDATE SKIP LOCKED",
+                    )
                 )
             ),
         )
@@ -121,7 +126,10 @@ class Locks:
         )
         self._select_unfinished = Statement(
             database,
-            Job.select(Job.id).where(Job.id == Parameter("id").node, Job.finished_at == ""),
+            database.locking(
+                Job.select(Job.id).where(Job.id == Parameter("id").node, Job.finished_at == ""),
+                "SHARE",
+            ),
         )
 
     def create(self, locks: Sequence[NewLock]) -> list[Row]:
@@ -154,13 +162,15 @@ class Locks:
         Raises:
             AlreadyLocked: somebody holds one of the service instances; the write must roll back.
         """
-        ids: dict[str, int] = dict(self._insert.rows(locks))
-        rest = [lock for lock in locks if lock.service_instance_id not in ids]
+        # Whoever inserts in the same order as all others may wait for them, never they for him.
+        in_order = sorted(locks, key=attrgetter("service_instance_id"))
+        ids: dict[str, int] = dict(self._insert.rows(in_order))
+        rest = [lock for lock in in_order if lock.service_instance_id not in ids]
         if rest:
             # These are held, or were until they expired: clear what has expired and try again.
             self._clear_expired(rest)
             ids.update(self._insert.rows(rest))
-            _demand_all(rest, ids)
+            _demand_all(locks, ids)
         return ids
 
     def restore(self, locks: Mapping[int, NewLock]) -> None:
@@ -172,6 +182,8 @@ class Locks:
             AlreadyLocked: somebody holds one of the service instances; the write must roll back.
             TakenIds: an id belongs to another instance's lock; likewise.
         """
+        if locks:
+            self._database.count_on_from(Lock.id, max(locks))
         existing: dict[int, str] = dict(self._select_ids.rows({"ids": list(locks)}))
         taken = {
             lock_id: instance

@@ -9,22 +9,37 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from peewee import (
+    SQL,
+    AutoField,
     BooleanField,
     CompositeKey,
+    Context,
     Database,
     IntegerField,
     Model,
+    NodeList,
     Query,
     SchemaManager,
     TextField,
     fn,
 )
-from playhouse.sqlite_ext import AutoIncrementField
 
 #: The life of a job (contract, "History").
 PENDING, IN_PROGRESS, DONE, ERROR = STATUSES = ("PENDING", "IN_PROGRESS", "DONE", "ERROR")
 FINISHED = (DONE, ERROR)
 PULL, PUSH = TYPES = ("PULL", "PUSH")
+
+
+class CountedId(AutoField):
+    """An id that counts up and is never used again, even if its row was the last one."""
+
+    def ddl(self, ctx: Context) -> NodeList:
+        """Return the column's definition."""
+        definition = super().ddl(ctx)
+        # SQLite, alone, must be told; there the column's type is a plain INTEGER.
+        if ctx.state.field_types[self.field_type] == "INTEGER":
+            return NodeList((definition, SQL("AUTOINCREMENT")))
+        return definition
 
 
 class Lock(Model):
@@ -34,7 +49,7 @@ class Lock(Model):
     processes. Ids count up, and the database gives none out twice.
     """
 
-    id = AutoIncrementField()
+    id = CountedId()
     orchestration_job_id = TextField(default="")
     service_instance_id = TextField(unique=True)
     owner = TextField()
@@ -138,8 +153,12 @@ class UnusableDatabase(Exception):
     """The database cannot be used; its text is one line that says why and what to do."""
 
 
-def check_schema(database: Database) -> int:
+def check_schema(database: Database, shared: bool = False) -> int:
     """Return the version of the schema, 0 when there is none. Call it inside a transaction.
+
+    Args:
+        database: the database.
+        shared: whether other programs may have tables beside ours.
 
     Raises:
         UnusableDatabase: the tables are newer than this program, or not ours.
@@ -153,6 +172,9 @@ def check_schema(database: Database) -> int:
                 "use a newer orchmgmt, or another database"
             )
         return version
+    if shared:
+        ours = {model._meta.table_name for model in (Lock, Job)}
+        tables = [name for name in tables if name in ours]
     if tables:
         raise UnusableDatabase(
             f"it belongs to another program (it has a table {tables[0]}): use another database"
@@ -160,19 +182,25 @@ def check_schema(database: Database) -> int:
     return 0
 
 
-def prepare_schema(database: Database) -> None:
+def prepare_schema(database: Database, keeps_counts: bool, shared: bool = False) -> None:
     """Create the tables in an empty database, or bring those of an earlier version up to date.
 
-    Call it inside a transaction that excludes other writers.
+    Call it inside a transaction that excludes others who do so.
+
+    Args:
+        database: the database.
+        keeps_counts: whether it has the table `JobCount`.
+        shared: whether other programs may have tables beside ours.
 
     Raises:
         UnusableDatabase: the tables are newer than this program, or not ours.
     """
-    version = check_schema(database)
+    version = check_schema(database, shared)
     if not version:
         for model in (Lock, Job, Schema):
             SchemaManager(model, database).create_all(safe=False)
-        _count_jobs(database)
+        if keeps_counts:
+            _count_jobs(database)
         Schema.insert(version=SCHEMA_VERSION).bind(database).execute()
         return
     for upgrade in UPGRADES[version - 1 :]:
@@ -182,7 +210,7 @@ def prepare_schema(database: Database) -> None:
 
 
 def _count_jobs(database: Database) -> None:
-    """Create the table of counts, fill it, and let triggers keep it."""
+    """Create the table of counts, fill it, and let triggers keep it (SQLite)."""
     SchemaManager(JobCount, database).create_all(safe=False)
     kind = "requester_system, status, type, target_system, service_definition"
     count, job = JobCount._meta.table_name, Job._meta.table_name

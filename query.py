@@ -4,13 +4,12 @@ A query's SQL depends only on its shape: which filters it has, whether each has 
 several, and its order. peewee builds the SQL of each shape once; after that only values change.
 """
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
-from peewee import SQL, ColumnBase, Expression, Field, Insert, Model, NodeList, Query, Value, fn
+from peewee import SQL, ColumnBase, Expression, Field, Insert, Model, Query, Value, fn
 
 from orchmgmt.database import Database, Row
 
@@ -65,26 +64,10 @@ class Parameter:
         """This place in a peewee expression."""
         return Value(self, converter=False)
 
-    def bind(self, values: Mapping[str, Any]) -> Any:
-        """Return the value to bind here; a list as one value, however long it is."""
-        value = values[self.name]
-        return json.dumps(value) if self.several else value
 
-
-def off_path(field: Field) -> ColumnBase:
-    """Return `field` so that SQLite does not look its conditions up in an index."""
-    return NodeList((SQL("+"), field), glue="")
-
-
-def matches(column: ColumnBase, name: str, several: bool) -> Expression:
-    """The condition that `column` is, or is among, what is bound to the parameter `name`."""
-    return any_of(column, name) if several else column == Parameter(name).node
-
-
-def any_of(field: ColumnBase, name: str) -> Expression:
-    """The condition that `field` is among the list bound to the parameter `name`."""
-    parameter = Parameter(name, several=True)
-    return field.in_(NodeList((SQL("(SELECT value FROM json_each("), parameter.node, SQL("))"))))
+def any_of(database: Database, column: ColumnBase, name: str) -> Expression:
+    """The condition that `column` is among the list bound to the parameter `name`."""
+    return database.any_of(column, Parameter(name, several=True).node)
 
 
 class Statement:
@@ -118,7 +101,11 @@ class Statement:
 
     def _bind(self, values: Mapping[str, Any]) -> list[Any]:
         return [
-            parameter.bind(values) if isinstance(parameter, Parameter) else parameter
+            parameter
+            if not isinstance(parameter, Parameter)
+            else self._database.list_value(values[parameter.name])
+            if parameter.several
+            else values[parameter.name]
             for parameter in self._parameters
         ]
 
@@ -317,7 +304,7 @@ class Selection:
         where = self._where(shape, path)
         if self._always is not None:
             field, condition = self._always
-            where.append(condition(off_path(field)))
+            where.append(condition(self._database.off_path(field)))
         query = (
             model.select()
             .order_by(*[field.desc() if descending else field.asc() for field in order])
@@ -332,7 +319,7 @@ class Selection:
             columns = [self._filters[name].name for name in names]
             query = self._counts.sum(columns)
             where = [
-                matches(getattr(self._counts, column), name, several)
+                self._matches(getattr(self._counts, column), name, several)
                 for column, (name, several) in zip(columns, shape, strict=True)
             ]
         else:
@@ -340,7 +327,7 @@ class Selection:
             where = self._where(shape, next(filter(names.__contains__, self._filters), None))
             if self._always is not None:
                 field, condition = self._always
-                where.append(condition(off_path(field) if shape else field))
+                where.append(condition(self._database.off_path(field) if shape else field))
         return Statement(self._database, query.where(*where) if where else query)
 
     def _where(self, shape: Shape, path: str | None) -> list[Expression]:
@@ -352,5 +339,12 @@ class Selection:
                 where.append(condition(field, Parameter(name).node))
             else:
                 field = self._filters[name]
-                where.append(matches(field if name == path else off_path(field), name, several))
+                column = field if name == path else self._database.off_path(field)
+                where.append(self._matches(column, name, several))
         return where
+
+    def _matches(self, column: ColumnBase, name: str, several: bool) -> Expression:
+        """The condition that `column` is, or is among, what is bound to the parameter `name`."""
+        if several:
+            return any_of(self._database, column, name)
+        return column == Parameter(name).node

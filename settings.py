@@ -68,11 +68,15 @@ class Settings:
 
     database_url: str = _setting(
         "sqlite:///orchmgmt.db",
-        "Where locks and jobs are kept: sqlite:///FILE (relative), sqlite:////FILE (absolute) "
-        "or sqlite:///:memory:; % escapes a character as in any URL",
+        "Where locks and jobs are kept: sqlite:///FILE (relative), sqlite:////FILE (absolute), "
+        "sqlite:///:memory: or postgresql://USER:PASSWORD@HOST:PORT/NAME; "
+        "% escapes a character as in any URL",
     )
     database_timeout_seconds: float = _setting(
         5.0, "How long a request waits for a busy database", minimum=0.0, maximum=3600.0
+    )
+    database_connections: int = _setting(
+        20, "Connections to PostgreSQL that a process has at most", minimum=1, maximum=1000
     )
     host: str = _setting("127.0.0.1", "Address to listen on")
     port: int = _setting(

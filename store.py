@@ -8,7 +8,7 @@ with Store({"DATABASE_URL": "sqlite:///orchmgmt.db"}) as store:
 from collections.abc import Mapping
 from types import TracebackType
 
-from orchmgmt.database import Database
+from orchmgmt.database import open_database
 from orchmgmt.history import History
 from orchmgmt.locks import Locks
 from orchmgmt.settings import Settings
@@ -33,7 +33,11 @@ class Store:
         if not isinstance(settings, Settings):
             settings = Settings.read(settings or {})
         self.settings = settings
-        self.database = Database(settings.database_url, settings.database_timeout_seconds)
+        self.database = open_database(
+            settings.database_url,
+            settings.database_timeout_seconds,
+            settings.database_connections,
+        )
         self.locks = Locks(self.database, settings)
         self.history = History(self.database, settings)
 

@@ -57,7 +57,7 @@ def import_jobs(store: Store, lines: Iterable[bytes]) -> int:
             count += len(batch)
         return count
 
-    return store.database.write(put)
+    return store.database.write_once(put)
 
 
 def import_locks(store: Store, lines: Iterable[bytes]) -> tuple[int, int]:
@@ -87,7 +87,7 @@ def import_locks(store: Store, lines: Iterable[bytes]) -> tuple[int, int]:
             expired += len(batch) - len(live)
         return imported, expired
 
-    return store.database.write(put)
+    return store.database.write_once(put)
 
 
 def _put_locks(store: Store, lines: list[Line], seen: dict[Any, int]) -> None:

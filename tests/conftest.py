@@ -8,26 +8,62 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import cluster
 import pytest
 from certificates import Authority
 from standin import Cloud
 from support import Process, Service, served
 
 
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("ORCHMGMT_"):
-            monkeypatch.delenv(name)
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_from_outside() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in list(os.environ):
+            if name.startswith("ORCHMGMT_"):
+                monkeypatch.delenv(name)
+        yield
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what needs a database on each kind of it, or on the one that it is marked with."""
+    if "database_url" in metafunc.fixturenames:
+        engines = ["sqlite", "postgresql"]
+        marked = [name for name in engines if metafunc.definition.get_closest_marker(name)]
+        metafunc.parametrize("database_url", marked or engines, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[cluster.Cluster]:
+    """A PostgreSQL server for all tests that only use it."""
+    reason = cluster.missing()
+    if reason and os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+    server = cluster.Cluster()
+    yield server
+    server.remove()
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+def database_url(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """An empty database, which commands and services take if they are told no other."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/orchmgmt.db"
+    url: str = request.getfixturevalue("postgresql").empty_database()
+    monkeypatch.setenv("ORCHMGMT_DATABASE_URL", url)
+    return url
+
+
+@pytest.fixture
+def start(database_url: str) -> Iterator[Callable[..., Service]]:
     """Start services: `start(MAX_PAGE_SIZE=10)` gives one with these settings."""
     with ExitStack() as running:
 
         def start(**settings: Any) -> Service:
-            settings.setdefault("DATABASE_URL", f"sqlite:///{tmp_path}/orchmgmt.db")
+            settings.setdefault("DATABASE_URL", database_url)
             return running.enter_context(served(**settings))
 
         yield start

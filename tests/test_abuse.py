@@ -15,6 +15,8 @@ from support import FUTURE, MANAGEMENT, OPERATOR, Client, job, lock
 
 from orchmgmt.models import NewLock
 
+pytestmark = pytest.mark.sqlite
+
 QUERY = (
     f"POST {MANAGEMENT}/lock/query HTTP/1.1\r\nHost: test\r\nAuthorization: {OPERATOR}\r\n\r\n"
 ).encode()

@@ -13,6 +13,8 @@ from wire import raw
 
 from orchmgmt.schemas import LockRemove
 
+pytestmark = pytest.mark.sqlite
+
 ECHO = "/serviceorchestration/monitor/echo"
 Start = Callable[..., Service]
 

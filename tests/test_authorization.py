@@ -1,18 +1,20 @@
 """The policy `authorization`: ConsumerAuthorization says who may manage."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from certificates import CLOUD, Authority
 from standin import AUTHORIZATION, NAME, PASSWORD, Cloud
-from support import MANAGEMENT, Answer, Service, lock
+from support import MANAGEMENT, Answer, Service, lock, served
 from test_outsourced import NONSENSE
 
 from orchmgmt.app import create_app
 from orchmgmt.settings import SettingError
+
+pytestmark = pytest.mark.sqlite
 
 DOWN = "The authorization system does not answer; try again later"
 FORBIDDEN = "Requester has no management permission"
@@ -29,6 +31,16 @@ def begin(start: Start, cloud: Cloud) -> Start:
         return start(**{**policy, **cloud.settings, **settings})
 
     return begin
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[Service, Cloud]]:
+    """One service and its stand-in, for tests that ask much and change nothing."""
+    cloud = Cloud()
+    policy = {"MANAGEMENT_POLICY": "authorization", "DATABASE_URL": "sqlite:///:memory:"}
+    with served(**policy, **cloud.settings) as service:
+        yield service, cloud
+    cloud.stop()
 
 
 def ask(service: Service, operation: str, name: str = "Alice") -> Answer:
@@ -132,8 +144,10 @@ def test_an_answer_is_not_remembered(begin: Start, cloud: Cloud) -> None:
     ],
     ids=str,
 )
-def test_nonsense_lets_nobody_in(begin: Start, cloud: Cloud, nonsense: tuple[int, bytes]) -> None:
-    service = begin()
+def test_nonsense_lets_nobody_in(
+    shared: tuple[Service, Cloud], nonsense: tuple[int, bytes]
+) -> None:
+    service, cloud = shared
     cloud.answer = lambda path: nonsense
     answer = ask(service, "query")
     assert (answer.status, answer.error) == (503, DOWN)

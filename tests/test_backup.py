@@ -172,6 +172,12 @@ def test_a_database_in_memory_is_refused(run, tmp_path):
     assert fails(ended, tmp_path, "in memory")
 
 
+def test_postgresql_has_a_tool_of_its_own(run, tmp_path):
+    ended = run("backup", "backup.db", "--database-url", "postgresql://u:secret@h/d")
+    assert fails(ended, tmp_path, "pg_dump")
+    assert "secret" not in ended.stderr
+
+
 def test_a_missing_folder_is_one_clear_line(run, made, tmp_path):
     assert fails(run("backup", "no/such/backup.db"), tmp_path, "No such file or directory")
 

@@ -11,6 +11,8 @@ from support import MANAGEMENT, Client, job, lock
 from orchmgmt.models import NewLock
 from orchmgmt.store import Store
 
+pytestmark = pytest.mark.sqlite
+
 BENCH = Path(__file__).parent.parent / "bench"
 
 

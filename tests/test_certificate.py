@@ -17,6 +17,8 @@ from wire import raw
 from orchmgmt.app import create_app
 from orchmgmt.settings import SettingError
 
+pytestmark = pytest.mark.sqlite
+
 ECHO = "/serviceorchestration/monitor/echo"
 HEADER = "X-Client-Certificate"
 NONE = "No client certificate has been provided"

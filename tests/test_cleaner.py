@@ -16,6 +16,8 @@ from orchmgmt.cleaner import Cleaner
 from orchmgmt.query import DELETE_BATCH
 from orchmgmt.store import Store
 
+pytestmark = pytest.mark.sqlite
+
 PAST = "2020-01-01T00:00:00Z"
 
 

@@ -3,12 +3,12 @@
 import http.client
 import random
 import signal
-import sqlite3
 import threading
 from collections import defaultdict
 from contextlib import closing
 
 from support import FUTURE, lock
+from wire import connect
 
 KILLS = 10
 CLIENTS = 4
@@ -56,7 +56,7 @@ def bombard(process, kill, enough):
     return acknowledged, asked
 
 
-def test_killed_server_has_kept_every_acknowledged_lock_and_no_half_bulk(serve, tmp_path):
+def test_killed_server_has_kept_every_acknowledged_lock_and_no_half_bulk(serve, database_url):
     chance = random.Random(5)
     acknowledged: set[str] = set()
     cut_off = 0
@@ -66,8 +66,9 @@ def test_killed_server_has_kept_every_acknowledged_lock_and_no_half_bulk(serve, 
         acknowledged.update(done)
         cut_off += sum(not set(request) <= acknowledged for request in asked)
         stored = defaultdict(set)
-        with closing(sqlite3.connect(tmp_path / "orchmgmt.db")) as database:
-            assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        with closing(connect(database_url)) as database:
+            if database_url.startswith("sqlite"):
+                assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             for owner, instance in database.execute(
                 "SELECT owner, service_instance_id FROM orchestration_lock"
             ):

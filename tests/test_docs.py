@@ -16,6 +16,8 @@ from standin import PASSWORD, Cloud
 from support import Process
 from test_readme import blocks, console
 
+pytestmark = pytest.mark.sqlite
+
 DOCS = Path(__file__).parent.parent / "docs"
 
 

@@ -16,6 +16,8 @@ from orchmgmt.models import SCHEMA_VERSION, STATUSES, TYPES
 from orchmgmt.query import Page
 from orchmgmt.store import Store
 
+pytestmark = pytest.mark.sqlite
+
 EARLIER = sorted(Path(__file__).with_name("data").glob("schema-*.sqlite"))
 
 KINDS = {

@@ -1,13 +1,12 @@
 """The Python API: the life of a job, and the instances that are reserved for it."""
 
 import re
-import sqlite3
 import threading
 from collections import Counter
-from contextlib import closing
 
 import pytest
 from support import FUTURE, lock
+from wire import execute
 
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.locks import AlreadyLocked
@@ -48,13 +47,11 @@ def job(service):
 
 def backdate(store):
     """Let all that has happened have happened long ago."""
-    with closing(sqlite3.connect(store.database.engine.database)) as database:
-        for column in ("created_at", "started_at", "finished_at"):
-            database.execute(
-                f"UPDATE orchestration_job SET {column} = '2020-01-01T00:00:00Z'"
-                f" WHERE {column} != ''"
-            )
-        database.commit()
+    for column in ("created_at", "started_at", "finished_at"):
+        execute(
+            store,
+            f"UPDATE orchestration_job SET {column} = '2020-01-01T00:00:00Z' WHERE {column} != ''",
+        )
 
 
 def state(entry):
@@ -191,6 +188,7 @@ def test_message_replaces_the_old_one_and_is_never_lost(history, job, job_id, gi
     assert job(created)["message"] == kept
 
 
+@pytest.mark.sqlite
 def test_each_step_is_one_statement(store, history, job_id):
     connection = store.database.engine.connection()
     for step in (
@@ -284,10 +282,8 @@ def test_release_leaves_other_jobs_and_lasting_locks_alone(service, store, histo
     other = history.create("PULL", "A", "B", "c")
     store.locks.reserve(job_id, INSTANCE, "Owner", FUTURE)
     store.locks.reserve(other, "Other|kelvinInfo|1.0.0", "Owner", FUTURE)
-    with closing(sqlite3.connect(store.database.engine.database)) as database:
-        database.execute("UPDATE orchestration_lock SET temporary = 0 WHERE owner = 'Owner'")
-        database.execute("UPDATE orchestration_lock SET temporary = 1 WHERE id = 2")
-        database.commit()
+    execute(store, "UPDATE orchestration_lock SET temporary = FALSE WHERE owner = 'Owner'")
+    execute(store, "UPDATE orchestration_lock SET temporary = TRUE WHERE id = 2")
     assert store.locks.release(job_id) == 0
     assert store.locks.release(other) == 1
 
@@ -337,9 +333,7 @@ def test_malformed_reservation_is_refused(service, store, values, error, says):
 
 def test_expired_reservation_frees_its_instance(service, store, history, job_id):
     old = store.locks.reserve(job_id, INSTANCE, "Owner", FUTURE)
-    with closing(sqlite3.connect(store.database.engine.database)) as database:
-        database.execute("UPDATE orchestration_lock SET expires_at = '2020-01-01T00:00:00Z'")
-        database.commit()
+    execute(store, "UPDATE orchestration_lock SET expires_at = '2020-01-01T00:00:00Z'")
     new = store.locks.reserve(history.create("PULL", "A", "B", "c"), INSTANCE, "Other", FUTURE)
     assert new[0] > old[0]
     assert [it["owner"] for it in service.locks().entries] == ["Other"]

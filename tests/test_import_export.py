@@ -3,14 +3,13 @@
 import json
 import os
 import pty
-import sqlite3
 import subprocess
 import threading
-from contextlib import closing
 
 import pytest
 from conftest import COMMAND
 from support import FUTURE, lock
+from wire import JOB, LOCK, execute, insert
 
 from orchmgmt.store import Store
 from orchmgmt.transfer import BadLine, export_jobs, export_locks, import_jobs, import_locks
@@ -68,18 +67,17 @@ def exported(run, what, *options):
 
 
 @pytest.fixture
-def store(tmp_path):
-    with Store({"DATABASE_URL": f"sqlite:///{tmp_path}/orchmgmt.db"}) as store:
+def store(database_url):
+    with Store({"DATABASE_URL": database_url}) as store:
         yield store
 
 
 def contents(store):
     """Everything that the database holds."""
-    with closing(sqlite3.connect(store.database.engine.database)) as database:
-        return [
-            database.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall()
-            for table in ("orchestration_lock", "orchestration_job", "sqlite_sequence")
-        ]
+    return [
+        store.database.read(store.database.rows, f"SELECT * FROM {table} ORDER BY 1")
+        for table in (LOCK, JOB)
+    ]
 
 
 def written(export, store):
@@ -257,12 +255,12 @@ def test_expired_locks_are_passed_over(run):
 
 
 def test_an_expired_lock_in_the_database_does_not_stop_an_import(store):
-    with closing(sqlite3.connect(store.database.engine.database)) as database:
-        database.executemany(
-            "INSERT INTO orchestration_lock VALUES (?, '', ?, 'Old', ?, 0)",
-            [(7, "Provider|kelvinInfo|1.0.0", PAST), (8, "A|b|1.0.0", PAST)],
-        )
-        database.commit()
+    insert(
+        store,
+        LOCK,
+        lock_entry(id=7, owner="Old", expiresAt=PAST),
+        lock_entry("A|b|1.0.0", id=8, owner="Old", expiresAt=PAST),
+    )
     import_locks(store, encoded(lock_entry(), lock_entry("A|b|1.0.0", id=None)))
     entries = written(export_locks, store)
     assert [entry["owner"] for entry in entries] == ["Owner", "Owner"]
@@ -272,9 +270,7 @@ def test_an_expired_lock_in_the_database_does_not_stop_an_import(store):
 
 def test_expired_locks_are_not_exported(store):
     import_locks(store, encoded(lock_entry()))
-    with closing(sqlite3.connect(store.database.engine.database)) as database:
-        database.execute("UPDATE orchestration_lock SET expires_at = ?", (PAST,))
-        database.commit()
+    execute(store, "UPDATE orchestration_lock SET expires_at = ?", [PAST])
     assert written(export_locks, store) == []
 
 
@@ -399,11 +395,7 @@ def test_id_of_another_instance_is_named(store):
 
 
 def test_id_of_another_instance_whose_lock_has_expired_is_named_too(store):
-    with closing(sqlite3.connect(store.database.engine.database)) as database:
-        database.execute(
-            "INSERT INTO orchestration_lock VALUES (7, '', 'Old|s|1.0.0', 'Old', ?, 0)", (PAST,)
-        )
-        database.commit()
+    insert(store, LOCK, lock_entry("Old|s|1.0.0", id=7, owner="Old", expiresAt=PAST))
     # Ids are never used again, so this one is of a lock that was another.
     refuses(import_locks, store, encoded(lock_entry()), 1, "lock 7 is of another service instance")
 

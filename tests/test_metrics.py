@@ -74,6 +74,7 @@ def test_locks_and_jobs_are_counted_as_they_are_now(start):
     }  # fmt: skip
 
 
+@pytest.mark.sqlite
 def test_a_database_that_is_away_is_told_of(start, tmp_path):
     service = start(METRICS=True)
     (tmp_path / "orchmgmt.db").rename(tmp_path / "aside.db")

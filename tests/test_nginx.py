@@ -18,6 +18,8 @@ from certificates import CLOUD, DAY, DOMAIN, NOW, Authority, Issued, subject
 from nginx import Nginx
 from support import MANAGEMENT, OPERATOR, Answer, Process, lock, served
 
+pytestmark = pytest.mark.sqlite
+
 ECHO = "/serviceorchestration/monitor/echo"
 QUERY = f"{MANAGEMENT}/lock/query"
 CREATE = f"{MANAGEMENT}/lock/create"

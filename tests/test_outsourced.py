@@ -5,7 +5,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from certificates import Authority
 from standin import IDENTITY, PASSWORD, Cloud
-from support import MANAGEMENT, Answer, Process, Service
+from support import MANAGEMENT, Answer, Process, Service, served
 from wire import raw
 
 from orchmgmt import cloud as client
 from orchmgmt import outsourced
 from orchmgmt.settings import ASKING_AT_ONCE, SettingError, Settings
+
+pytestmark = pytest.mark.sqlite
 
 ECHO = "/serviceorchestration/monitor/echo"
 INVALID = "Invalid authorization header"
@@ -38,6 +40,24 @@ def begin(start: Start, cloud: Cloud) -> Start:
         return start(**{**policy, **cloud.settings, **settings})
 
     return begin
+
+
+@pytest.fixture(scope="module")
+def _running() -> Iterator[tuple[Service, Cloud]]:
+    cloud = Cloud()
+    policy = {"AUTHENTICATION_POLICY": "outsourced", "DATABASE_URL": "sqlite:///:memory:"}
+    with served(**policy, **cloud.settings) as service:
+        yield service, cloud
+    cloud.stop()
+
+
+@pytest.fixture
+def shared(_running: tuple[Service, Cloud]) -> tuple[Service, Cloud]:
+    """One service and its stand-in, for tests that ask much and change nothing."""
+    _, cloud = _running
+    cloud.answer = lambda path: None
+    cloud.requests.clear()
+    return _running
 
 
 def ask(service: Service, token: str, path: str = ECHO) -> Answer:
@@ -101,9 +121,9 @@ def test_an_unknown_or_ended_token_is_invalid(begin: Start, cloud: Cloud) -> Non
     ],
 )
 def test_a_token_that_could_reach_another_path_is_refused_without_asking(
-    begin: Start, cloud: Cloud, token: str
+    shared: tuple[Service, Cloud], token: str
 ) -> None:
-    service = begin()
+    service, cloud = shared
     answer = ask(service, token)
     assert (answer.status, answer.error) == (401, INVALID)
     assert cloud.requests == []
@@ -141,10 +161,11 @@ def test_any_other_token_is_asked_about_under_its_own_path(
     ],
 )
 def test_any_other_header_is_invalid_even_with_a_valid_token(
-    begin: Start, cloud: Cloud, header: str
+    shared: tuple[Service, Cloud], header: str
 ) -> None:
+    service, cloud = shared
     token = cloud.token("Alice", sysop=True)
-    answer = begin().send("GET", ECHO, headers={"Authorization": header.replace("{}", token)})
+    answer = service.send("GET", ECHO, headers={"Authorization": header.replace("{}", token)})
     assert (answer.status, answer.error) == (401, INVALID)
     assert cloud.requests == []
 
@@ -206,10 +227,11 @@ NONSENSE = [
 
 @pytest.mark.parametrize("nonsense", NONSENSE, ids=[f"{a}-{b[:40]!r}" for a, b in NONSENSE])
 def test_an_identity_service_that_answers_nonsense_lets_nobody_in(
-    begin: Start, cloud: Cloud, nonsense: tuple[int, bytes]
+    shared: tuple[Service, Cloud], nonsense: tuple[int, bytes]
 ) -> None:
+    service, cloud = shared
     cloud.answer = lambda path: nonsense if "verify" in path else None
-    answer = ask(begin(), cloud.token("Alice"))
+    answer = ask(service, cloud.token("Alice"))
     assert (answer.status, answer.error) == (503, DOWN)
     assert answer.headers["Retry-After"]
     assert "elsewhere" not in str(cloud.paths())

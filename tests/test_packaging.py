@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.sqlite
+
 TREE = Path(__file__).resolve().parents[1]
 MODULES = sorted(path.name for path in TREE.glob("*.py"))
 OPERATIONS = {

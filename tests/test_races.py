@@ -1,9 +1,9 @@
-"""Exclusiveness under contention: two real servers on one file, and eight clients at once."""
+"""Exclusiveness under contention: several real servers on one database, eight clients at once."""
 
 import http.client
 import json
+import os
 import random
-import sqlite3
 import threading
 import time
 from collections import Counter
@@ -15,9 +15,10 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 from support import FUTURE, MANAGEMENT, OPERATOR, lock
+from wire import connect
 
 CLIENTS = 8
-ROUNDS = 1000
+ROUNDS = int(os.environ.get("RACE_ROUNDS", 1000))
 
 
 @dataclass
@@ -59,16 +60,16 @@ class Connection:
 
 
 @pytest.fixture
-def servers(serve):
-    """Two processes on one file, which they make as they start."""
-    options = ("--database-url", "sqlite:///shared.db", "--threads", "8")
+def servers(serve, database_url):
+    """Processes on one database, which they make as they start."""
+    options = ("--database-url", database_url, "--threads", "8")
     options += ("--database-timeout-seconds", "60", "--cleaner-interval-seconds", "0.05")
-    return [serve(*options), serve(*options)]
+    return [serve(*options) for _ in range(2 if database_url.startswith("sqlite") else 3)]
 
 
 @pytest.fixture
-def database(servers, tmp_path):
-    with closing(sqlite3.connect(tmp_path / "shared.db")) as database:
+def database(servers, database_url):
+    with closing(connect(database_url)) as database:
         yield database
 
 
@@ -148,7 +149,7 @@ def test_overlapping_bulk_creates_are_all_or_nothing(servers, database):
     assert sorted(rows) == sorted((owner, it) for owner, wanted in won for it in wanted)
 
 
-def test_creates_and_removes_of_one_instance_never_overlap(servers, database):
+def test_creates_and_removes_of_one_instance_never_overlap(servers, database, database_url):
     instance = "Provider|service|1.0.0"
     holder = threading.Lock()  # held by whoever the servers say holds the instance
 
@@ -172,8 +173,7 @@ def test_creates_and_removes_of_one_instance_never_overlap(servers, database):
                 status, _ = connection.remove(f"Other{number}", instance)
                 seen.statuses[status] += 1
 
-    (name,) = [row[2] for row in database.execute("PRAGMA database_list")]
-    connections = [sqlite3.connect(name, check_same_thread=False) for _ in range(CLIENTS)]
+    connections = [connect(database_url) for _ in range(CLIENTS)]
     database_of = connections.__getitem__
     try:
         seen = race(servers, work)
@@ -213,11 +213,14 @@ def test_an_instance_has_no_new_holder_before_its_lock_expires(servers, database
 
 def test_an_expired_lock_has_one_successor(servers, database):
     rounds = 60
-    with database:
-        database.executemany(
-            "INSERT INTO orchestration_lock VALUES (NULL, '', ?, 'Old', '2020-01-01T00:00:00Z', 0)",
-            [(f"Provider|service{round}|1.0.0",) for round in range(rounds)],
+    database.execute(
+        "INSERT INTO orchestration_lock"
+        " (orchestration_job_id, service_instance_id, owner, expires_at, temporary) VALUES "
+        + ",".join(
+            f"('', 'Provider|service{round}|1.0.0', 'Old', '2020-01-01T00:00:00Z', FALSE)"
+            for round in range(rounds)
         )
+    )
     together = threading.Barrier(CLIENTS, timeout=60)
 
     def work(number, connection, seen):
@@ -233,19 +236,20 @@ def test_an_expired_lock_has_one_successor(servers, database):
     assert database.execute(query).fetchone() == (rounds, FUTURE)
 
 
-def test_at_most_one_active_lock_per_instance_at_any_moment(servers, database):
+def test_at_most_one_active_lock_per_instance_at_any_moment(servers, database_url):
     done = threading.Event()
     doubled: list[object] = []
-    (name,) = [row[2] for row in database.execute("PRAGMA database_list")]
-    query = (
-        "SELECT service_instance_id, count(*) FROM orchestration_lock"
-        " WHERE expires_at > strftime('%Y-%m-%dT%H:%M:%SZ', 'now') GROUP BY 1 HAVING count(*) > 1"
-    )
 
     def watch():
-        with closing(sqlite3.connect(name)) as watcher:
+        with closing(connect(database_url)) as watcher:
             while not done.is_set():
-                doubled.extend(watcher.execute(query))
+                now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+                doubled.extend(
+                    watcher.execute(
+                        "SELECT service_instance_id, count(*) FROM orchestration_lock"
+                        f" WHERE expires_at > '{now}' GROUP BY 1 HAVING count(*) > 1"
+                    )
+                )
                 time.sleep(0.001)
 
     def work(number, connection, seen):

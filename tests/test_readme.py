@@ -18,6 +18,8 @@ from orchmgmt.schemas import JobEntry, LockEntry
 from orchmgmt.settings import Settings, describe
 from orchmgmt.store import Store
 
+pytestmark = pytest.mark.sqlite
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 

@@ -21,6 +21,8 @@ from orchmgmt.cli import DEMO_HISTORY_MAX_AGE_DAYS
 from orchmgmt.server import Server
 from orchmgmt.settings import describe
 
+pytestmark = pytest.mark.sqlite
+
 WARNING = "verifies nothing"
 COMMANDS = [
     [],

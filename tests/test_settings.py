@@ -7,6 +7,8 @@ import pytest
 from orchmgmt.app import create_app
 from orchmgmt.settings import SettingError, Settings, describe, unknown_names
 
+pytestmark = pytest.mark.sqlite
+
 DEFAULTS = {
     "DATABASE_URL": "sqlite:///orchmgmt.db",
     "HOST": "127.0.0.1",
@@ -72,7 +74,8 @@ WRONG = [
     ("DATABASE_URL", "sqlite:///a%00b", "null"),
     ("DATABASE_URL", "sqlite:////dev/null", "cannot use"),
     ("DATABASE_URL", f"sqlite:///{'x' * 300}", "cannot use"),
-    ("DATABASE_URL", "postgres://db/locks", "begins with sqlite:///"),
+    ("DATABASE_URL", "postgres://db/locks", "begins with sqlite:/// or postgresql://"),
+    ("DATABASE_URL", "mysql://me:s3cret@db/locks", "mysql://me:***@db/locks"),
     ("DATABASE_URL", "orchmgmt.db", "begins with sqlite:///"),
     ("DATABASE_URL", "sqlite://orchmgmt.db", "sqlite:///FILE"),
     ("DATABASE_TIMEOUT_SECONDS", "-1", "a number from 0 to 3600"),

@@ -21,6 +21,8 @@ from orchmgmt.models import SCHEMA_VERSION, NewLock, UnusableDatabase
 from orchmgmt.query import BATCH, Page
 from orchmgmt.store import Store
 
+pytestmark = pytest.mark.sqlite
+
 TABLES = {
     "orchestration_job_count": [
         "requester_system",

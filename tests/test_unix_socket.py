@@ -14,6 +14,8 @@ from urllib.parse import unquote
 import pytest
 from support import MANAGEMENT, OPERATOR, Process
 
+pytestmark = pytest.mark.sqlite
+
 QUERY = f"{MANAGEMENT}/lock/query"
 Serve = Callable[..., Process]
 

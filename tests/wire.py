@@ -4,12 +4,15 @@ import http.client
 import re
 import socket
 import sqlite3
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg
 from support import Answer, Service
+
+from orchmgmt.models import Lock
+from orchmgmt.store import Store
 
 LOCK, JOB = "orchestration_lock", "orchestration_job"
 
@@ -17,17 +20,40 @@ PAST = "2020-01-01T00:00:00Z"
 JOB_ID = "091cc9c3-e704-4d0a-8d70-96fb2c11da55"
 
 
+def connect(url: str) -> Any:
+    """A connection beside the service's, which commits each statement; any thread may use it."""
+    if url.startswith("sqlite:///"):
+        path = url.removeprefix("sqlite:///")
+        return sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    return psycopg.connect(url, autocommit=True)
+
+
+def execute(store: Store, sql: str, *rows: Sequence[Any]) -> None:
+    """Run a statement, in which each `?` is a value, once or for each of `rows`."""
+    database = store.database
+
+    def run() -> None:
+        for row in rows or [()]:
+            database.change(sql.replace("?", database.engine.param), row)
+
+    database.write_once(run)
+
+
 def put(service: Service, table: str, *entries: dict[str, Any]) -> None:
     """Insert rows, given as the entries that a query would return."""
+    insert(service.store, table, *entries)
+
+
+def insert(store: Store, table: str, *entries: dict[str, Any]) -> None:
+    """As `put`, where there is no service."""
     keys = list(entries[0])
     columns = ",".join(re.sub("([A-Z])", lambda match: "_" + match[1].lower(), key) for key in keys)
     places = ",".join("?" * len(keys))
-    path = service.store.database.engine.database
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.executemany(
-            f"INSERT INTO {table} ({columns}) VALUES ({places})",
-            [[entry[key] for key in keys] for entry in entries],
-        )
+    database = store.database
+    if table == LOCK:
+        database.write_once(database.count_on_from, Lock.id, max(entry["id"] for entry in entries))
+    sql = f"INSERT INTO {table} ({columns}) VALUES ({places})"
+    execute(store, sql, *([entry[key] for key in keys] for entry in entries))
 
 
 def lock_entry(id: int, **values: Any) -> dict[str, Any]:

@@ -1,0 +1,224 @@
+"""A database in a SQLite file, or in memory.
+
+Every thread has a connection of its own and keeps it. A file-less database has a single
+connection, which the threads take in turn.
+"""
+
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+from urllib.parse import unquote
+from weakref import WeakSet
+
+import peewee
+
+from orchmgmt.database import BUSY, SILENT, STREAM_BATCH, Database, Row, log
+from orchmgmt.errors import Unavailable
+from orchmgmt.models import UnusableDatabase, check_schema, prepare_schema
+from orchmgmt.workers import waiting
+
+WAL_PAUSE = 0.01  # seconds
+SQLITE_MINIMUM = (3, 35, 0)  # the first with RETURNING
+MEMORY = ":memory:"
+
+# What a database says when it cannot serve now; anything else that it says is a fault of ours.
+_OUTAGES = (
+    peewee.OperationalError,
+    peewee.InterfaceError,
+    peewee.InternalError,
+    sqlite3.OperationalError,
+)
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that can be referred to weakly, so that a thread's end closes it."""
+
+
+class SqliteDatabase(Database):
+    """A database in SQLite.
+
+    Args:
+        url: `sqlite:///FILE`, `sqlite:////FILE` from the root, or `sqlite:///:memory:`.
+        timeout: how long a statement waits for a busy database, in seconds.
+
+    Raises:
+        UnusableDatabase: the database cannot be opened, or its schema is not ours.
+    """
+
+    keeps_counts = True
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self._file: tuple[int, int] | None = None
+        path = sqlite_path(url)
+        if path != MEMORY:
+            path = os.path.abspath(path)  # stays the same file if the process changes its folder
+        self._in_memory = path == MEMORY
+        self._connections: WeakSet[_Connection] = WeakSet()
+        self.engine = peewee.SqliteDatabase(
+            path,
+            pragmas={"synchronous": "FULL", "temp_store": "MEMORY"},
+            timeout=timeout,
+            thread_safe=not self._in_memory,
+            check_same_thread=False,
+            factory=self._connect,
+            returning_clause=True,
+        )
+        # One writer at a time is all that SQLite lets in; threads that wait for each other here
+        # are served in turn, where SQLite would have them sleep and try again. A file-less
+        # database has a single connection, so there readers wait too.
+        self._writing = threading.RLock()
+        self._reading = self._writing if self._in_memory else None
+        self._timeout = timeout
+        try:
+            if not self._in_memory:
+                with self.engine.atomic("DEFERRED"):
+                    check_schema(self.engine)  # before the file is changed in any way
+                _use_write_ahead_log(self.engine, timeout)
+            with self.engine.atomic("IMMEDIATE"):
+                prepare_schema(self.engine, self.keeps_counts)
+        except (
+            peewee.DatabaseError,
+            sqlite3.Error,
+            OSError,
+            ValueError,
+            UnusableDatabase,
+        ) as error:
+            self.close()
+            raise UnusableDatabase(_explain(path, error)) from error
+        if not self._in_memory:
+            self._file = _identity_of(path)
+            self.engine.close()  # the thread that starts a server may fork it
+
+    def _connect(self, *args: Any, **kwargs: Any) -> _Connection:
+        connection = _Connection(*args, **kwargs)
+        self._connections.add(connection)
+        return connection
+
+    def _check_file(self) -> None:
+        """Nobody else sees a file that is no longer in its place; SQLite would make a new one."""
+        if self._file is not None and _identity_of(self.engine.database) != self._file:
+            log.error("%s was removed or replaced: put it back, or restart", self.engine.database)
+            raise Unavailable(SILENT)
+
+    @contextmanager
+    def _transaction(self, writing: bool) -> Iterator[None]:
+        self._check_file()
+        turn = self._writing if writing else self._reading
+        if turn is not None and not turn.acquire(blocking=False):
+            with waiting():
+                if not turn.acquire(timeout=self._timeout):
+                    raise Unavailable(BUSY)
+        try:
+            with ExitStack() as transaction:
+                with waiting() if writing else nullcontext():  # for other processes
+                    mode = "IMMEDIATE" if writing else "DEFERRED"
+                    transaction.enter_context(self.engine.atomic(mode))
+                yield
+        except (peewee.DatabaseError, sqlite3.DatabaseError) as error:
+            # sqlite3 reports a damaged file as the bare base class; what goes wrong while rows are
+            # fetched, or in undoing what has gone wrong, is its own exception.
+            if isinstance(error, _OUTAGES) or type(error).__name__ == "DatabaseError":
+                log.error("the database does not answer: %s", _first(error))
+                raise Unavailable(SILENT) from error
+            raise
+        finally:
+            if turn is not None:
+                turn.release()
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        rows: list[Row] = self.engine.execute_sql(sql, parameters).fetchall()
+        return rows
+
+    def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[list[Row]]:
+        cursor = self.engine.execute_sql(sql, parameters)
+        while rows := cursor.fetchmany(STREAM_BATCH):
+            yield rows
+
+    def change(self, sql: str, parameters: Sequence[Any] = ()) -> int:
+        count: int = self.engine.execute_sql(sql, parameters).rowcount
+        return count
+
+    def any_of(self, column: peewee.ColumnBase, values: peewee.Value) -> peewee.Expression:
+        listed = (peewee.SQL("(SELECT value FROM json_each("), values, peewee.SQL("))"))
+        return column.in_(peewee.NodeList(listed))
+
+    def list_value(self, values: list[Any]) -> str:
+        return json.dumps(values)
+
+    def off_path(self, column: peewee.ColumnBase) -> peewee.ColumnBase:
+        return peewee.NodeList((peewee.SQL("+"), column), glue="")
+
+    def locking(self, query: peewee.Select, how: str) -> peewee.Select:
+        return query  # there is no other writer
+
+    def count_on_from(self, ids: peewee.AutoField, highest: int) -> None:
+        pass  # AUTOINCREMENT sees to it
+
+    def close(self) -> None:
+        for connection in list(self._connections):
+            connection.close()
+        self.engine.dispose()
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return what went wrong first: a full disk, and not that there was no way back from it."""
+    while isinstance(error.__context__, (peewee.DatabaseError, sqlite3.DatabaseError)):
+        error = error.__context__
+    return error
+
+
+def _identity_of(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def sqlite_path(url: str) -> str:
+    """Return the file that a SQLite URL names, or `:memory:`.
+
+    Raises:
+        UnusableDatabase: it is no such URL.
+    """
+    rest = url.partition("://")[2]
+    if not rest.startswith("/") or rest == "/":
+        raise UnusableDatabase("a SQLite URL is sqlite:///FILE, or sqlite:////FILE from the root")
+    if sqlite3.sqlite_version_info < SQLITE_MINIMUM:
+        raise UnusableDatabase(
+            f"Python has SQLite {sqlite3.sqlite_version}, "
+            f"{'.'.join(map(str, SQLITE_MINIMUM))} or newer is needed"
+        )
+    return unquote(rest[1:])
+
+
+def _use_write_ahead_log(engine: peewee.SqliteDatabase, timeout: float) -> None:
+    """Switch the file to WAL, where readers and the writer do not wait for each other."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            mode = engine.execute_sql("PRAGMA journal_mode = WAL").fetchone()[0]
+        except peewee.OperationalError as error:
+            # Processes that start at once on a new file are in each other's way, and here, unlike
+            # elsewhere, SQLite does not wait.
+            if "locked" not in str(error) or time.monotonic() >= deadline:
+                raise
+            time.sleep(WAL_PAUSE)
+        else:
+            break
+    if mode != "wal":
+        raise peewee.OperationalError(f"its journal mode stays {mode} (WAL is needed)")
+
+
+def _explain(path: str, error: Exception) -> str:
+    folder = os.path.dirname(os.path.abspath(path))
+    if path != MEMORY and not os.path.isdir(folder):
+        return f"there is no folder {folder}"
+    if path != MEMORY and os.path.isdir(path):
+        return "it is a folder"
+    return str(error)

@@ -1,0 +1,122 @@
+"""A PostgreSQL server of the tests' own, in a folder that goes away with it."""
+
+import os
+import pwd
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda it: int(it.parent.name))
+PASSWORD = "s3cret:w%rd/@"
+QUOTED_PASSWORD = "s3cret%3Aw%25rd%2F%40"
+
+OUR_TABLES = ("orchestration_lock", "orchestration_job")
+
+
+def missing() -> str:
+    """Why there can be no server here; empty if there can."""
+    if not INSTALLED:
+        return "there is no /usr/lib/postgresql/*/bin: install Debian's package postgresql"
+    if os.getuid() == 0 and "postgres" not in (user.pw_name for user in pwd.getpwall()):
+        return "initdb refuses root, and there is no user postgres"
+    return ""
+
+
+class Cluster:
+    """A running server, on a port of the loopback address.
+
+    Args:
+        initdb: more options of `initdb`.
+        settings: more lines of `postgresql.conf`.
+    """
+
+    def __init__(self, *initdb: str, **settings: str) -> None:
+        self._user: dict[str, Any] = {}
+        if os.getuid() == 0:  # which initdb refuses
+            self._user = {"user": "postgres", "group": "postgres", "extra_groups": []}
+        self.folder = Path(tempfile.mkdtemp(prefix="orchmgmt-postgresql-"))
+        if self._user:
+            shutil.chown(self.folder, "postgres", "postgres")
+        password = self.folder / "password"
+        password.write_text(PASSWORD)
+        password.chmod(0o644)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.data = self.folder / "data"
+        self._run(
+            *("initdb", "--pgdata", str(self.data), "--no-sync", "--encoding", "UTF8"),
+            *("--auth", "scram-sha-256", "--pwfile", str(password)),
+            *("--username", "orchmgmt", *initdb),
+        )
+        lines = {
+            "port": str(self.port),
+            "listen_addresses": "'127.0.0.1'",
+            "unix_socket_directories": f"'{self.folder}'",
+            "fsync": "off",  # the machine will not crash: the processes do
+            **settings,
+        }
+        with (self.data / "postgresql.auto.conf").open("a") as file:
+            file.writelines(f"{name} = {value}\n" for name, value in lines.items())
+        self._databases = 0
+        self._kept: psycopg.Connection[Any] | None = None
+        self.start()
+
+    def url(self, database: str) -> str:
+        return f"postgresql://orchmgmt:{QUOTED_PASSWORD}@127.0.0.1:{self.port}/{database}"
+
+    def connect(self, database: str = "postgres") -> "psycopg.Connection[Any]":
+        return psycopg.connect(self.url(database), autocommit=True)
+
+    def create_database(self, options: str = "") -> str:
+        """Make a new, empty database and return its URL."""
+        self._databases += 1
+        name = f"test{self._databases}"
+        with self.connect() as connection:
+            connection.execute(f"CREATE DATABASE {name} {options}")
+        return self.url(name)
+
+    def empty_database(self) -> str:
+        """Empty the one database that this gives every time, which is quick, and return its URL."""
+        if self._kept is None:
+            self._kept = self.connect(name_of(self.create_database()))
+            self._kept.execute("SET lock_timeout = '10s'")
+        tables = "SELECT relname FROM pg_class WHERE relname = ANY(%s)"
+        for (table,) in self._kept.execute(tables, [list(OUR_TABLES)]).fetchall():
+            self._kept.execute(f"TRUNCATE {table} RESTART IDENTITY")
+        return self.url(self._kept.info.dbname)
+
+    def start(self) -> None:
+        self._run("pg_ctl", "start", "--wait", "--silent", "--log", str(self.folder / "log"))
+
+    def stop(self, mode: str = "fast") -> None:
+        self._run("pg_ctl", "stop", "--wait", "--silent", "--mode", mode)
+
+    def remove(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+        self.stop("immediate")
+        shutil.rmtree(self.folder)
+
+    def _run(self, command: str, *arguments: str) -> None:
+        subprocess.run(
+            [str(INSTALLED[-1] / command), *arguments],
+            env={"PATH": os.environ["PATH"], "LC_ALL": "C", "PGDATA": str(self.data)},
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            cwd=self.folder,
+            timeout=60,
+            **self._user,
+        )
+
+
+def name_of(url: str) -> str:
+    """The database of a URL."""
+    return re.sub(".*/", "", url)
