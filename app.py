@@ -26,7 +26,7 @@ def create_app(settings: Mapping[str, object] | Settings | None = None) -> Flask
         settings: settings by name, over those of the environment; or ready settings.
 
     Raises:
-        SettingError: a setting is wrong.
+        SettingError: a setting is wrong, or needs a package that is missing.
         UnusableDatabase: the database cannot be opened, or is another program's.
     """
     if not isinstance(settings, Settings):
@@ -52,6 +52,10 @@ def create_app(settings: Mapping[str, object] | Settings | None = None) -> Flask
     app.register_blueprint(gate.guard(monitor_blueprint()), url_prefix=f"{ROOT}/monitor")
     app.register_blueprint(health_blueprint(store))
     register_error_handlers(app)
+    if settings.metrics:
+        from orchmgmt.metrics import Metrics
+
+        app.extensions["orchmgmt-metrics"] = Metrics(app, store)
     return app
 
 

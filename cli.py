@@ -15,7 +15,9 @@ from urllib.parse import quote
 
 import click
 
+from orchmgmt.backup import CannotBackUp, back_up
 from orchmgmt.errors import Unavailable
+from orchmgmt.logs import start_logging
 from orchmgmt.models import UnusableDatabase
 from orchmgmt.settings import PREFIX, SettingError, Settings, describe, unknown_names
 from orchmgmt.store import Store
@@ -33,7 +35,8 @@ DEMO_HISTORY_MAX_AGE_DAYS = "1000000"
 
 OF_EVERYTHING = tuple(setting.name for setting in fields(Settings))
 OF_THE_DEMO = tuple(name for name in OF_EVERYTHING if name != "database_url")
-OF_THE_STORE = ("database_url", "database_timeout_seconds", "normalization_mode", "log_level")
+OF_THE_LOG = ("log_level", "log_format")
+OF_THE_STORE = ("database_url", "database_timeout_seconds", "normalization_mode", *OF_THE_LOG)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -71,7 +74,7 @@ def one_clear_line() -> Iterator[None]:
     """End the command with one line where the user can mend the cause."""
     try:
         yield
-    except (SettingError, UnusableDatabase, BadLine, Unavailable) as error:
+    except (SettingError, UnusableDatabase, CannotBackUp, BadLine, Unavailable) as error:
         raise Failure(printable(str(error))) from None
 
 
@@ -85,18 +88,14 @@ def opened(options: dict[str, Any]) -> Iterator[Store]:
     """Open the store that the settings name."""
     with one_clear_line():
         settings = Settings.read(options)
-        start_logging(settings)
+        begin(settings)
         with Store(settings) as store:
             yield store
 
 
-def start_logging(settings: Settings) -> None:
-    """Log to standard error, and say which variables are probably misspelt."""
-    logging.basicConfig(
-        level=settings.log_level,
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+def begin(settings: Settings) -> None:
+    """Start to log, and say which variables are probably misspelt."""
+    start_logging(settings)
     for name in unknown_names(os.environ):
         log.warning("%s is not a setting and has no effect", name)
 
@@ -143,7 +142,7 @@ def run_server(settings: Settings, signals: "Signals") -> None:
     from orchmgmt.cleaner import Cleaner
     from orchmgmt.server import CannotListen, Server, is_loopback
 
-    start_logging(settings)
+    begin(settings)
     with one_clear_line():
         app = create_app(settings)
     with store_of(app) as store:
@@ -159,6 +158,8 @@ def run_server(settings: Settings, signals: "Signals") -> None:
                 settings.host,
             )
         cleaner = Cleaner(store, settings.cleaner_interval_seconds)
+        if settings.metrics:
+            app.extensions["orchmgmt-metrics"].cleaner = cleaner
         cleaner.start()
         click.echo(f"Listening on {server.url}")
         signals.call(server.stop)
@@ -173,6 +174,18 @@ def clean(**options: Any) -> None:
     with opened(options) as store:
         locks, jobs = store.clean()
     click.echo(f"Deleted {locks} expired locks and {jobs} old jobs.")
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@takes_settings("database_url", *OF_THE_LOG)
+def backup(file: Path, **options: Any) -> None:
+    """Copy the database to a new FILE, as it is at one moment, while servers use it."""
+    with one_clear_line():
+        settings = Settings.read(options)
+        begin(settings)
+        size = back_up(settings.database_url, file)
+    click.echo(f"Copied {size} bytes to {file}.")
 
 
 @main.group()

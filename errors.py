@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import ClassVar
 from urllib.parse import quote
 
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 log = logging.getLogger("orchmgmt")
@@ -118,6 +118,7 @@ def register_error_handlers(app: Flask) -> None:
 
     def respond(status: int, message: str, headers: dict[str, str]) -> Response:
         body = error_body(status, message, origin())
+        g.refusal = message  # for the audit log
         return Response(body, status, headers, content_type="application/json")
 
     @app.errorhandler(ServiceError)

@@ -2,10 +2,11 @@
 
 import logging
 
-from flask import Blueprint, request
+from flask import Blueprint, g, request
 
 from orchmgmt.errors import Forbidden, ServiceError
 from orchmgmt.identity import authentication_policy
+from orchmgmt.logs import Fields
 from orchmgmt.permission import Operation, management_policy
 from orchmgmt.proxies import TrustedProxies
 from orchmgmt.settings import Settings
@@ -46,7 +47,7 @@ class Gate:
         name = "-"
         try:
             requester = self._identity.identify(request)
-            name = requester.name
+            name = g.requester = requester.name
             if operation and not self._permission.admits(requester, operation):
                 raise Forbidden("Requester has no management permission")
         except ServiceError as refusal:
@@ -57,6 +58,7 @@ class Gate:
     def _log(self, level: int, outcome: str, name: str, reason: str) -> None:
         if access.isEnabledFor(level):
             client = self._proxies.client(request)
-            access.log(
-                level, "%s %s %s from %s: %s", outcome, name, request.endpoint, client, reason
-            )
+            operation = request.endpoint
+            text = f"{outcome} {name} {operation} from {client}: {reason}"
+            fields = {"requester": name, "operation": operation, "client": client}
+            access.log(level, Fields(text, outcome=outcome, **fields, reason=reason))

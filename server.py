@@ -38,11 +38,15 @@ PATIENCE = 30
 CONNECTIONS = 10_000
 RESERVED_FILES = 40
 
-#: A client that does not read what it asked for is given up after this time, in seconds.
+#: A client that does not read what it asked for is given up after this time, in seconds; one that
+#: asks for nothing, or does not end what it asks, after the longer one.
 STALLED = 60
+IDLE = 120
+
+NEVER = 10**9  # seconds
 
 #: Connections that the kernel completes before the server has taken them.
-BACKLOG = 128
+BACKLOG = 1024
 
 
 #: Threads that work at once: with SQLite in the process, a second one has nothing to wait for.
@@ -113,6 +117,16 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
     refused = False
     _lingering = False
     _parked = False
+    _last_activity = 0.0
+
+    @property
+    def last_activity(self) -> float:
+        """When something last happened, by a clock that nobody sets."""
+        return self._last_activity
+
+    @last_activity.setter
+    def last_activity(self, _: float) -> None:
+        self._last_activity = time.monotonic()  # waitress gives the time of day
 
     def readable(self) -> bool:
         return self._lingering or super().readable()
@@ -157,9 +171,11 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
                 return
         super().handle_close()
 
-    def give_up(self, before: float) -> None:
-        """Close the connection if its client has not read since `before`, though it should."""
-        if (self._lingering or self._parked) and self.last_activity < before:
+    def give_up_if_stalled(self) -> None:
+        """Close the connection if it is its client's turn, and has been for too long."""
+        unread = self._lingering or self._parked
+        idle = time.monotonic() - self.last_activity
+        if idle > (STALLED if unread else IDLE) and (unread or not self.requests):
             self.handle_close()
 
 
@@ -197,6 +213,8 @@ class Server:
             _dispatcher=Workers(settings.threads + settings.asking_threads, WORKING_AT_ONCE),
             max_request_body_size=settings.max_body_bytes + 1,  # waitress refuses its limit itself
             connection_limit=_connection_limit(),
+            backlog=BACKLOG,
+            cleanup_interval=NEVER,  # `run` gives up who stalls
             clear_untrusted_proxy_headers=False,  # orchmgmt.proxies knows whom to believe
             ident="orchmgmt",
         )
@@ -213,13 +231,13 @@ class Server:
 
     def run(self) -> None:
         """Serve until `stop`, then answer what has been received, and return."""
-        looked = time.time()
+        looked = time.monotonic()
         while not self._stopping:
             self._loop.turn(1)
-            if time.time() - looked > 1:
-                looked = time.time()
+            if time.monotonic() - looked > 1:
+                looked = time.monotonic()
                 for channel in self._channels():
-                    channel.give_up(looked - STALLED)
+                    channel.give_up_if_stalled()
         self._drain()
         self._dispatcher.shutdown()
         with self._closing:
@@ -306,8 +324,15 @@ def is_loopback(host: str) -> bool:
 
 
 def _connection_limit() -> int:
-    """Return how many connections there may be: some files must stay for the database."""
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """Return how many connections there may be: some files must stay for the database.
+
+    Most systems let a process open 1,024 files unless it asks for more.
+    """
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = CONNECTIONS + RESERVED_FILES
+    if files != resource.RLIM_INFINITY and files < wanted:
+        files = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
     return max(1, min(CONNECTIONS, files - RESERVED_FILES))
 
 

@@ -160,6 +160,14 @@ class Settings:
         "What is logged to standard error",
         choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
     )
+    log_format: str = _setting(
+        "text",
+        "Lines of the log: for people, or a JSON object each",
+        choices=("text", "json"),
+    )
+    metrics: bool = _setting(
+        False, "Tell Prometheus at /metrics, which asks for no identity, how the service is doing"
+    )
 
     def __post_init__(self) -> None:
         for setting, names in (

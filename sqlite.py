@@ -54,7 +54,7 @@ class SqliteDatabase(Database):
 
     def __init__(self, url: str, timeout: float) -> None:
         self._file: tuple[int, int] | None = None
-        path = _sqlite_path(url)
+        path = sqlite_path(url)
         if path != MEMORY:
             path = os.path.abspath(path)  # stays the same file if the process changes its folder
         self._in_memory = path == MEMORY
@@ -123,7 +123,7 @@ class SqliteDatabase(Database):
             # sqlite3 reports a damaged file as the bare base class; what goes wrong while rows are
             # fetched, or in undoing what has gone wrong, is its own exception.
             if isinstance(error, _OUTAGES) or type(error).__name__ == "DatabaseError":
-                log.error("the database does not answer: %s", error.__context__ or error)
+                log.error("the database does not answer: %s", _first(error))
                 raise Unavailable(SILENT) from error
             raise
         finally:
@@ -165,6 +165,13 @@ class SqliteDatabase(Database):
         self.engine.dispose()
 
 
+def _first(error: BaseException) -> BaseException:
+    """Return what went wrong first: a full disk, and not that there was no way back from it."""
+    while isinstance(error.__context__, (peewee.DatabaseError, sqlite3.DatabaseError)):
+        error = error.__context__
+    return error
+
+
 def _identity_of(path: str) -> tuple[int, int] | None:
     try:
         status = os.stat(path)
@@ -173,7 +180,12 @@ def _identity_of(path: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _sqlite_path(url: str) -> str:
+def sqlite_path(url: str) -> str:
+    """Return the file that a SQLite URL names, or `:memory:`.
+
+    Raises:
+        UnusableDatabase: it is no such URL.
+    """
     rest = url.partition("://")[2]
     if not rest.startswith("/") or rest == "/":
         raise UnusableDatabase("a SQLite URL is sqlite:///FILE, or sqlite:////FILE from the root")

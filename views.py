@@ -6,6 +6,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from orchmgmt.audit import audited, tell
 from orchmgmt.database import Row
 from orchmgmt.errors import UnsupportedMediaType, body_too_large
 from orchmgmt.schemas import (
@@ -35,7 +36,14 @@ def lock_blueprint(store: Store) -> Blueprint:
 
     @blueprint.post("/create")
     def create() -> Response:
-        rows = locks.create(create_request.read(_payload()))
+        wanted = create_request.read(_payload())
+        tell(
+            locks=len(wanted),
+            instances=[lock.service_instance_id for lock in wanted],
+            owners=dict.fromkeys(lock.owner for lock in wanted),
+        )
+        rows = locks.create(wanted)
+        tell(ids=[row[0] for row in rows])
         return _entries(entry, rows, len(rows), status=201)
 
     @blueprint.post("/query")
@@ -46,12 +54,15 @@ def lock_blueprint(store: Store) -> Blueprint:
     @blueprint.delete("/remove/", defaults={"owner": ""})
     @blueprint.delete("/remove/<owner>")
     def remove(owner: str) -> Response:
-        locks.remove(*remove_request.read_path(owner, request.args.getlist("instanceIds")))
+        instances = request.args.getlist("instanceIds")
+        owner, instances = remove_request.read_path(owner, instances)
+        tell(locks=len(instances), instances=instances, owners=[owner])
+        tell(removed=locks.remove(owner, instances))
         response = Response()
         del response.headers["Content-Type"]  # there is no content
         return response
 
-    return blueprint
+    return audited(blueprint, "create", "remove")
 
 
 def history_blueprint(store: Store) -> Blueprint:

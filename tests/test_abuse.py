@@ -1,5 +1,7 @@
 """Clients that take more than their share, and what goes on for the others."""
 
+import json
+import resource
 import socket
 import sqlite3
 import subprocess
@@ -77,6 +79,98 @@ def test_idle_and_slow_connections_hold_up_nobody(service):
         for _ in range(50):
             stack.enter_context(connect(service)).sendall(b"POST /slow HTTP/1.1\r\nHos")
         assert service.locks().status == 200
+
+
+HEALTH = b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n"
+
+
+@pytest.fixture
+def many_files():
+    """As many open files in this process as it may have, for the clients' ends."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[1], 5000), before[1]))
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1500:
+        pytest.skip("this user may not open 1,500 files")
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_thousand_connections_at_once_are_all_answered(serve, many_files, tmp_path):
+    server = serve()
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(server)) for _ in range(1000)]
+        for client in clients:
+            client.sendall(HEALTH)
+        assert server.create(lock("A|b|1.0.0")).status == 201
+        for client in clients:
+            assert read_answers(client, 1) == [200]
+        for client in clients:
+            client.sendall(QUERY * 2)
+        for client in clients:
+            assert read_answers(client, 2) == [200, 200]
+    assert server.stop() == 0
+    assert "limit" not in (tmp_path / "server-0.log").read_text()
+
+
+def test_a_thousand_misbehaving_connections_hold_up_nobody(serve, many_files):
+    """Slow heads, slow bodies, halves that are closed, and those that send and never read."""
+    server = serve()
+    body = QUERY[:-2] + b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    with ExitStack() as stack:
+        heads = [stack.enter_context(connect(server)) for _ in range(250)]
+        bodies = [stack.enter_context(connect(server)) for _ in range(250)]
+        halves = [stack.enter_context(connect(server)) for _ in range(250)]
+        never = [stack.enter_context(connect(server)) for _ in range(250)]
+        for client in bodies:
+            client.sendall(body[:-2])
+        for client in halves:
+            client.sendall(HEALTH[:20])
+            client.shutdown(socket.SHUT_WR)
+        for client in never:
+            client.sendall(HEALTH * 20)
+        for place in range(len(HEALTH) - 1):  # a byte at a time
+            for client in heads[:: len(heads) // 10]:
+                client.sendall(HEALTH[place : place + 1])
+            if place % 10 == 0:
+                assert server.create(lock(f"Place{place}|s|1.0.0")).status == 201
+        for client in heads[:: len(heads) // 10]:
+            client.sendall(HEALTH[-1:])
+            assert read_answers(client, 1) == [200]
+        for client in bodies:
+            client.sendall(b"{}")
+            assert read_answers(client, 1) == [200]
+        for client in halves:
+            assert client.recv(100) == b""  # what it asks for will never be whole
+
+
+@pytest.mark.parametrize("requests", [1, 30])
+def test_a_client_that_has_said_all_gets_its_answers(service, requests):
+    with connect(service) as client:
+        client.sendall(QUERY * requests)
+        client.shutdown(socket.SHUT_WR)
+        assert read_answers(client, requests) == [200] * requests
+        assert client.recv(1) == b""
+
+
+def test_a_client_that_has_said_all_gets_a_large_answer_and_a_slow_one(start, tmp_path):
+    service = start(DATABASE_TIMEOUT_SECONDS=30)
+    names = [f"P{number}{'x' * 50}|s{'y' * 50}|1.0.0" for number in range(1000)]
+    service.store.locks.create([NewLock("", name, "Owner", FUTURE) for name in names])
+    body = json.dumps({"locks": [lock("A|b|1.0.0")]}).encode()
+    head = QUERY.replace(b"query", b"create")[:-2] + b"Content-Type: application/json\r\n"
+    with (
+        connect(service, 4096) as large,
+        connect(service) as slow,
+        closing(sqlite3.connect(tmp_path / "orchmgmt.db", isolation_level=None)) as other,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        slow.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        slow.shutdown(socket.SHUT_WR)
+        large.sendall(QUERY)
+        large.shutdown(socket.SHUT_WR)
+        assert read_answers(large, 1) == [200]
+        other.execute("ROLLBACK")
+        assert read_answers(slow, 1) == [201]
 
 
 def test_more_connections_than_files_wait_their_turn(serve, tmp_path):

@@ -18,7 +18,7 @@ from support import FUTURE, MANAGEMENT, OPERATOR, lock
 from wire import connect
 
 CLIENTS = 8
-ROUNDS = int(os.environ.get("RACE_ROUNDS", 300))
+ROUNDS = int(os.environ.get("RACE_ROUNDS", 1000))
 
 
 @dataclass

@@ -1,0 +1,25 @@
+# docker build -t orchmgmt .
+# docker run --read-only --tmpfs /tmp --volume orchmgmt:/data --publish 127.0.0.1:8441:8441 \
+#     --cap-drop ALL --security-opt no-new-privileges --stop-timeout 90 orchmgmt
+
+FROM python:3.13-slim AS build
+WORKDIR /source
+COPY . .
+RUN python -m venv /opt/orchmgmt
+RUN /opt/orchmgmt/bin/pip install --no-cache-dir '.[metrics,postgresql]'
+
+FROM python:3.13-slim
+COPY --from=build /opt/orchmgmt /opt/orchmgmt
+# A new volume is a copy of this folder, with its owner.
+RUN install --directory --owner=10001 --group=10001 --mode=0750 /data
+ENV PYTHONDONTWRITEBYTECODE=1 \
+    ORCHMGMT_DATABASE_URL=sqlite:////data/orchmgmt.db \
+    ORCHMGMT_HOST=0.0.0.0 \
+    ORCHMGMT_PORT=8441
+USER 10001:10001
+WORKDIR /data
+VOLUME /data
+EXPOSE 8441
+HEALTHCHECK --interval=10s --timeout=6s --start-period=5s CMD ["/opt/orchmgmt/bin/python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['ORCHMGMT_PORT']), timeout=5); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["/opt/orchmgmt/bin/orchmgmt"]
+CMD ["serve"]

@@ -1,0 +1,100 @@
+"""A copy of a SQLite database, made while it is in use."""
+
+import os
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote
+
+import peewee
+
+from orchmgmt.models import UnusableDatabase, check_schema
+from orchmgmt.sqlite import MEMORY, sqlite_path
+
+
+class CannotBackUp(Exception):
+    """There is no backup; the text is one line that says why."""
+
+
+def back_up(url: str, target: Path) -> int:
+    """Copy a database to a new file, as it is at one moment; servers go on writing meanwhile.
+
+    The copy is one file of its own, which comes into its place once it is complete and on disk.
+
+    Args:
+        url: the setting `DATABASE_URL`. The schema may be of an earlier version.
+        target: the file to make.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        CannotBackUp: the target exists or cannot be written, or the database cannot be read or is
+            none of this program's.
+        UnusableDatabase: the URL is none of SQLite's.
+    """
+    if not url.startswith("sqlite:"):
+        raise CannotBackUp("cannot back up this database: PostgreSQL has pg_dump for that")
+    path = sqlite_path(url)
+    if path == MEMORY:
+        raise CannotBackUp("cannot back up a database in memory: it is its process's alone")
+    if not os.path.isfile(path):
+        raise CannotBackUp(f"cannot back up {path}: there is no such file")  # SQLite would make one
+    if os.path.lexists(target):
+        raise CannotBackUp(f"cannot back up to {target}: it exists already")
+    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        # Whoever may not read the database shall not read it here.
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        try:
+            _copy(path, partial)
+            shutil.copymode(path, partial)
+            size = partial.stat().st_size
+            _move(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except FileExistsError as error:
+        raise CannotBackUp(f"cannot back up to {target}: {error.filename} exists") from None
+    except UnusableDatabase as error:
+        raise CannotBackUp(f"cannot back up {path}: {error}") from None
+    except OSError as error:
+        raise CannotBackUp(f"cannot back up to {target}: {error.strerror or error}") from None
+    except (peewee.DatabaseError, sqlite3.Error) as error:
+        raise CannotBackUp(f"cannot back up {path} to {target}: {error}") from None
+    return size
+
+
+def _copy(path: str, partial: Path) -> None:
+    # `rw` does not make a file; one that may only be read is read all the same.
+    source = peewee.SqliteDatabase(f"file:{quote(path)}?mode=rw", uri=True)
+    try:
+        with source.atomic("DEFERRED"):
+            if not check_schema(source):
+                raise UnusableDatabase("it is empty")
+        with closing(sqlite3.connect(partial)) as copy:
+            copy.execute("PRAGMA journal_mode = MEMORY")  # what fails is thrown away
+            # In one step it is of one moment; in several it would begin again at each write.
+            source.connection().backup(copy)
+            # The write-ahead log is a matter of the database in use: this is to be a single file.
+            copy.execute("PRAGMA journal_mode = DELETE")
+            found = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if found != "ok":
+                raise sqlite3.DatabaseError(f"the database is damaged: {found}")
+    finally:
+        source.close()
+
+
+def _move(partial: Path, target: Path) -> None:
+    """Give a file its name, on disk; never in the place of one that has come meanwhile."""
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        raise FileExistsError(None, None, str(target)) from None
+    except OSError:  # a file system without hard links
+        partial.rename(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,78 @@
+"""How a line of the log looks: text for people, or JSON for programs."""
+
+import json
+import logging
+import re
+import sys
+from datetime import datetime, timezone
+from typing import Any
+
+from orchmgmt.settings import Settings
+
+_PLAIN = re.compile(r"[!#-<>-\[\]-~]+").fullmatch  # ASCII but for space, quote, = and \
+
+
+class Fields(dict[str, Any]):
+    """What a log call is given instead of a message, to be found again by name.
+
+    In a JSON log each name is a key.
+
+    Args:
+        text: the line in a text log; by default it is `name=value name=value`, with what is not
+            plain ASCII quoted as JSON quotes it.
+        fields: texts, numbers, and lists of them.
+    """
+
+    def __init__(self, text: str = "", /, **fields: Any) -> None:
+        super().__init__(fields)
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text or " ".join(f"{name}={_write(value)}" for name, value in self.items())
+
+
+def start_logging(settings: Settings) -> None:
+    """Log to standard error, as the settings say."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
+    logging.basicConfig(level=settings.log_level, handlers=[handler])
+
+
+class _Text(logging.Formatter):
+    """One line for each message, whatever a client sent; a traceback follows on further lines."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        line = super().formatMessage(record)
+        return line if line.isprintable() else "".join(map(_escape, line))
+
+
+class _Json(logging.Formatter):
+    """One JSON object on one line, in ASCII."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, timezone.utc).replace(tzinfo=None)
+        line: dict[str, Any] = {
+            "time": time.isoformat(timespec="milliseconds") + "Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if isinstance(record.msg, Fields):
+            line = {**record.msg, **line}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = record.stack_info
+        return json.dumps(line, default=str)
+
+
+def _escape(character: str) -> str:
+    return character if character.isprintable() else repr(character)[1:-1]
+
+
+def _write(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if _PLAIN(text) else json.dumps(text)

@@ -1,0 +1,122 @@
+"""What `/metrics` tells Prometheus. Only imported where the setting `METRICS` is on."""
+
+from collections.abc import Iterator
+from time import perf_counter
+
+from flask import Blueprint, Flask, Response, g, request
+
+from orchmgmt.cleaner import Cleaner
+from orchmgmt.errors import Unavailable
+from orchmgmt.models import STATUSES
+from orchmgmt.query import Page
+from orchmgmt.settings import SettingError
+from orchmgmt.store import Store
+
+try:
+    from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.registry import Collector
+except ImportError as error:
+    raise SettingError(
+        f"ORCHMGMT_METRICS needs prometheus-client ({error}): pip install 'orchmgmt[metrics]'"
+    ) from error
+
+#: Seconds; most requests take one to ten thousandths, one that waits for the database some seconds.
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+FIRST = Page(0, 1)
+
+
+class Metrics:
+    """The metrics of one application, in a registry of its own.
+
+    Args:
+        app: whose requests are counted from now on.
+        store: whose locks and jobs are counted when somebody asks.
+
+    Attributes:
+        cleaner: whose rounds are told of, once it is set.
+    """
+
+    def __init__(self, app: Flask, store: Store) -> None:
+        self.cleaner: Cleaner | None = None
+        self._store = store
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "orchmgmt_requests",
+            "Requests answered, by operation and HTTP status",
+            ("operation", "status"),
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "orchmgmt_request_seconds",
+            "Time from the request's arrival in a thread to its whole answer",
+            ("operation",),
+            buckets=BUCKETS,
+            registry=self._registry,
+        )
+        self._registry.register(_Moment(self))
+        app.before_request(_begin)
+        app.after_request(self._end)
+        app.register_blueprint(self._blueprint())
+
+    def _end(self, response: Response) -> Response:
+        operation = request.endpoint or "unknown"
+        self._requests.labels(operation, str(response.status_code)).inc()
+        self._seconds.labels(operation).observe(perf_counter() - g.begun)
+        return response
+
+    def _blueprint(self) -> Blueprint:
+        blueprint = Blueprint("metrics", __name__)
+
+        @blueprint.get("/metrics")
+        def metrics() -> Response:
+            return Response(generate_latest(self._registry), content_type=CONTENT_TYPE)
+
+        return blueprint
+
+    def moment(self) -> Iterator[Metric]:
+        """Return what is counted when somebody asks."""
+        yield from self._contents()
+        if self.cleaner is not None:
+            for name, help, value in (
+                ("rounds", "Rounds of the cleaner, with those that failed", self.cleaner.rounds),
+                ("failures", "Rounds of the cleaner that failed", self.cleaner.failures),
+                ("locks_deleted", "Expired locks deleted", self.cleaner.locks),
+                ("jobs_deleted", "Old jobs deleted", self.cleaner.jobs),
+            ):
+                yield CounterMetricFamily(f"orchmgmt_cleaner_{name}", help, value)
+
+    def _contents(self) -> Iterator[Metric]:
+        answers = GaugeMetricFamily("orchmgmt_database_up", "Whether the database answers")
+        locks = GaugeMetricFamily("orchmgmt_active_locks", "Locks that have not expired")
+        jobs = GaugeMetricFamily("orchmgmt_jobs", "Jobs, by status", labels=("status",))
+        try:
+            locks.add_metric((), self._store.locks.find({}, FIRST)[1])
+            for status in STATUSES:
+                jobs.add_metric(
+                    (status,), self._store.history.find({"statuses": [status]}, FIRST)[1]
+                )
+        except Unavailable:  # just then the other metrics are wanted
+            answers.add_metric((), 0)
+            yield answers
+        else:
+            answers.add_metric((), 1)
+            yield from (answers, locks, jobs)
+
+
+class _Moment(Collector):
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def describe(self) -> list[Metric]:
+        return []  # or registering it would ask the database
+
+    def collect(self) -> Iterator[Metric]:
+        return self._metrics.moment()
+
+
+def _begin() -> None:
+    g.begun = perf_counter()

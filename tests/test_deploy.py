@@ -1,0 +1,293 @@
+"""What is in deploy/ and the Dockerfile, as far as it can be tried without root and Docker."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+from collections import Counter
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from conftest import COMMAND
+from support import Client, Process, lock
+
+from orchmgmt.server import CONNECTIONS, PATIENCE, RESERVED_FILES
+
+ROOT = Path(__file__).resolve().parents[1]
+UNIT = ROOT / "deploy" / "systemd" / "orchmgmt@.service"
+UPSTREAM = ROOT / "deploy" / "nginx" / "orchmgmt-upstream-several.conf"
+
+
+def tool(name):
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+    if found is None and os.environ.get("CI") == "true":
+        pytest.fail(f"{name} is missing")
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+# systemd
+
+
+def unit_values(name):
+    return re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
+
+
+@pytest.fixture
+def unit(tmp_path):
+    """The unit, with the command of this environment in the place of the installed one."""
+    path = tmp_path / "orchmgmt@.service"
+    path.write_text(UNIT.read_text().replace("/opt/orchmgmt/bin/orchmgmt", COMMAND))
+    return path
+
+
+def test_systemd_finds_no_fault_with_the_unit(unit):
+    instance = str(unit).replace("@", "@8441")
+    command = [tool("systemd-analyze"), "verify", "--man=no", instance]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if "Failed to initialize manager" in ended.stderr:
+        pytest.skip("systemd-analyze cannot verify here: " + ended.stderr.splitlines()[0])
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_systemd_finds_the_unit_well_confined(unit):
+    command = [tool("systemd-analyze"), "security", "--offline=true", "--threshold=20"]
+    ended = subprocess.run([*command, str(unit)], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_the_units_command_starts_and_its_limits_suffice(tmp_path):
+    (command,) = unit_values("ExecStart")
+    name, *arguments = shlex.split(command.replace("%i", "0"))
+    assert name == "/opt/orchmgmt/bin/orchmgmt"
+    (environment,) = unit_values("Environment")
+    variable, _, url = environment.partition("=")
+    url = url.replace("/var/lib/orchmgmt", str(tmp_path))
+    started = subprocess.Popen(
+        [COMMAND, *arguments], env={**os.environ, variable: url}, stdout=subprocess.PIPE, text=True
+    )
+    with started:
+        server = Process(started)
+        assert server.create(lock("A|b|1.0.0")).status == 201
+        assert server.stop() == 0
+    assert (tmp_path / "orchmgmt.db").exists()
+    assert int(unit_values("TimeoutStopSec")[0]) > PATIENCE + 30
+    assert int(unit_values("LimitNOFILE")[0]) >= CONNECTIONS + RESERVED_FILES
+
+
+# Docker: no engine runs here, so its steps are done in a folder instead
+
+
+def dockerfile():
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
+    steps = [line.split(maxsplit=1) for line in text.splitlines() if line and line[0] != "#"]
+    return [(name, value) for name, value in steps]
+
+
+def step(name, stage=2):
+    """The values of the Dockerfile's steps of one kind, in its first or second stage."""
+    reached = 0
+    found = []
+    for kind, value in dockerfile():
+        reached += kind == "FROM"
+        if reached == stage and kind == name:
+            found.append(value)
+    return found
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    """What the image has in /opt/orchmgmt and /data, and the variables that it sets."""
+    folder = tmp_path_factory.mktemp("image")
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert [line for line in lines if line and line[0] not in "#!"] == ["*"]
+    (folder / "source").mkdir()
+    for pattern in (line[1:] for line in lines if line.startswith("!")):
+        found = list(ROOT.glob(pattern))
+        assert found, pattern
+        for path in found:
+            shutil.copy(path, folder / "source")
+
+    def here(text):
+        return re.sub(r"/(opt/orchmgmt|data)\b", rf"{folder}/\1", text)
+
+    (folder / "opt").mkdir()
+    (folder / "data").mkdir()
+    # The packages that it needs are those of the tests: nothing is downloaded.
+    packages = {"PYTHONPATH": sysconfig.get_path("purelib")}
+    options = "--no-index --no-build-isolation --quiet"
+    make, install = step("RUN", stage=1)
+    for command in (make, install.replace("--no-cache-dir", f"--no-cache-dir {options}")):
+        command = re.sub(r"^python\b", sys.executable, here(command))
+        subprocess.run(
+            ["sh", "-ec", command],
+            cwd=folder / "source",
+            env={**os.environ, **packages},
+            check=True,
+            timeout=120,
+        )
+    variables = dict(part.split("=", 1) for value in step("ENV") for part in here(value).split())
+    return folder, here, {**os.environ, **packages, **variables, "ORCHMGMT_HOST": "127.0.0.1"}
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return str(free.getsockname()[1])
+
+
+def test_the_image_serves_is_healthy_and_writes_only_to_its_volume(image):
+    folder, here, environment = image
+    environment = {**environment, "ORCHMGMT_PORT": free_port()}
+
+    def files():
+        return {
+            path: path.stat().st_mtime_ns
+            for part in ("opt", "source")
+            for path in (folder / part).rglob("*")
+        }
+
+    before = files()
+    command = [here(part) for kind in ("ENTRYPOINT", "CMD") for part in json.loads(step(kind)[0])]
+    check = [here(it) for it in json.loads(step("HEALTHCHECK")[0].partition(" CMD ")[2])]
+    started = subprocess.Popen(
+        command, env=environment, cwd=folder / "data", stdout=subprocess.PIPE, text=True
+    )
+    with started:
+        server = Process(started)
+        assert server.create(lock("A|b|1.0.0")).status == 201
+        assert subprocess.run(check, env=environment, timeout=60).returncode == 0
+        (folder / "data" / "orchmgmt.db").rename(folder / "data" / "aside.db")
+        sick = subprocess.run(check, env=environment, stderr=subprocess.DEVNULL, timeout=60)
+        (folder / "data" / "aside.db").rename(folder / "data" / "orchmgmt.db")
+        assert sick.returncode == 1
+        assert server.stop() == 0
+    gone = subprocess.run(check, env=environment, stderr=subprocess.DEVNULL, timeout=60)
+    assert gone.returncode == 1
+    assert files() == before
+    assert (folder / "data" / "orchmgmt.db").exists()
+
+
+def test_the_image_holds_the_package_alone_and_runs_it_without_rights():
+    (user,) = step("USER")
+    assert re.fullmatch("[1-9][0-9]+:[1-9][0-9]+", user)  # by number, for runAsNonRoot
+    (made,) = step("RUN")
+    assert f"--owner={user.split(':')[0]}" in made
+    assert step("VOLUME") == ["/data"]
+    assert step("COPY") == ["--from=build /opt/orchmgmt /opt/orchmgmt"]
+    assert len([name for name, _ in dockerfile() if name == "FROM"]) == 2
+    (base,) = set(re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
+    assert "curl" not in (ROOT / "Dockerfile").read_text()
+    assert base.startswith("python:3.")
+
+
+# Several processes behind nginx
+
+FRAME = """
+{user}
+daemon off;
+pid nginx.pid;
+worker_processes 1;
+events {{ worker_connections 256; }}
+http {{
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    {upstream}
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://orchmgmt;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+        }}
+    }}
+}}
+"""
+
+
+@pytest.fixture(params=["ports", "sockets"])
+def behind_nginx(request, serve, tmp_path):
+    """Two processes on one file, and a client of the nginx in front of them."""
+    nginx = tool("nginx")
+    options = ("--database-url", "sqlite:///shared.db", "--database-timeout-seconds", "60")
+    sockets = tempfile.mkdtemp(prefix="orchmgmt-", dir="/tmp")  # a socket's path must be short
+    servers = []
+    upstream = UPSTREAM.read_text()
+    for port in ("8441", "8442"):
+        if request.param == "ports":
+            servers.append(serve(*options))
+            address = urlsplit(servers[-1].url).netloc
+        else:
+            path = f"{sockets}/{port}.sock"
+            servers.append(serve(*options, "--unix-socket", path))
+            address = f"unix:{path}"
+        upstream = upstream.replace(f"127.0.0.1:{port}", address)
+    port = free_port()
+    user = "user root;" if os.geteuid() == 0 else ""  # else its workers could not write here
+    (tmp_path / "nginx.conf").write_text(FRAME.format(user=user, upstream=upstream, port=port))
+    errors = str(tmp_path / "error.log")
+    process = subprocess.Popen(
+        [nginx, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"), "-e", errors],
+        stderr=subprocess.DEVNULL,
+    )
+    client = Client(f"http://127.0.0.1:{port}")
+    try:
+        while process.poll() is None:
+            try:
+                client.send("GET", "/health")
+            except ConnectionRefusedError:
+                continue
+            break
+        assert process.poll() is None, Path(errors).read_text()
+        yield client, servers
+    finally:
+        process.terminate()
+        process.wait(30)
+        for server in servers:
+            if server.process.poll() is None:
+                server.stop()
+        shutil.rmtree(sockets)
+
+
+def test_processes_behind_nginx_share_the_load_and_lock_nothing_twice(behind_nginx, tmp_path):
+    client, servers = behind_nginx
+    statuses: Counter[int] = Counter()
+
+    def work():
+        for number in range(40):
+            statuses[client.create(lock(f"P|s{number}|1.0.0")).status] += 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses == {201: 40, 400: 120}
+    for number in range(len(servers)):
+        log = (tmp_path / f"server-{number}.log").read_text()
+        assert "operation=lock.create status=" in log  # each had its share
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_others_serve_on_when_a_process_goes(behind_nginx, number):
+    client, (first, _) = behind_nginx
+    for n in range(4):
+        assert client.create(lock(f"Before{n}|s|1.0.0")).status == 201
+    first.stop(number)
+    for n in range(10):
+        assert client.locks().json["count"] == 4 + n
+        assert client.create(lock(f"After{n}|s|1.0.0")).status == 201
+    assert client.locks().json["count"] == 14
