@@ -138,6 +138,10 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
             super().handle_read()
 
     def writable(self) -> bool:
+        if self.requests and not self._parked and self.total_outbufs_len < self.adj.send_bytes:
+            # Nothing is sent before the answer is whole; to look again and again would only take
+            # the interpreter from the thread that makes it.
+            return self.will_close or self.close_when_flushed
         return self._parked or super().writable()
 
     def service(self) -> None:

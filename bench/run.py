@@ -21,7 +21,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from importlib.metadata import version
@@ -108,7 +109,9 @@ class Running:
 
 @contextmanager
 def running(command: list[str]) -> Iterator[Running]:
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert process.stdout is not None
     try:
         yield Running(process.stdout.readline().split()[-1], process)
@@ -145,8 +148,12 @@ def job(chance: random.Random, number: int, of: int) -> dict[str, str]:
 
 
 def fill(path: Path, jobs: int, locks: int) -> None:
+    fill_store(Settings(database_url=f"sqlite:///{path}"), jobs, locks)
+
+
+def fill_store(settings: Settings, jobs: int, locks: int) -> None:
     chance = random.Random(jobs)
-    with Store(Settings(database_url=f"sqlite:///{path}")) as store:
+    with Store(settings) as store:
         for start in range(0, jobs, 10_000):
             some = [job(chance, number, jobs) for number in range(start, min(start + 10_000, jobs))]
             store.database.write(store.history.put, some)
@@ -262,6 +269,42 @@ def slow_clients(folder: Path, options: argparse.Namespace) -> Iterator[list[str
                    f"{statistics.median(ratios):.2f}"]  # fmt: skip
 
 
+def processes(options: argparse.Namespace) -> Iterator[list[str]]:
+    """Throughput of one, two and three processes on one PostgreSQL server, fsync and all."""
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    import cluster
+
+    if reason := cluster.missing():
+        yield ["not measured", reason, "", "", "", ""]
+        return
+    postgresql = cluster.Cluster(fsync="on")
+    try:
+        url = postgresql.create_database()
+        fill_store(Settings(database_url=url), JOBS, LOCKS)
+        with ExitStack() as stack:
+            servers: list[Running] = []
+            while len(servers) < 3:
+                command = [ORCHMGMT, "serve", "--port", "0", "--database-url", url]
+                servers.append(stack.enter_context(running(command)))
+                for case in ("lock_by_id", "create_1", "create_100"):
+                    share = max(1, CONNECTIONS // len(servers))
+                    with ThreadPoolExecutor() as loads:
+                        seen = list(
+                            loads.map(
+                                lambda it: it[0].load(*it[1:]),
+                                [(it, case, LOCKS, options.seconds, share) for it in servers],
+                            )
+                        )
+                    rate = sum(it.rate for it in seen)
+                    worst = max(it.p99 for it in seen)
+                    errors = sum(it.errors for it in seen)
+                    yield [str(len(servers)), case, f"{rate:,.0f}",
+                           f"{statistics.mean(it.p50 for it in seen):.2f}", f"{worst:.2f}",
+                           str(errors)]  # fmt: skip
+    finally:
+        postgresql.remove()
+
+
 def start_time(folder: Path) -> float:
     """Seconds from the start of the command to its first answer, the median of seven."""
     times = []
@@ -348,6 +391,9 @@ def main() -> None:
             "| beside | requests/s | p50 ms | p99 ms | errors | ratio to alone |",
             slow_clients(folder, options),
         )
+        process_table = table(
+            "| processes | case | requests/s | p50 ms | worst p99 ms | errors |", processes(options)
+        )
         after_start, after_load = memory(folder, options)
         others: list[list[Any]] = [
             ["start to first answer, s", f"{start_time(folder):.2f}", "0.6"],
@@ -384,6 +430,13 @@ The query by id, {CONNECTIONS} connections, beside 500 connections that are idle
 that ask for 1,000 jobs each and do not read them, and beside 50 that send a body a byte at a time.
 
 {slow_table}
+
+## Several processes on PostgreSQL
+
+One, two and three processes on one local PostgreSQL server with `fsync = on`, all on the same
+{os.cpu_count()} cores as the load; {CONNECTIONS} connections in all.
+
+{process_table}
 
 ## Start, memory, import
 
