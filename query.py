@@ -4,7 +4,7 @@ A query's SQL depends only on its shape: which filters it has, whether each has 
 several, and its order. peewee builds the SQL of each shape once; after that only values change.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -261,7 +261,7 @@ class Selection:
             path = self._cheapest(shape, in_order, matching, values)
             return self._select(shape, path, sort_field, page.descending).rows(values), matching
 
-        path = next(filter(several.__contains__, self._filters), None)
+        path = self._narrowest(several)
         rows = self._select(shape, path, sort_field, page.descending).rows(values)
         if len(rows) < page.size and (rows or not offset):
             return rows, offset + len(rows)  # the last page: nothing is left to count
@@ -281,18 +281,23 @@ class Selection:
             matching: how many rows match all filters.
             values: the values of all parameters.
         """
-        names = [name for name in self._filters if name in dict(shape)]
-        if len(names) == 1 and in_order:
-            return names[0]
+        several = dict(shape)
+        first = self._narrowest(several)
+        if len(several) == 1 and in_order:
+            return first
         end = values["offset"] + values["limit"]
         reads: dict[str | None, float] = {None: end * self._count(()).number(values) / matching}
         if reads[None] > FEW_ROWS:
-            for name in names:
-                rows = self._count(((name, dict(shape)[name]),)).number(values)
+            for name in filter(several.__contains__, self._filters):
+                rows = self._count(((name, several[name]),)).number(values)
                 reads[name] = end * rows / matching if name in in_order else rows
-        elif names[0] in in_order:
-            return names[0]
+        elif first in in_order:
+            return first
         return min(reads, key=lambda name: reads[name])
+
+    def _narrowest(self, names: Container[str]) -> str | None:
+        """Return the one of these filters that usually leaves the fewest rows."""
+        return next(filter(names.__contains__, self._filters), None)
 
     def _build_select(
         self, shape: Shape, path: str | None, sort_field: str, descending: bool
@@ -324,7 +329,7 @@ class Selection:
             ]
         else:
             query = self._model.select(fn.COUNT(SQL("*")))
-            where = self._where(shape, next(filter(names.__contains__, self._filters), None))
+            where = self._where(shape, self._narrowest(names))
             if self._always is not None:
                 field, condition = self._always
                 where.append(condition(self._database.off_path(field) if shape else field))

@@ -48,7 +48,6 @@ NEVER = 10**9  # seconds
 #: Connections that the kernel completes before the server has taken them.
 BACKLOG = 1024
 
-
 #: Threads that work at once: with SQLite in the process, a second one has nothing to wait for.
 WORKING_AT_ONCE = 1
 
