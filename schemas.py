@@ -19,9 +19,6 @@ from orchmgmt.models import FINISHED, IN_PROGRESS, PENDING, STATUSES, TYPES, New
 from orchmgmt.query import Page
 from orchmgmt.settings import Settings
 
-#: Locks that are loaded at once: quicker than one by one, and not too many of them if one is bad.
-SLICE = 100
-
 INTEGER_MAX = 2**63 - 1
 INTEGER_MIN = -(2**63)
 LOCK_ID_MAX = 2**52  # new ids go on from the largest, and every JSON reader can hold those too
@@ -117,32 +114,34 @@ class Value(fields.Field[Any]):
         name = self.data_key or self.name or type(self).__name__.lower()
         _fail(WRONG_TYPE, f"{name} must be {self.type_name}")
 
-    @property
-    def naming(self) -> values.Naming:
-        """How this application normalises names."""
-        root: WireSchema = self.root  # type: ignore[assignment]
-        return root.naming
+
+class Name(Value):
+    """A value that the application's naming normalises."""
+
+    def _bind_to_schema(self, field_name: str, parent: Any) -> None:
+        super()._bind_to_schema(field_name, parent)
+        self._naming: values.Naming = self.root.settings.naming  # type: ignore[union-attr]
 
 
-class SystemName(Value):
+class SystemName(Name):
     """A system's name, PascalCase."""
 
     def _canonical(self, text: str) -> str:
-        return self.naming.system_name(text)
+        return self._naming.system_name(text)
 
 
-class ServiceName(Value):
+class ServiceName(Name):
     """A service definition's name, camelCase."""
 
     def _canonical(self, text: str) -> str:
-        return self.naming.service_name(text)
+        return self._naming.service_name(text)
 
 
-class ServiceInstanceId(Value):
+class ServiceInstanceId(Name):
     """`SystemName|ServiceName|Version`."""
 
     def _canonical(self, text: str) -> str:
-        return self.naming.service_instance_id(text)
+        return self._naming.service_instance_id(text)
 
 
 class Uuid(Value):
@@ -361,7 +360,6 @@ class WireSchema(Schema):
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.naming = settings.naming
         super().__init__()
         self.error_messages["type"] = Fault(WRONG_TYPE, "A JSON object was expected")
 
@@ -375,6 +373,44 @@ class WireSchema(Schema):
             return self.load(payload)
         except ValidationError as error:
             raise InvalidParameter(first_fault(error.messages)) from None
+
+
+class RecordSchema(WireSchema):
+    """An object that comes by the hundred, in a request's list or in a file.
+
+    A good one is read field by field, in half of the time that `load` takes, which is left to tell
+    what is wrong with a bad one.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._fields = [
+            (name, field.data_key or name, field.deserialize)
+            for name, field in self.load_fields.items()
+        ]
+
+    def read(self, payload: Any) -> dict[str, Any]:
+        """Return what a payload holds.
+
+        Raises:
+            InvalidParameter: with the payload's first fault.
+        """
+        try:
+            return self._read_good(payload)
+        except ValidationError:
+            loaded: dict[str, Any] = super().read(payload)
+            return loaded
+
+    def _read_good(self, payload: Any) -> dict[str, Any]:
+        """As `read`, of what has no fault; else a ValidationError that says little."""
+        if not isinstance(payload, dict):
+            raise ValidationError("")
+        found = {}
+        for name, key, deserialize in self._fields:
+            value = deserialize(payload.get(key, absent))
+            if value is not absent:
+                found[name] = value
+        return found
 
 
 def first_fault(messages: Any) -> Fault:
@@ -474,7 +510,7 @@ class Paged(Value):
         return self._schema.load(value)
 
 
-class LockRequest(WireSchema):
+class LockRequest(RecordSchema):
     """One element of a create request's `locks`."""
 
     service_instance_id = ServiceInstanceId(
@@ -513,23 +549,12 @@ class LockRequests(Value):
             _fail(INCOMPLETE, self.missing or "")
         if not isinstance(value, list):
             self._refuse_type()
-        locks: list[NewLock] = []
-        for start in range(0, len(value), SLICE):
-            part = value[start : start + SLICE]
-            try:
-                loaded = self._schema.load(part, many=True)
-            except ValidationError:
-                loaded = map(self._load_one, part)  # which finds the first bad one
-            locks += [NewLock(**lock) for lock in loaded]
+        locks = []
+        for element in value:
+            if element is None:
+                _fail(INCOMPLETE, "Request payload contains null element")
+            locks.append(NewLock(**self._schema.read(element)))
         return locks
-
-    def _load_one(self, element: Any) -> Any:
-        if element is None:
-            _fail(INCOMPLETE, "Request payload contains null element")
-        try:
-            return self._schema.load(element)
-        except ValidationError as error:
-            raise ValidationError(first_fault(error.messages)) from None
 
 
 class LockCreate(WireSchema):
@@ -648,7 +673,7 @@ class HistoryQuery(QuerySchema):
     )
 
 
-class EntrySchema(WireSchema):
+class EntrySchema(RecordSchema):
     """A response's entry. It dumps rows of the table, whose columns are this schema's fields."""
 
     def __init__(self, settings: Settings) -> None:
@@ -728,6 +753,11 @@ class JobEntry(EntrySchema):
         stored=True,
         default="",
     )
+
+    def _read_good(self, payload: Any) -> dict[str, Any]:
+        found = super()._read_good(payload)
+        self._check_life(found)
+        return found
 
     @validates_schema
     def _check_life(self, data: dict[str, Any], **kwargs: Any) -> None:

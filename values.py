@@ -30,8 +30,12 @@ _SERVICE_INSTANCE_ID = re.compile(
 ).fullmatch
 _DIGITS = re.compile("[0-9]+").fullmatch
 _UUID = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+_CLOCK = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]"
+_CANONICAL_INSTANT = re.compile(
+    f"(?!0000)[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}T{_CLOCK}Z"
+).fullmatch
 _INSTANT = re.compile(
-    r"([0-9]{4})(-[0-9]{2}-[0-9]{2})[Tt]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]+))?"
+    rf"([0-9]{{4}})(-[0-9]{{2}}-[0-9]{{2}})[Tt]({_CLOCK})(?:\.([0-9]+))?"
     r"(?:[Zz]|([+-])([0-9]{2}):([0-5][0-9]))"
 ).fullmatch
 # Unicode's White_Space; \s would also take the separators U+001C to U+001F.
@@ -61,7 +65,9 @@ class Naming:
         Raises:
             ValueError: the contract's naming message, with the normalised name.
         """
-        name = text if _SYSTEM_NAME(text) else self._conventional(text, _ascii_upper)
+        if _SYSTEM_NAME(text):
+            return text
+        name = self._conventional(text, _ascii_upper)
         if not _SYSTEM_NAME(name):
             raise ValueError(
                 f"The specified system name does not match the naming convention: {name}"
@@ -74,7 +80,9 @@ class Naming:
         Raises:
             ValueError: the contract's naming message, with the normalised name.
         """
-        name = text if _SERVICE_NAME(text) else self._conventional(text, _ascii_lower)
+        if _SERVICE_NAME(text):
+            return text
+        name = self._conventional(text, _ascii_lower)
         if not _SERVICE_NAME(name):
             raise ValueError(
                 "The specified service definition name does not match the naming convention: "
@@ -201,14 +209,15 @@ def second_until(text: str) -> str:
 
 
 def _second(text: str, round_up: bool) -> str:
+    if _CANONICAL_INSTANT(text):
+        datetime.fromisoformat(text[:-1])  # the calendar may have no such day
+        return text
     match = _INSTANT(text)
     if not match:
         raise ValueError
     year, day, clock, fraction, sign, hours, minutes = match.groups()
     # Python's calendar starts with the year 1; the year 0 has the same days as the year 4.
     local = datetime.fromisoformat(f"{'0004' if year == '0000' else year}{day}T{clock}")
-    if not fraction and not sign and year != "0000":
-        return f"{year}{day}T{clock}Z"
     offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
     if offset > timedelta(hours=MAX_OFFSET_HOURS):
         raise ValueError
