@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from urllib.parse import unquote
 from weakref import WeakSet
@@ -115,9 +115,10 @@ class SqliteDatabase(Database):
                     raise Unavailable(BUSY)
         try:
             with ExitStack() as transaction:
-                with waiting() if writing else nullcontext():  # for other processes
-                    mode = "IMMEDIATE" if writing else "DEFERRED"
-                    transaction.enter_context(self.engine.atomic(mode))
+                if writing:
+                    self._begin_write(transaction)
+                else:
+                    transaction.enter_context(self.engine.atomic("DEFERRED"))
                 yield
         except (peewee.DatabaseError, sqlite3.DatabaseError) as error:
             # sqlite3 reports a damaged file as the bare base class; what goes wrong while rows are
@@ -129,6 +130,19 @@ class SqliteDatabase(Database):
         finally:
             if turn is not None:
                 turn.release()
+
+    def _begin_write(self, transaction: ExitStack) -> None:
+        """Begin as the only writer; as long as another process is it, let other threads work."""
+        self.engine.execute_sql("PRAGMA busy_timeout = 0")
+        try:
+            transaction.enter_context(self.engine.atomic("IMMEDIATE"))
+            return
+        except peewee.OperationalError:
+            pass  # the second try waits, or fails for the same reason
+        finally:
+            self.engine.execute_sql(f"PRAGMA busy_timeout = {int(self._timeout * 1000)}")
+        with waiting():
+            transaction.enter_context(self.engine.atomic("IMMEDIATE"))
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         rows: list[Row] = self.engine.execute_sql(sql, parameters).fetchall()

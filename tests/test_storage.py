@@ -363,7 +363,7 @@ def test_bulk_create_is_one_insert_per_batch_in_one_transaction(store, locks):
     with traced(store) as statements:
         store.locks.create(new)
     batches = -(-locks // BATCH)
-    words = [sql.split()[0] for sql in statements]
+    words = [sql.split()[0] for sql in statements if "busy_timeout" not in sql]
     assert words == ["BEGIN", *["INSERT"] * batches, "COMMIT"]
 
 
