@@ -31,9 +31,7 @@ _SERVICE_INSTANCE_ID = re.compile(
 _DIGITS = re.compile("[0-9]+").fullmatch
 _UUID = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 _CLOCK = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]"
-_CANONICAL_INSTANT = re.compile(
-    f"(?!0000)[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}T{_CLOCK}Z"
-).fullmatch
+_CANONICAL_INSTANT = re.compile(f"(?!0000)[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}T{_CLOCK}Z").fullmatch
 _INSTANT = re.compile(
     rf"([0-9]{{4}})(-[0-9]{{2}}-[0-9]{{2}})[Tt]({_CLOCK})(?:\.([0-9]+))?"
     r"(?:[Zz]|([+-])([0-9]{2}):([0-5][0-9]))"
