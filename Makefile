@@ -13,7 +13,7 @@ demo: $(READY)
 	$(BIN)/orchmgmt demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # mypy finds the modules under the package's name through links to them.
 lint: $(READY)

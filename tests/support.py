@@ -174,3 +174,20 @@ def job(number: int, **columns: str) -> dict[str, str]:
         "finished_at": "2026-11-01T02:00:00Z" if finished else "",
         **columns,
     }
+
+
+@contextmanager
+def traced(store: Any) -> Iterator[list[str]]:
+    """The SQL that SQLite itself runs for this thread, with its values."""
+    statements: list[str] = []
+
+    def note(sql: str) -> None:
+        if not sql.startswith("PRAGMA busy_timeout"):  # how long to wait, not what to do
+            statements.append(sql)
+
+    connection = store.database.engine.connection()
+    connection.set_trace_callback(note)
+    try:
+        yield statements
+    finally:
+        connection.set_trace_callback(None)

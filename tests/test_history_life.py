@@ -5,7 +5,7 @@ import threading
 from collections import Counter
 
 import pytest
-from support import FUTURE, lock
+from support import FUTURE, lock, traced
 from wire import execute
 
 from orchmgmt.errors import InvalidParameter, NotFound
@@ -190,7 +190,6 @@ def test_message_replaces_the_old_one_and_is_never_lost(history, job, job_id, gi
 
 @pytest.mark.sqlite
 def test_each_step_is_one_statement(store, history, job_id):
-    connection = store.database.engine.connection()
     for step in (
         lambda: history.create("PULL", "A", "B", "c"),
         lambda: history.start(job_id),
@@ -199,10 +198,8 @@ def test_each_step_is_one_statement(store, history, job_id):
         lambda: history.fail(job_id),
         lambda: store.locks.release(job_id),
     ):
-        statements: list[str] = []
-        connection.set_trace_callback(statements.append)
-        step()
-        connection.set_trace_callback(None)
+        with traced(store) as statements:
+            step()
         # A statement is told again for each step of the triggers that it fires.
         statements = list(dict.fromkeys(statements))
         assert [statements[0].split()[0], statements[-1]] == ["BEGIN", "COMMIT"]
