@@ -24,7 +24,7 @@ import urllib3
 from orchmgmt.errors import Unavailable
 from orchmgmt.settings import PREFIX, SettingError, Settings
 from orchmgmt.values import second_until, strip
-from orchmgmt.workers import waiting
+from orchmgmt.workers import make_room
 
 log = logging.getLogger("orchmgmt")
 
@@ -134,9 +134,9 @@ class OwnSide:
         """One of the places of those that wait: a slow system must leave threads to the others."""
         if not self._places.acquire(blocking=False):
             raise system.unavailable("too many requests wait for it already")
+        make_room()
         try:
-            with waiting():
-                yield
+            yield
         finally:
             self._places.release()
 

@@ -40,14 +40,18 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._next_round = 0.0
 
-    def turn(self, timeout: float) -> None:
+    def turn(self, timeout: float) -> bool:
         """Handle what the sockets have, or wait for it.
 
         Args:
             timeout: how long to wait at most, in seconds.
+
+        Returns:
+            Whether every connection was asked what it wants, as once a second.
         """
         now = time.monotonic()
-        if now >= self._next_round:
+        everybody = now >= self._next_round
+        if everybody:
             self._next_round = now + EVERYBODY
             self._sockets.stirred.update(self._sockets)
         self._sockets.stirred = {it for it in self._sockets.stirred if self._watch(it)}
@@ -58,6 +62,7 @@ class Loop:
                 flags = select.POLLIN if events & selectors.EVENT_READ else 0
                 flags |= select.POLLOUT if events & selectors.EVENT_WRITE else 0
                 wasyncore.readwrite(dispatcher, flags)
+        return everybody
 
     def close(self) -> None:
         """Stop watching."""

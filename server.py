@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -48,12 +49,12 @@ NEVER = 10**9  # seconds
 #: Connections that the kernel completes before the server has taken them.
 BACKLOG = 1024
 
-#: Threads that work at once: with SQLite in the process, a second one has nothing to wait for.
-WORKING_AT_ONCE = 1
-
-#: Answers up to this size are sent by the I/O thread once they are whole. In pieces, as they come,
-#: they cost half of the throughput: that thread then spins on the unfinished ones.
+#: Answers up to this size are sent once they are whole. In pieces, as they come, they cost half of
+#: the throughput.
 SEND_BYTES = 16 * 1024 * 1024
+
+#: An answer never waits for its client to read: the connection's next request does.
+HIGH_WATERMARK = sys.maxsize
 
 
 class CannotListen(Exception):
@@ -150,6 +151,8 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
             self.server.pull_trigger()
         else:
             super().service()
+        if self.server.task_dispatcher.lead() and self.connected and self.writable():
+            self.handle_write()  # there is no need to wait for the socket
 
     def handle_write(self) -> None:
         if not self._parked:
@@ -213,7 +216,7 @@ class Server:
             app,
             map=self._map,
             sockets=sockets,
-            _dispatcher=Workers(settings.threads + settings.asking_threads, WORKING_AT_ONCE),
+            _dispatcher=Workers(settings.threads + settings.asking_threads),
             max_request_body_size=settings.max_body_bytes + 1,  # waitress refuses its limit itself
             connection_limit=_connection_limit(),
             backlog=BACKLOG,
@@ -221,12 +224,16 @@ class Server:
             clear_untrusted_proxy_headers=False,  # orchmgmt.proxies knows whom to believe
             ident="orchmgmt",
         )
-        self._dispatcher = waitress.task_dispatcher
+        self._workers: Workers = waitress.task_dispatcher
         self._listeners = [it for it in self._map.values() if isinstance(it, BaseWSGIServer)]
         for listener in self._listeners:
             listener.channel_class = _Channel
             listener.adj.send_bytes = SEND_BYTES  # as an argument it is deprecated
+            listener.adj.outbuf_high_watermark = HIGH_WATERMARK
+            listener.pull_trigger = self._wake
+        self._trigger = self._listeners[0].trigger
         self._stopping = False
+        self._deadline: float | None = None
         self._closed = False
         self._closing = threading.RLock()  # a signal may come while it is held
         # One warning for every request that waits for a thread says nothing that matters.
@@ -234,15 +241,7 @@ class Server:
 
     def run(self) -> None:
         """Serve until `stop`, then answer what has been received, and return."""
-        looked = time.monotonic()
-        while not self._stopping:
-            self._loop.turn(1)
-            if time.monotonic() - looked > 1:
-                looked = time.monotonic()
-                for channel in self._channels():
-                    channel.give_up_if_stalled()
-        self._drain()
-        self._dispatcher.shutdown()
+        self._workers.run(self._turn)
         with self._closing:
             self._closed = True
         wasyncore.close_all(self._map)
@@ -253,31 +252,49 @@ class Server:
         self._stopping = True
         with self._closing:
             if not self._closed:
-                self._listeners[0].pull_trigger()
+                self._wake()
+
+    def _wake(self) -> None:
+        """Have the sockets looked at, unless this thread is the one that is about to do so."""
+        if not self._workers.lead():
+            self._trigger.pull_trigger()
+
+    def _turn(self) -> bool:
+        """Look after the sockets once, and return whether to go on."""
+        if self._stopping and self._deadline is None:
+            self._close_the_door()
+        patience = 1.0 if self._deadline is None else 0.1
+        if self._loop.turn(0 if self._workers.behind else patience):
+            for channel in self._channels():
+                channel.give_up_if_stalled()
+        return self._deadline is None or self._drain(self._deadline)
 
     def _channels(self) -> list[_Channel]:
         return [it for it in self._map.values() if isinstance(it, _Channel)]
 
-    def _drain(self) -> None:
-        """Take no more connections; answer the requests that are here; close the idle ones."""
+    def _close_the_door(self) -> None:
+        """Take no more connections than those that are here."""
+        self._deadline = time.monotonic() + PATIENCE
         for _ in range(BACKLOG):  # accept those that the kernel has completed, one at a time
             self._loop.turn(0)
         self._remove_socket_file()
         for listener in self._listeners:
             wasyncore.dispatcher.close(listener)
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            self._loop.turn(0)
-            busy = False
-            for channel in self._channels():
-                if channel.requests or channel.request is not None or channel.total_outbufs_len:
-                    busy = True
-                else:
-                    channel.handle_close()
-            if not busy:
-                return
-            self._loop.turn(0.1)
-        log.warning("some requests were still being sent after %d s: they are dropped", PATIENCE)
+
+    def _drain(self, deadline: float) -> bool:
+        """Close the idle connections, and return whether to wait for others."""
+        busy = False
+        for channel in self._channels():
+            if channel.requests or channel.request is not None or channel.total_outbufs_len:
+                busy = True
+            else:
+                channel.handle_close()
+        if busy and time.monotonic() >= deadline:
+            log.warning(
+                "some requests were still being sent after %d s: they are dropped", PATIENCE
+            )
+            return False
+        return busy
 
     def _remove_socket_file(self) -> None:
         """Remove the Unix socket, unless somebody has put another into its place."""

@@ -20,7 +20,7 @@ import peewee
 from orchmgmt.database import BUSY, SILENT, STREAM_BATCH, Database, Row, log
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import UnusableDatabase, check_schema, prepare_schema
-from orchmgmt.workers import waiting
+from orchmgmt.workers import make_room
 
 WAL_PAUSE = 0.01  # seconds
 SQLITE_MINIMUM = (3, 35, 0)  # the first with RETURNING
@@ -110,9 +110,9 @@ class SqliteDatabase(Database):
         self._check_file()
         turn = self._writing if writing else self._reading
         if turn is not None and not turn.acquire(blocking=False):
-            with waiting():
-                if not turn.acquire(timeout=self._timeout):
-                    raise Unavailable(BUSY)
+            make_room()
+            if not turn.acquire(timeout=self._timeout):
+                raise Unavailable(BUSY)
         try:
             with ExitStack() as transaction:
                 if writing:
@@ -141,8 +141,8 @@ class SqliteDatabase(Database):
             pass  # the second try waits, or fails for the same reason
         finally:
             self.engine.execute_sql(f"PRAGMA busy_timeout = {int(self._timeout * 1000)}")
-        with waiting():
-            transaction.enter_context(self.engine.atomic("IMMEDIATE"))
+        make_room()
+        transaction.enter_context(self.engine.atomic("IMMEDIATE"))
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         rows: list[Row] = self.engine.execute_sql(sql, parameters).fetchall()

@@ -1,19 +1,22 @@
-"""The threads that answer requests.
+"""The threads that wait for requests and answer them.
 
-Python runs one thread at a time, so threads that compute only take the interpreter from each other:
-with four at work instead of one, a third of the throughput is lost. But one thread that waits for
-a busy database would keep all other requests waiting too. So there are several threads, and only as
-many of them work at once as can use it; one that waits for another program makes room meanwhile.
+To hand a request from a thread that waits for sockets to one that answers it takes longer than most
+answers do, and two threads that compute only take the interpreter from each other. So the thread
+that has found a request answers it: it leads. While it waits for another program, such as a busy
+database or the identity service, another thread takes the lead.
 """
 
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Protocol
 
 log = logging.getLogger("orchmgmt")
+
+#: After so long, in seconds, the sockets are looked at again before further requests are answered.
+LONGEST = 0.005
 
 _this_thread = threading.local()
 
@@ -33,30 +36,33 @@ class Workers:
 
     Args:
         threads: how many threads there are.
-        at_once: how many of them may work at once, not counting those that wait.
     """
 
-    def __init__(self, threads: int, at_once: int) -> None:
-        self._free = at_once
-        self._tasks: deque[Task] = deque()
-        self._returning = 0
-        self._stopping = False
-        lock = threading.Lock()
-        self._work = threading.Condition(lock)
-        self._place = threading.Condition(lock)
+    def __init__(self, threads: int) -> None:
         self._threads = [
-            threading.Thread(target=self._run, name=f"worker-{number}", daemon=True)
+            threading.Thread(target=self._work, name=f"worker-{number}", daemon=True)
             for number in range(threads)
         ]
+        self._tasks: deque[Task] = deque()
+        self._lead = threading.Lock()
+        self._leader: int | None = None
+        self._ended = threading.Event()
+        self._failure: BaseException | None = None
+
+    def run(self, turn: Callable[[], bool]) -> None:
+        """Work until it is done, then drop the requests that no thread has begun with.
+
+        Args:
+            turn: waits for sockets, adds a task for each request, and returns whether to go on.
+                One thread calls it, now this, now that.
+        """
+        self._turn = turn
         for thread in self._threads:
             thread.start()
-
-    def add_task(self, task: Task) -> None:
-        """Have a thread answer a request."""
-        with self._work:
-            self._tasks.append(task)
-            if self._free:
-                self._work.notify()
+        self._ended.wait()
+        self.shutdown()
+        if self._failure is not None:
+            raise self._failure
 
     def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> None:
         """End the threads once they have answered what they are at.
@@ -65,58 +71,58 @@ class Workers:
             cancel_pending: whether to drop requests that no thread has begun with.
             timeout: how long to wait for each thread, in seconds.
         """
-        with self._work:
-            self._stopping = True
-            self._work.notify_all()
+        self._ended.set()
         for thread in self._threads:
             thread.join(timeout)
         while cancel_pending and self._tasks:
             self._tasks.popleft().cancel()
 
-    def _run(self) -> None:
+    def add_task(self, task: Task) -> None:
+        """Have a request answered."""
+        self._tasks.append(task)
+
+    @property
+    def behind(self) -> bool:
+        """Whether there are requests that no thread has begun with."""
+        return bool(self._tasks)
+
+    def lead(self) -> bool:
+        """Return whether the thread that asks is the one that looks after the sockets."""
+        return self._leader == threading.get_ident()
+
+    def hand_over(self) -> None:
+        """Let another thread take the lead, if this one has it."""
+        if self.lead():
+            self._leader = None
+            self._lead.release()
+
+    def _work(self) -> None:
         _this_thread.workers = self
-        while True:
-            with self._work:
-                while not (self._stopping or (self._tasks and self._free > self._returning)):
-                    self._work.wait()
-                if self._stopping:
-                    return
-                task = self._tasks.popleft()
-                self._free -= 1
+        while not self._ended.is_set():
+            self._lead.acquire()
+            self._leader = threading.get_ident()
             try:
-                task.service()
+                while self.lead() and not self._ended.is_set():
+                    if not self._turn():
+                        self._ended.set()
+                    self._answer()
+            except BaseException as error:
+                self._failure = error
+                self._ended.set()
+            finally:
+                self.hand_over()
+
+    def _answer(self) -> None:
+        end = time.monotonic() + LONGEST
+        while self.lead() and self._tasks and time.monotonic() < end:
+            try:
+                self._tasks.popleft().service()
             except BaseException:
                 log.exception("a request failed outside of the application")
-            self._leave()
-
-    def _leave(self) -> None:
-        with self._work:
-            self._free += 1
-            if self._returning:
-                self._place.notify()
-            elif self._tasks:
-                self._work.notify()
-
-    def _return(self) -> None:
-        with self._place:
-            self._returning += 1
-            while not self._free:
-                self._place.wait()
-            self._returning -= 1
-            self._free -= 1
-            if self._tasks and self._free > self._returning:
-                self._work.notify()
 
 
-@contextmanager
-def waiting() -> Iterator[None]:
-    """Let another thread work while this one waits for another program."""
+def make_room() -> None:
+    """Let another thread take the lead: this one is going to wait for another program."""
     workers: Workers | None = getattr(_this_thread, "workers", None)
-    if workers is None:
-        yield
-        return
-    workers._leave()
-    try:
-        yield
-    finally:
-        workers._return()
+    if workers is not None:
+        workers.hand_over()
