@@ -38,6 +38,7 @@ class Loop:
     def __init__(self, sockets: Sockets) -> None:
         self._sockets = sockets
         self._selector = selectors.DefaultSelector()
+        self._watched: dict[int, tuple[Any, int]] = {}  # with what for, by file descriptor
         self._next_round = 0.0
 
     def turn(self, timeout: float) -> bool:
@@ -77,12 +78,14 @@ class Loop:
             events |= selectors.EVENT_READ
         if dispatcher is not None and dispatcher.writable() and not listens:
             events |= selectors.EVENT_WRITE
-        known = self._selector.get_map().get(number)
-        if known is not None and (known.data is not dispatcher or known.events != events):
-            self._selector.unregister(number)
-            known = None
-        if known is None and events:
-            self._selector.register(number, events, dispatcher)
+        watched = self._watched.get(number)
+        if watched != (dispatcher, events):
+            if watched is not None:
+                self._selector.unregister(number)
+                del self._watched[number]
+            if events:
+                self._selector.register(number, events, dispatcher)
+                self._watched[number] = dispatcher, events
         # One that only waits for its client will not change its mind by itself.
         idle = events == selectors.EVENT_READ and not listens
         return dispatcher is not None and not idle

@@ -261,20 +261,24 @@ class Server:
 
     def _turn(self) -> bool:
         """Look after the sockets once, and return whether to go on."""
-        if self._stopping and self._deadline is None:
-            self._close_the_door()
-        patience = 1.0 if self._deadline is None else 0.1
+        patience = 1.0
+        if self._stopping:
+            if self._deadline is None:
+                self._deadline = time.monotonic() + PATIENCE
+                self._close_the_door()
+            if not self._drain(self._deadline):
+                return False
+            patience = 0.1
         if self._loop.turn(0 if self._workers.behind else patience):
             for channel in self._channels():
                 channel.give_up_if_stalled()
-        return self._deadline is None or self._drain(self._deadline)
+        return True
 
     def _channels(self) -> list[_Channel]:
         return [it for it in self._map.values() if isinstance(it, _Channel)]
 
     def _close_the_door(self) -> None:
         """Take no more connections than those that are here."""
-        self._deadline = time.monotonic() + PATIENCE
         for _ in range(BACKLOG):  # accept those that the kernel has completed, one at a time
             self._loop.turn(0)
         self._remove_socket_file()
