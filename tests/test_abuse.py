@@ -68,6 +68,19 @@ def test_clients_that_ask_for_much_and_read_nothing_hold_up_nobody(start):
         assert read_answers(greedy[0], 3) == [200] * 3
 
 
+def test_giant_answers_that_nobody_reads_hold_up_nobody(start):
+    service = start(THREADS=1)
+    for _ in range(40):
+        service.store.history.create("PULL", "A", "A", "b", message="x" * 1_000_000)
+    with ExitStack() as stack:
+        greedy = [stack.enter_context(connect(service)) for _ in range(3)]
+        for client in greedy:
+            client.sendall(QUERY.replace(b"/lock/", b"/history/") * 3)
+        assert service.send("GET", "/health", headers={}).status == 200
+        assert service.locks().status == 200
+        assert read_answers(greedy[0], 3) == [200] * 3
+
+
 def test_idle_and_slow_connections_hold_up_nobody(service):
     with ExitStack() as stack:
         for _ in range(300):
