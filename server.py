@@ -151,7 +151,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
             self.server.pull_trigger()
         else:
             super().service()
-        if self.server.task_dispatcher.lead() and self.connected and self.writable():
+        if self.server.task_dispatcher.leads() and self.connected and self.writable():
             self.handle_write()  # there is no need to wait for the socket
 
     def handle_write(self) -> None:
@@ -256,7 +256,7 @@ class Server:
 
     def _wake(self) -> None:
         """Have the sockets looked at, unless this thread is the one that is about to do so."""
-        if not self._workers.lead():
+        if not self._workers.leads():
             self._trigger.pull_trigger()
 
     def _turn(self) -> bool:

@@ -86,13 +86,13 @@ class Workers:
         """Whether there are requests that no thread has begun with."""
         return bool(self._tasks)
 
-    def lead(self) -> bool:
+    def leads(self) -> bool:
         """Return whether the thread that asks is the one that looks after the sockets."""
         return self._leader == threading.get_ident()
 
     def hand_over(self) -> None:
         """Let another thread take the lead, if this one has it."""
-        if self.lead():
+        if self.leads():
             self._leader = None
             self._lead.release()
 
@@ -102,10 +102,11 @@ class Workers:
             self._lead.acquire()
             self._leader = threading.get_ident()
             try:
-                while self.lead() and not self._ended.is_set():
-                    if not self._turn():
+                while self.leads() and not self._ended.is_set():
+                    if self._turn():
+                        self._answer()
+                    else:
                         self._ended.set()
-                    self._answer()
             except BaseException as error:
                 self._failure = error
                 self._ended.set()
@@ -114,7 +115,7 @@ class Workers:
 
     def _answer(self) -> None:
         end = time.monotonic() + LONGEST
-        while self.lead() and self._tasks and time.monotonic() < end:
+        while self.leads() and self._tasks and time.monotonic() < end:
             try:
                 self._tasks.popleft().service()
             except BaseException:
