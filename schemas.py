@@ -362,6 +362,10 @@ class WireSchema(Schema):
         self.settings = settings
         super().__init__()
         self.error_messages["type"] = Fault(WRONG_TYPE, "A JSON object was expected")
+        self._fields = [
+            (name, field.data_key or name, field.deserialize)
+            for name, field in self.load_fields.items()
+        ]
 
     def read(self, payload: Any) -> Any:
         """Return what a payload holds.
@@ -374,40 +378,26 @@ class WireSchema(Schema):
         except ValidationError as error:
             raise InvalidParameter(first_fault(error.messages)) from None
 
+    def load(self, data: Any, **kwargs: Any) -> Any:
+        """Return what `data` holds: field by field, in half of the time that marshmallow takes.
 
-class RecordSchema(WireSchema):
-    """An object that comes by the hundred, in a request's list or in a file.
-
-    A good one is read field by field, in half of the time that `load` takes, which is left to tell
-    what is wrong with a bad one.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self._fields = [
-            (name, field.data_key or name, field.deserialize)
-            for name, field in self.load_fields.items()
-        ]
-
-    def read(self, payload: Any) -> dict[str, Any]:
-        """Return what a payload holds.
+        marshmallow is left to tell what is wrong.
 
         Raises:
-            InvalidParameter: with the payload's first fault.
+            ValidationError: with every fault.
         """
         try:
-            return self._read_good(payload)
+            return self._load_good(data)
         except ValidationError:
-            loaded: dict[str, Any] = super().read(payload)
-            return loaded
+            return super().load(data, **kwargs)
 
-    def _read_good(self, payload: Any) -> dict[str, Any]:
-        """As `read`, of what has no fault; else a ValidationError that says little."""
-        if not isinstance(payload, dict):
+    def _load_good(self, data: Any) -> Any:
+        """As `load`, of what has no fault; else a ValidationError that says little."""
+        if not isinstance(data, dict):
             raise ValidationError("")
         found = {}
         for name, key, deserialize in self._fields:
-            value = deserialize(payload.get(key, absent))
+            value = deserialize(data.get(key, absent))
             if value is not absent:
                 found[name] = value
         return found
@@ -434,6 +424,11 @@ class Pagination(WireSchema):
     direction = Direction(
         default="DESC", sentence="Direction is invalid. Only ASC or DESC are allowed"
     )
+
+    def _load_good(self, data: Any) -> Any:
+        found = super()._load_good(data)
+        self._check_size(found)
+        return self._make_page(found)
 
     @validates_schema(skip_on_field_errors=False)
     def _check_size(self, data: dict[str, Any], **kwargs: Any) -> None:
@@ -510,7 +505,7 @@ class Paged(Value):
         return self._schema.load(value)
 
 
-class LockRequest(RecordSchema):
+class LockRequest(WireSchema):
     """One element of a create request's `locks`."""
 
     service_instance_id = ServiceInstanceId(
@@ -673,7 +668,7 @@ class HistoryQuery(QuerySchema):
     )
 
 
-class EntrySchema(RecordSchema):
+class EntrySchema(WireSchema):
     """A response's entry. It dumps rows of the table, whose columns are this schema's fields."""
 
     def __init__(self, settings: Settings) -> None:
@@ -754,8 +749,8 @@ class JobEntry(EntrySchema):
         default="",
     )
 
-    def _read_good(self, payload: Any) -> dict[str, Any]:
-        found = super()._read_good(payload)
+    def _load_good(self, data: Any) -> Any:
+        found = super()._load_good(data)
         self._check_life(found)
         return found
 
@@ -812,8 +807,9 @@ def _constant(name: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_constant=_constant)
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 def write_json(value: Any) -> str:
     """Return a value as compact JSON."""
-    return json.dumps(value, separators=(",", ":"))
+    return _ENCODER.encode(value)
