@@ -7,6 +7,9 @@ from orchmgmt.store import Store
 
 log = logging.getLogger("orchmgmt")
 
+#: How long a round may go on when it is to stop, in seconds; then what it is at is undone.
+PATIENCE = 10
+
 
 class Cleaner:
     """Cleans a store now and then, in the background, until it is stopped.
@@ -34,9 +37,9 @@ class Cleaner:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop the thread, and wait until its round has ended."""
+        """Stop the thread, and wait a while for the end of its round."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(PATIENCE)
 
     def _run(self) -> None:
         while not self._stopped.wait(self._interval):

@@ -8,6 +8,7 @@ happened to, and all of them once a second, for what time alone brings about.
 import select
 import selectors
 import time
+from collections import deque
 from typing import Any
 
 from waitress import wasyncore
@@ -15,17 +16,31 @@ from waitress import wasyncore
 #: How often every connection is asked, in seconds.
 EVERYBODY = 1.0
 
+#: How many connections that wait are taken before those that are here are looked after again.
+TAKEN_AT_ONCE = 64
+
 
 class Sockets(dict[int, Any]):
-    """waitress's map from file descriptors to sockets, and which of them have come anew."""
+    """waitress's map from file descriptors to sockets, and which of them may want something new."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stirred: set[int] = set()
+        self._stirred: deque[int] = deque()
 
     def __setitem__(self, number: int, dispatcher: Any) -> None:
-        self.stirred.add(number)
         super().__setitem__(number, dispatcher)
+        self.stir(number)
+
+    def stir(self, number: int) -> None:
+        """Have a socket asked what it wants. Any thread may call this, but must wake the loop."""
+        self._stirred.append(number)
+
+    def take_stirred(self) -> set[int]:
+        """Return those stirred since the last call."""
+        stirred = set()
+        while self._stirred:
+            stirred.add(self._stirred.popleft())
+        return stirred
 
 
 class Loop:
@@ -52,32 +67,46 @@ class Loop:
         """
         now = time.monotonic()
         everybody = now >= self._next_round
+        stirred = self._sockets.take_stirred()
         if everybody:
             self._next_round = now + EVERYBODY
-            self._sockets.stirred.update(self._sockets)
-        self._sockets.stirred = {it for it in self._sockets.stirred if self._watch(it)}
+            stirred.update(self._sockets)
+        for number in stirred:
+            self._watch(number)
         for key, events in self._selector.select(min(timeout, EVERYBODY)):
             dispatcher = self._sockets.get(key.fd)
             if dispatcher is key.data:
-                self._sockets.stirred.add(key.fd)
+                self._sockets.stir(key.fd)
                 flags = select.POLLIN if events & selectors.EVENT_READ else 0
                 flags |= select.POLLOUT if events & selectors.EVENT_WRITE else 0
-                wasyncore.readwrite(dispatcher, flags)
+                if dispatcher.accepting:
+                    self._take_connections(dispatcher, flags)
+                else:
+                    wasyncore.readwrite(dispatcher, flags)
         return everybody
 
     def close(self) -> None:
         """Stop watching."""
         self._selector.close()
 
-    def _watch(self, number: int) -> bool:
-        """Wait for what a socket wants, and return whether to ask it again before the next wait."""
+    def _take_connections(self, listener: Any, flags: int) -> None:
+        """Take several connections that wait, where waitress takes one."""
+        for _ in range(TAKEN_AT_ONCE):
+            before = len(self._sockets)
+            wasyncore.readwrite(listener, flags)
+            if len(self._sockets) == before or not listener.readable():
+                break
+
+    def _watch(self, number: int) -> None:
+        """Wait for what a socket wants, until it is stirred again."""
         dispatcher = self._sockets.get(number)
-        listens = dispatcher is not None and dispatcher.accepting
         events = 0
         if dispatcher is not None and dispatcher.readable():
             events |= selectors.EVENT_READ
-        if dispatcher is not None and dispatcher.writable() and not listens:
+        if dispatcher is not None and dispatcher.writable() and not dispatcher.accepting:
             events |= selectors.EVENT_WRITE
+        if dispatcher is not None and dispatcher.accepting:
+            self._sockets.stir(number)  # it listens when there are not too many connections
         watched = self._watched.get(number)
         if watched != (dispatcher, events):
             if watched is not None:
@@ -86,6 +115,3 @@ class Loop:
             if events:
                 self._selector.register(number, events, dispatcher)
                 self._watched[number] = dispatcher, events
-        # One that only waits for its client will not change its mind by itself.
-        idle = events == selectors.EVENT_READ and not listens
-        return dispatcher is not None and not idle

@@ -35,6 +35,9 @@ log = logging.getLogger("orchmgmt")
 #: How long a stopping server waits for requests that are still being sent, in seconds.
 PATIENCE = 30
 
+#: How much longer it waits when all its threads wait for other programs, in seconds.
+GRACE = 5
+
 #: Connections at once, if the process may open so many files; beyond it clients wait their turn.
 CONNECTIONS = 10_000
 RESERVED_FILES = 40
@@ -148,11 +151,19 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
         """Answer the next request, unless the answer to the one before is still here."""
         if self.total_outbufs_len:
             self._parked = True
-            self.server.pull_trigger()
         else:
             super().service()
-        if self.server.task_dispatcher.leads() and self.connected and self.writable():
-            self.handle_write()  # there is no need to wait for the socket
+        if self.connected:
+            self._map.stir(self._fileno)
+            self.server.wake()
+            if self.server.task_dispatcher.leads() and self.writable():
+                self.handle_write()  # there is no need to wait for the socket
+
+    def _flush_some(self, do_close: bool = True) -> bool:
+        """Send what there is; by one thread at a time, and only the one that leads may close."""
+        with self.outbuf_lock:
+            flushed: bool = super()._flush_some(do_close and self.server.task_dispatcher.leads())
+            return flushed
 
     def handle_write(self) -> None:
         if not self._parked:
@@ -230,10 +241,11 @@ class Server:
             listener.channel_class = _Channel
             listener.adj.send_bytes = SEND_BYTES  # as an argument it is deprecated
             listener.adj.outbuf_high_watermark = HIGH_WATERMARK
-            listener.pull_trigger = self._wake
+            listener.pull_trigger = _do_nothing  # a channel wakes the loop when it is ready
+            listener.wake = self._wake
         self._trigger = self._listeners[0].trigger
-        self._stopping = False
-        self._deadline: float | None = None
+        self._deadline: float | None = None  # set when the server is told to stop
+        self._takes_connections = True
         self._closed = False
         self._closing = threading.RLock()  # a signal may come while it is held
         # One warning for every request that waits for a thread says nothing that matters.
@@ -241,7 +253,7 @@ class Server:
 
     def run(self) -> None:
         """Serve until `stop`, then answer what has been received, and return."""
-        self._workers.run(self._turn)
+        self._workers.run(self._turn, self._overdue)
         with self._closing:
             self._closed = True
         wasyncore.close_all(self._map)
@@ -249,7 +261,8 @@ class Server:
 
     def stop(self) -> None:
         """Make `run` return soon. May be called again, from a signal handler or any thread."""
-        self._stopping = True
+        if self._deadline is None:
+            self._deadline = time.monotonic() + PATIENCE
         with self._closing:
             if not self._closed:
                 self._wake()
@@ -262,9 +275,9 @@ class Server:
     def _turn(self) -> bool:
         """Look after the sockets once, and return whether to go on."""
         patience = 1.0
-        if self._stopping:
-            if self._deadline is None:
-                self._deadline = time.monotonic() + PATIENCE
+        if self._deadline is not None:
+            if self._takes_connections:
+                self._takes_connections = False
                 self._close_the_door()
             if not self._drain(self._deadline):
                 return False
@@ -274,12 +287,16 @@ class Server:
                 channel.give_up_if_stalled()
         return True
 
+    def _overdue(self) -> bool:
+        """Return whether to stop without those who look after the sockets: they all wait."""
+        return self._deadline is not None and time.monotonic() > self._deadline + GRACE
+
     def _channels(self) -> list[_Channel]:
         return [it for it in self._map.values() if isinstance(it, _Channel)]
 
     def _close_the_door(self) -> None:
         """Take no more connections than those that are here."""
-        for _ in range(BACKLOG):  # accept those that the kernel has completed, one at a time
+        for _ in range(BACKLOG):  # accept those that the kernel has completed
             self._loop.turn(0)
         self._remove_socket_file()
         for listener in self._listeners:
@@ -345,6 +362,10 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def _do_nothing() -> None:
+    """Do nothing."""
 
 
 def _connection_limit() -> int:

@@ -49,17 +49,19 @@ class Workers:
         self._ended = threading.Event()
         self._failure: BaseException | None = None
 
-    def run(self, turn: Callable[[], bool]) -> None:
+    def run(self, turn: Callable[[], bool], overdue: Callable[[], bool]) -> None:
         """Work until it is done, then drop the requests that no thread has begun with.
 
         Args:
             turn: waits for sockets, adds a task for each request, and returns whether to go on.
-                One thread calls it, now this, now that.
+                One thread calls it, now this, now that; none, while all wait for other programs.
+            overdue: returns whether to go on no longer, whoever waits for what.
         """
         self._turn = turn
         for thread in self._threads:
             thread.start()
-        self._ended.wait()
+        while not (self._ended.wait(1) or overdue()):
+            pass
         self.shutdown()
         if self._failure is not None:
             raise self._failure
@@ -69,11 +71,12 @@ class Workers:
 
         Args:
             cancel_pending: whether to drop requests that no thread has begun with.
-            timeout: how long to wait for each thread, in seconds.
+            timeout: how long to wait for the threads, in seconds.
         """
         self._ended.set()
+        deadline = time.monotonic() + timeout
         for thread in self._threads:
-            thread.join(timeout)
+            thread.join(max(0, deadline - time.monotonic()))
         while cancel_pending and self._tasks:
             self._tasks.popleft().cancel()
 
