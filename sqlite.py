@@ -114,11 +114,7 @@ class SqliteDatabase(Database):
             if not turn.acquire(timeout=self._timeout):
                 raise Unavailable(BUSY)
         try:
-            with ExitStack() as transaction:
-                if writing:
-                    self._begin_write(transaction)
-                else:
-                    transaction.enter_context(self.engine.atomic("DEFERRED"))
+            with self._begun() if writing else self.engine.atomic("DEFERRED"):
                 yield
         except (peewee.DatabaseError, sqlite3.DatabaseError) as error:
             # sqlite3 reports a damaged file as the bare base class; what goes wrong while rows are
@@ -131,18 +127,22 @@ class SqliteDatabase(Database):
             if turn is not None:
                 turn.release()
 
-    def _begin_write(self, transaction: ExitStack) -> None:
-        """Begin as the only writer; as long as another process is it, let other threads work."""
-        self.engine.execute_sql("PRAGMA busy_timeout = 0")
-        try:
-            transaction.enter_context(self.engine.atomic("IMMEDIATE"))
-            return
-        except peewee.OperationalError:
-            pass  # the second try waits, or fails for the same reason
-        finally:
-            self.engine.execute_sql(f"PRAGMA busy_timeout = {int(self._timeout * 1000)}")
-        make_room()
-        transaction.enter_context(self.engine.atomic("IMMEDIATE"))
+    @contextmanager
+    def _begun(self) -> Iterator[None]:
+        """A transaction of the only writer; as long as another process is it, let others work."""
+        with ExitStack() as transaction:
+            self.engine.execute_sql("PRAGMA busy_timeout = 0")
+            try:
+                transaction.enter_context(self.engine.atomic("IMMEDIATE"))
+                begun = True
+            except peewee.OperationalError:
+                begun = False  # the second try waits, or fails for the same reason
+            finally:
+                self.engine.execute_sql(f"PRAGMA busy_timeout = {int(self._timeout * 1000)}")
+            if not begun:
+                make_room()
+                transaction.enter_context(self.engine.atomic("IMMEDIATE"))
+            yield
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         rows: list[Row] = self.engine.execute_sql(sql, parameters).fetchall()
