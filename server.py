@@ -142,8 +142,8 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
 
     def writable(self) -> bool:
         if self.requests and not self._parked and self.total_outbufs_len < self.adj.send_bytes:
-            # Nothing is sent before the answer is whole; to look again and again would only take
-            # the interpreter from the thread that makes it.
+            # Nothing is sent before the answer is whole: a socket that could be written to would
+            # keep the loop spinning until then.
             return self.will_close or self.close_when_flushed
         return self._parked or super().writable()
 
@@ -327,7 +327,10 @@ class Server:
 
 
 class Signals:
-    """While this context lasts, SIGTERM and SIGINT only ask the process to stop."""
+    """While this context lasts, SIGTERM and SIGINT only ask the process to stop.
+
+    Once it stops, a further signal does not cut it short in its last moments.
+    """
 
     def __init__(self) -> None:
         self._stop: Callable[[], None] | None = None
@@ -353,7 +356,7 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
-            signal.signal(number, before)
+            signal.signal(number, signal.SIG_IGN if self._came else before)
 
 
 def is_loopback(host: str) -> bool:

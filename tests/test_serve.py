@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import subprocess
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -264,6 +265,15 @@ def test_a_second_signal_does_not_hurt(serve):
         sending.sendall(body[10:])
         assert read_all(sending).startswith(b"HTTP/1.1 201")
     assert process.process.wait(30) == 0
+
+
+def test_signals_to_the_last_moment_do_not_hurt(serve):
+    for _ in range(3):
+        process = serve().process
+        while process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.001)
+        assert process.returncode == 0
 
 
 def test_server_can_be_stopped_before_it_runs_and_after_it_has_ended():
