@@ -101,12 +101,13 @@ class Loop:
         """Wait for what a socket wants, until it is stirred again."""
         dispatcher = self._sockets.get(number)
         events = 0
-        if dispatcher is not None and dispatcher.readable():
-            events |= selectors.EVENT_READ
-        if dispatcher is not None and dispatcher.writable() and not dispatcher.accepting:
-            events |= selectors.EVENT_WRITE
-        if dispatcher is not None and dispatcher.accepting:
-            self._sockets.stir(number)  # it listens when there are not too many connections
+        if dispatcher is not None:
+            if dispatcher.readable():
+                events |= selectors.EVENT_READ
+            if dispatcher.accepting:
+                self._sockets.stir(number)  # it listens when there are not too many connections
+            elif dispatcher.writable():
+                events |= selectors.EVENT_WRITE
         watched = self._watched.get(number)
         if watched != (dispatcher, events):
             if watched is not None:

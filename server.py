@@ -245,7 +245,6 @@ class Server:
             listener.wake = self._wake
         self._trigger = self._listeners[0].trigger
         self._deadline: float | None = None  # set when the server is told to stop
-        self._takes_connections = True
         self._closed = False
         self._closing = threading.RLock()  # a signal may come while it is held
         # One warning for every request that waits for a thread says nothing that matters.
@@ -276,8 +275,7 @@ class Server:
         """Look after the sockets once, and return whether to go on."""
         patience = 1.0
         if self._deadline is not None:
-            if self._takes_connections:
-                self._takes_connections = False
+            if self._listeners:
                 self._close_the_door()
             if not self._drain(self._deadline):
                 return False
@@ -299,8 +297,8 @@ class Server:
         for _ in range(BACKLOG):  # accept those that the kernel has completed
             self._loop.turn(0)
         self._remove_socket_file()
-        for listener in self._listeners:
-            wasyncore.dispatcher.close(listener)
+        while self._listeners:
+            wasyncore.dispatcher.close(self._listeners.pop())
 
     def _drain(self, deadline: float) -> bool:
         """Close the idle connections, and return whether to wait for others."""
