@@ -135,3 +135,28 @@ def cloud() -> Iterator[Cloud]:
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """The cloud's certificate authority."""
     return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def begin(
+    request: pytest.FixtureRequest, start: Callable[..., Service], cloud: Cloud
+) -> Callable[..., Service]:
+    """Start services under the test module's `POLICY` that ask the stand-in."""
+    return lambda **settings: start(**{**request.module.POLICY, **cloud.settings, **settings})
+
+
+@pytest.fixture(scope="module")
+def _running(request: pytest.FixtureRequest) -> Iterator[tuple[Service, Cloud]]:
+    cloud = Cloud()
+    with served(**request.module.POLICY, **cloud.settings) as service:
+        yield service, cloud
+    cloud.stop()
+
+
+@pytest.fixture
+def shared(_running: tuple[Service, Cloud]) -> tuple[Service, Cloud]:
+    """One such service and its stand-in, for tests that ask much and change nothing."""
+    _, cloud = _running
+    cloud.answer = lambda path: None
+    cloud.requests.clear()
+    return _running

@@ -5,7 +5,7 @@ import json
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -191,3 +191,14 @@ def traced(store: Any) -> Iterator[list[str]]:
         yield statements
     finally:
         connection.set_trace_callback(None)
+
+
+def in_threads(work: Callable[..., object], *values: Iterable[Any]) -> None:
+    """Call `work` as `map` would, but each call in a thread of its own, and wait for all."""
+    threads = [
+        threading.Thread(target=work, args=arguments) for arguments in zip(*values, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

@@ -1,14 +1,14 @@
 """The policy `authorization`: ConsumerAuthorization says who may manage."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from certificates import CLOUD, Authority
 from standin import AUTHORIZATION, NAME, PASSWORD, Cloud
-from support import MANAGEMENT, Answer, Service, lock, served
+from support import MANAGEMENT, Answer, Service, lock
 from test_outsourced import NONSENSE
 
 from orchmgmt.app import create_app
@@ -21,26 +21,9 @@ FORBIDDEN = "Requester has no management permission"
 LOCKS = "serviceOrchestrationLockManagement"
 HISTORY = "serviceOrchestrationHistoryManagement"
 
+POLICY = {"MANAGEMENT_POLICY": "authorization", "DATABASE_URL": "sqlite:///:memory:"}
+
 Start = Callable[..., Service]
-
-
-@pytest.fixture
-def begin(start: Start, cloud: Cloud) -> Start:
-    def begin(**settings: Any) -> Service:
-        policy = {"MANAGEMENT_POLICY": "authorization", "DATABASE_URL": "sqlite:///:memory:"}
-        return start(**{**policy, **cloud.settings, **settings})
-
-    return begin
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[tuple[Service, Cloud]]:
-    """One service and its stand-in, for tests that ask much and change nothing."""
-    cloud = Cloud()
-    policy = {"MANAGEMENT_POLICY": "authorization", "DATABASE_URL": "sqlite:///:memory:"}
-    with served(**policy, **cloud.settings) as service:
-        yield service, cloud
-    cloud.stop()
 
 
 def ask(service: Service, operation: str, name: str = "Alice") -> Answer:

@@ -11,14 +11,13 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import threading
 from collections import Counter
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from conftest import COMMAND
-from support import Client, Process, lock
+from support import Client, Process, in_threads, lock
 
 from orchmgmt.server import CONNECTIONS, PATIENCE, RESERVED_FILES
 
@@ -266,15 +265,11 @@ def test_processes_behind_nginx_share_the_load_and_lock_nothing_twice(behind_ngi
     client, servers = behind_nginx
     statuses: Counter[int] = Counter()
 
-    def work():
+    def work(_):
         for number in range(40):
             statuses[client.create(lock(f"P|s{number}|1.0.0")).status] += 1
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, range(4))
     assert statuses == {201: 40, 400: 120}
     for number in range(len(servers)):
         log = (tmp_path / f"server-{number}.log").read_text()

@@ -5,7 +5,7 @@ import threading
 from collections import Counter
 
 import pytest
-from support import FUTURE, lock, traced
+from support import FUTURE, in_threads, lock, traced
 from wire import execute
 
 from orchmgmt.errors import InvalidParameter, NotFound
@@ -220,28 +220,20 @@ def test_only_one_of_several_threads_ends_a_job(store, history, job, job_id):
             except InvalidParameter:
                 outcomes["refused"] += 1
 
-        threads = [threading.Thread(target=end, args=(number,)) for number in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(end, range(6))
         entry = job(job_id)
         assert entry["status"] == ("DONE" if int(entry["message"][-1]) % 2 else "ERROR")
     assert outcomes == {"ended": 20, "refused": 100}
 
 
 def test_jobs_of_several_threads_do_not_disturb_each_other(service, history):
-    def work():
+    def work(_):
         for number in range(20):
             job_id = history.create("PULL", "Requester", "Target", "kelvinInfo")
             history.start(job_id)
             (history.finish if number % 2 else history.fail)(job_id, job_id)
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, range(6))
     entries = service.jobs().entries
     assert Counter(entry["status"] for entry in entries) == {"DONE": 60, "ERROR": 60}
     assert all(entry["message"] == entry["id"] for entry in entries)
@@ -350,11 +342,7 @@ def test_only_one_of_several_threads_reserves_an_instance(store, history):
             except AlreadyLocked:
                 pass
 
-        threads = [threading.Thread(target=reserve, args=(job_id,)) for job_id in jobs]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(reserve, jobs)
     assert len(won) == 20
     assert sum(store.locks.release(job_id) for job_id in jobs) == 20
 

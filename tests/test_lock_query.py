@@ -5,15 +5,8 @@ from typing import Any
 
 import pytest
 from support import MANAGEMENT, OPERATOR, Service, lock
-from wire import LOCK, PAST, expected, job_id, lock_entry, put
+from wire import LOCK, LOCK_LISTS, LOCK_SORT_FIELDS, PAST, expected, job_id, lock_entry, put
 
-LISTS = {
-    "ids": "id",
-    "orchestrationJobIds": "orchestrationJobId",
-    "serviceInstanceIds": "serviceInstanceId",
-    "owners": "owner",
-}
-SORT_FIELDS = ["id", "owner", "serviceInstanceId", "expiresAt"]
 OWNERS = ["A", "Aa", "B", "ZETA", "Zeta", "Z9"]
 MOMENTS = [f"2099-01-0{day}T00:00:00Z" for day in range(1, 6)]
 NAMING = "does not match the naming convention"
@@ -35,7 +28,7 @@ def some_locks(chance: random.Random, count: int) -> list[dict[str, Any]]:
 
 def a_query(chance: random.Random, entries: list[dict[str, Any]]) -> dict[str, Any]:
     query: dict[str, Any] = {}
-    for name, key in LISTS.items():
+    for name, key in LOCK_LISTS.items():
         if chance.random() < 0.35:
             values = [entry[key] for entry in chance.sample(entries, chance.choice([1, 1, 3, 30]))]
             query[name] = [value for value in values if value != ""]
@@ -43,7 +36,7 @@ def a_query(chance: random.Random, entries: list[dict[str, Any]]) -> dict[str, A
         if chance.random() < 0.25:
             query[name] = chance.choice(MOMENTS)
     if chance.random() < 0.8:
-        query["pagination"] = {"sortField": chance.choice(SORT_FIELDS)}
+        query["pagination"] = {"sortField": chance.choice(LOCK_SORT_FIELDS)}
         if chance.random() < 0.7:
             query["pagination"]["direction"] = chance.choice(["ASC", "DESC"])
         if chance.random() < 0.7:
@@ -59,21 +52,21 @@ def test_any_query_finds_what_the_contract_says(service: Service, seed: int) -> 
     put(service, LOCK, *entries, *expired)
     for _ in range(60):
         query = a_query(chance, entries + expired)
-        assert service.locks(**query).json == expected(entries, query, LISTS, "id"), query
+        assert service.locks(**query).json == expected(entries, query, LOCK_LISTS, "id"), query
 
 
-@pytest.mark.parametrize("name", [*LISTS, "expiresBefore", "expiresAfter"])
+@pytest.mark.parametrize("name", [*LOCK_LISTS, "expiresBefore", "expiresAfter"])
 def test_each_filter_alone(service: Service, name: str) -> None:
     entries = some_locks(random.Random(name), 40)
     put(service, LOCK, *entries)
-    values = sorted({entry[LISTS.get(name, "expiresAt")] for entry in entries} - {""})
-    single = name not in LISTS
+    values = sorted({entry[LOCK_LISTS.get(name, "expiresAt")] for entry in entries} - {""})
+    single = name not in LOCK_LISTS
     queries = [{name: value if single else [value]} for value in values]
     if not single:
         queries += [{name: values}, {name: values[:2]}, {name: [values[0], values[0]]}]
     for query in queries:
         answer = service.locks(**query)
-        assert answer.json == expected(entries, query, LISTS, "id"), query
+        assert answer.json == expected(entries, query, LOCK_LISTS, "id"), query
         assert single or answer.json["count"] > 0
 
 
@@ -85,7 +78,7 @@ def test_an_empty_query_finds_everything(service: Service, body: bytes | None) -
     answer = service.send("POST", f"{MANAGEMENT}/lock/query", body, headers)
     assert answer.status == 200
     assert answer.headers["Content-Type"] == "application/json"
-    assert answer.json == expected(entries, {}, LISTS, "id")
+    assert answer.json == expected(entries, {}, LOCK_LISTS, "id")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +94,7 @@ def test_an_empty_query_finds_everything(service: Service, body: bytes | None) -
 def test_an_empty_filter_does_not_filter(service: Service, query: dict[str, Any]) -> None:
     entries = some_locks(random.Random(2), 5)
     put(service, LOCK, *entries)
-    assert service.locks(**query).json == expected(entries, {}, LISTS, "id")
+    assert service.locks(**query).json == expected(entries, {}, LOCK_LISTS, "id")
 
 
 def test_filters_are_normalised_as_names_are_at_creation(service: Service) -> None:
@@ -161,7 +154,7 @@ def test_an_expired_lock_is_not_found_by_any_filter(service: Service) -> None:
     expired = lock_entry(1, expiresAt=PAST, orchestrationJobId=job_id(1))
     put(service, LOCK, expired)
     for query in [
-        *({name: [expired[key]]} for name, key in LISTS.items()),
+        *({name: [expired[key]]} for name, key in LOCK_LISTS.items()),
         {"expiresBefore": "2099-01-01T00:00:00Z"},
         {"expiresAfter": "2019-01-01T00:00:00Z"},
     ]:

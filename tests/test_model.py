@@ -8,20 +8,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from support import lock
-from wire import expected
+from wire import LOCK_LISTS, LOCK_SORT_FIELDS, expected
 
 from orchmgmt import values
 from orchmgmt.errors import InvalidParameter, NotFound
 
 INSTANCES = [f"P{n}|s|1.0.0" for n in range(5)]
 OWNERS = ["Alice", "Bob"]
-LISTS = {
-    "ids": "id",
-    "owners": "owner",
-    "serviceInstanceIds": "serviceInstanceId",
-    "orchestrationJobIds": "orchestrationJobId",
-}
-SORTS = ["id", "owner", "serviceInstanceId", "expiresAt"]
 
 instances = st.sampled_from(INSTANCES)
 owners = st.sampled_from(OWNERS)
@@ -170,14 +163,14 @@ class Locks(RuleBasedStateMachine):
                     "pagination": st.fixed_dictionaries(
                         {"page": st.integers(0, 2), "size": st.integers(1, 3)},
                         optional={
-                            "sortField": st.sampled_from(SORTS),
+                            "sortField": st.sampled_from(LOCK_SORT_FIELDS),
                             "direction": st.sampled_from(["ASC", "DESC"]),
                         },
                     ),
                 },
             )
         )
-        assert self.service.locks(**query).json == expected(self.active(), query, LISTS, "id")
+        assert self.service.locks(**query).json == expected(self.active(), query, LOCK_LISTS, "id")
 
     @invariant()
     def each_instance_has_at_most_one_active_lock_and_all_are_listed(self):

@@ -5,7 +5,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from certificates import Authority
 from standin import IDENTITY, PASSWORD, Cloud
-from support import MANAGEMENT, Answer, Process, Service, served
+from support import MANAGEMENT, Answer, Process, Service
 from wire import raw
 
 from orchmgmt import cloud as client
@@ -28,36 +28,9 @@ NO_HEADER = "No authorization header has been provided"
 DOWN = "The identity service does not answer; try again later"
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
+POLICY = {"AUTHENTICATION_POLICY": "outsourced", "DATABASE_URL": "sqlite:///:memory:"}
+
 Start = Callable[..., Service]
-
-
-@pytest.fixture
-def begin(start: Start, cloud: Cloud) -> Start:
-    """Start a service under the policy, with the stand-in's address and password."""
-
-    def begin(**settings: Any) -> Service:
-        policy = {"AUTHENTICATION_POLICY": "outsourced", "DATABASE_URL": "sqlite:///:memory:"}
-        return start(**{**policy, **cloud.settings, **settings})
-
-    return begin
-
-
-@pytest.fixture(scope="module")
-def _running() -> Iterator[tuple[Service, Cloud]]:
-    cloud = Cloud()
-    policy = {"AUTHENTICATION_POLICY": "outsourced", "DATABASE_URL": "sqlite:///:memory:"}
-    with served(**policy, **cloud.settings) as service:
-        yield service, cloud
-    cloud.stop()
-
-
-@pytest.fixture
-def shared(_running: tuple[Service, Cloud]) -> tuple[Service, Cloud]:
-    """One service and its stand-in, for tests that ask much and change nothing."""
-    _, cloud = _running
-    cloud.answer = lambda path: None
-    cloud.requests.clear()
-    return _running
 
 
 def ask(service: Service, token: str, path: str = ECHO) -> Answer:
@@ -569,10 +542,9 @@ def test_it_is_asked_over_tls_only_with_a_certificate_that_is_believed(
 # Settings.
 
 COMPLETE = {
-    "AUTHENTICATION_POLICY": "outsourced",
+    **POLICY,
     "IDENTITY_URL": "http://127.0.0.1:1/identity",
     "SYSTEM_PASSWORD": PASSWORD,
-    "DATABASE_URL": "sqlite:///:memory:",
 }
 
 

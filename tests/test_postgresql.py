@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 import psycopg
 import pytest
 from cluster import PASSWORD, Cluster, name_of
-from support import FUTURE, job, lock
+from support import FUTURE, in_threads, job, lock
 from wire import JOB, LOCK, PAST, connect, execute, job_entry, job_id, lock_entry, put
 
 from orchmgmt.database import ATTEMPTS, Conflict
@@ -369,11 +369,7 @@ def test_what_two_writers_want_in_opposite_order_is_done_by_both(store):
         except Exception as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=work, args=pair) for pair in ((1, 2), (2, 1))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, (1, 2), (2, 1))
     assert failed == []
     assert sorted(tries.values()) == [1, 2]
     messages = [row[7] for row in store.history.find({}, Page(0, 2))[0]]
@@ -418,11 +414,7 @@ def test_bulks_that_overlap_in_opposite_order_never_fail(start, url):
             answer = services[number % 2].create(*[lock(it, f"Owner{number}") for it in wanted])
             statuses[answer.status] += 1
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, range(clients))
     assert statuses == {201: rounds, 400: rounds * (clients - 1)}
     with closing(connect(url)) as database:
         owners = "SELECT count(DISTINCT owner), count(*) FROM orchestration_lock GROUP BY"

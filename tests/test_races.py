@@ -14,7 +14,7 @@ from itertools import pairwise
 from urllib.parse import quote, urlsplit
 
 import pytest
-from support import FUTURE, MANAGEMENT, OPERATOR, lock
+from support import FUTURE, MANAGEMENT, OPERATOR, in_threads, lock
 from wire import connect
 
 CLIENTS = 8
@@ -86,11 +86,7 @@ def race(servers, work):
         finally:
             connection.close()
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(run, range(CLIENTS))
     return seen
 
 

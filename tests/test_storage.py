@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support import FUTURE, job, lock, traced
+from support import FUTURE, in_threads, job, lock, traced
 
 from orchmgmt.app import create_app, store_of
 from orchmgmt.locks import AlreadyLocked
@@ -258,11 +258,7 @@ def test_many_threads_share_a_database(start, url):
             statuses[service.create(shared).status] += 1
             assert service.locks(owners=[f"Owner{worker}"]).json["count"] > number
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, range(8))
     assert statuses == {201: 20, 400: 140}
     assert service.locks().json["count"] == 8 * 20 + 20
 

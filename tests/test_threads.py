@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from urllib.parse import urlsplit
 
 import pytest
-from support import MANAGEMENT, OPERATOR, lock
+from support import MANAGEMENT, OPERATOR, in_threads, lock
 
 from orchmgmt import server
 from orchmgmt.app import create_app
@@ -62,11 +62,7 @@ def test_a_request_that_waits_to_be_asked_for_gets_its_own_answer(start):
                 elif rest := stream.read():
                     wrong.append(rest)
 
-    threads = [threading.Thread(target=work, args=(client,)) for client in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, range(8))
     assert wrong == []
 
 
@@ -85,11 +81,7 @@ def test_clients_that_go_away_while_they_are_answered_end_nothing(serve, databas
                 connection.sendall(asked)
                 time.sleep((client + number) % 7 / 1000)
 
-    threads = [threading.Thread(target=work, args=(client,)) for client in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, range(8))
     assert running.send("GET", "/health", headers={}).status == 200
     assert running.stop() == 0
     assert "Traceback" not in (tmp_path / "server-0.log").read_text()

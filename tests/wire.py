@@ -19,6 +19,15 @@ LOCK, JOB = "orchestration_lock", "orchestration_job"
 PAST = "2020-01-01T00:00:00Z"
 JOB_ID = "091cc9c3-e704-4d0a-8d70-96fb2c11da55"
 
+#: Lock query's filters that are lists, with the key that each is about, and what it can sort by.
+LOCK_LISTS = {
+    "ids": "id",
+    "orchestrationJobIds": "orchestrationJobId",
+    "serviceInstanceIds": "serviceInstanceId",
+    "owners": "owner",
+}
+LOCK_SORT_FIELDS = ["id", "owner", "serviceInstanceId", "expiresAt"]
+
 
 def connect(url: str) -> Any:
     """A connection beside the service's, which commits each statement; any thread may use it."""
