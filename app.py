@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from flask import Flask
 
+from orchmgmt.database import Clock
 from orchmgmt.errors import register_error_handlers
 from orchmgmt.gate import Gate
 from orchmgmt.settings import Settings
@@ -19,11 +20,14 @@ ROOT = "/serviceorchestration"
 MANAGEMENT = f"{ROOT}/orchestration/mgmt"
 
 
-def create_app(settings: Mapping[str, object] | Settings | None = None) -> Flask:
+def create_app(
+    settings: Mapping[str, object] | Settings | None = None, clock: Clock | None = None
+) -> Flask:
     """Return the WSGI application. It starts no thread; `store_of` gives its locks and history.
 
     Args:
         settings: settings by name, over those of the environment; or ready settings.
+        clock: as `Store` takes it.
 
     Raises:
         SettingError: a setting is wrong, or needs a package that is missing.
@@ -32,7 +36,7 @@ def create_app(settings: Mapping[str, object] | Settings | None = None) -> Flask
     if not isinstance(settings, Settings):
         settings = Settings.read(settings or {})
     gate = Gate(settings)
-    store = Store(settings)
+    store = Store(settings, clock)
 
     app = Flask(__name__, static_folder=None)
     app.extensions["orchmgmt"] = store

@@ -16,12 +16,16 @@ import peewee
 
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import Schema, UnusableDatabase
+from orchmgmt.values import write_second
 
 log = logging.getLogger("orchmgmt")
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Row = tuple[Any, ...]
+
+#: Returns the present in seconds since the epoch.
+Clock = Callable[[], float]
 
 STREAM_BATCH = 1000
 
@@ -42,11 +46,12 @@ class Database(ABC):
 
     Attributes:
         engine: the database as peewee knows it: the SQL that it understands.
-        keeps_counts: whether the table `JobCount` is there.
+        one_writer: whether there is never more than one transaction that writes. If so, the tables
+            of counts are there: where several write, all would wait for a row that each changes.
     """
 
     engine: peewee.Database
-    keeps_counts: bool
+    one_writer: bool
 
     def read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what `work` returns, all that it reads being of one moment.
@@ -95,6 +100,17 @@ class Database(ABC):
         """
         self.read(self.rows, f"SELECT version FROM {Schema._meta.table_name}")
 
+    def now(self) -> str:
+        """Return the present second by the one clock that all who share the database go by.
+
+        For use inside `read` or `write`.
+        """
+        return write_second(int(self.time()))
+
+    @abstractmethod
+    def time(self) -> float:
+        """Return the present by that clock, in seconds since the epoch, likewise."""
+
     @abstractmethod
     def _transaction(self, writing: bool) -> AbstractContextManager[None]:
         """Return one transaction of this thread, which ends as its block does."""
@@ -129,14 +145,45 @@ class Database(ABC):
 
         Args:
             query: a query of a write.
-            how: `SHARE`, or `UPDATE SKIP LOCKED` to pass over those that others work on.
+            how: `SHARE`, `UPDATE` in the order of the query, or `UPDATE SKIP LOCKED` to pass over
+                those that others work on.
         """
+
+    @abstractmethod
+    def among(self, column: peewee.Field, query: peewee.Select) -> peewee.Expression:
+        """Return the condition that `column` is among the few values that `query` finds first."""
+
+    @abstractmethod
+    def passing_id(self) -> int | None:
+        """Return what to insert as the id of a row that `settle_ids` will give its id for good."""
+
+    @abstractmethod
+    def settle_ids(
+        self, ids: peewee.AutoField, key: peewee.Field, inserted: dict[str, int], order: list[str]
+    ) -> dict[str, int]:
+        """See that the ids of rows rise in this order, and are above those of all rows before them.
+
+        For use inside `write`, once nobody else can insert a row with one of these keys.
+
+        Args:
+            ids: the column, which counts up.
+            key: the column that the rows are named by.
+            inserted: the id that each has as it was inserted.
+            order: the keys in their order.
+
+        Returns:
+            The id that each has from now on.
+        """
+
+    @abstractmethod
+    def keep_others_off(self, model: type[peewee.Model]) -> None:
+        """Let nobody else write to a table until the end. For the beginning of a `write`."""
 
     @abstractmethod
     def count_on_from(self, ids: peewee.AutoField, highest: int) -> None:
         """See that ids given later are above `highest`, before a row with that id is inserted.
 
-        No other write goes on beside it. For use inside `write`.
+        For use inside a `write` that keeps others off; undone with it.
 
         Args:
             ids: the column, which counts up.
@@ -148,13 +195,16 @@ class Database(ABC):
         """Close the connections; a later call opens a new one."""
 
 
-def open_database(url: str, timeout: float, connections: int) -> Database:
+def open_database(
+    url: str, timeout: float, connections: int, clock: Clock | None = None
+) -> Database:
     """Open a database, and make its tables if it is empty.
 
     Args:
         url: the setting `DATABASE_URL`.
         timeout: how long a statement waits for a busy database, in seconds.
         connections: how many connections to PostgreSQL there may be at once.
+        clock: what to go by instead of the machine's clock (SQLite) or the server's (PostgreSQL).
 
     Raises:
         UnusableDatabase: the database cannot be opened, or its schema is not ours.
@@ -164,7 +214,7 @@ def open_database(url: str, timeout: float, connections: int) -> Database:
         if scheme == "sqlite":
             from orchmgmt.sqlite import SqliteDatabase
 
-            return SqliteDatabase(url, timeout)
+            return SqliteDatabase(url, timeout, clock or time.time)
         if scheme == "postgresql":
             try:
                 from orchmgmt.postgresql import PostgresqlDatabase
@@ -172,7 +222,7 @@ def open_database(url: str, timeout: float, connections: int) -> Database:
                 raise UnusableDatabase(
                     f"it needs psycopg 3 ({error}): pip install 'orchmgmt[postgresql]'"
                 ) from error
-            return PostgresqlDatabase(url, timeout, connections)
+            return PostgresqlDatabase(url, timeout, connections, clock)
         raise UnusableDatabase("a database URL begins with sqlite:/// or postgresql://")
     except UnusableDatabase as error:
         raise UnusableDatabase(f"cannot use {without_password(url)}: {error}") from error

@@ -7,7 +7,7 @@ history.finish(job_id)
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Any
 from uuid import uuid4
@@ -16,11 +16,19 @@ from peewee import Case
 
 from orchmgmt.database import Database, Row
 from orchmgmt.errors import InvalidParameter, NotFound
-from orchmgmt.models import DONE, ERROR, IN_PROGRESS, PENDING, Job, JobCount
-from orchmgmt.query import BulkInsert, Page, Parameter, Selection, Statement, delete_in_batches
+from orchmgmt.models import DONE, ERROR, IN_PROGRESS, PENDING, STATUSES, Job, JobCount
+from orchmgmt.query import (
+    BulkInsert,
+    Page,
+    Parameter,
+    Pause,
+    Selection,
+    Statement,
+    delete_in_batches,
+)
 from orchmgmt.schemas import JobEntry, Message
 from orchmgmt.settings import Settings
-from orchmgmt.values import now, strip, write_instant
+from orchmgmt.values import strip, write_instant
 
 COLUMNS = list(Job._meta.sorted_fields)
 
@@ -53,8 +61,9 @@ class History:
                 "type": Job.type,
             },
             default_sort="created_at",
-            counts=JobCount if database.keeps_counts else None,
+            known=self._known if database.one_writer else None,
         )
+        self._counts = Statement(database, JobCount.select())
         self._insert = BulkInsert(database, COLUMNS, lambda insert: insert)
         self._upsert = BulkInsert(
             database,
@@ -91,15 +100,17 @@ class History:
         self._delete_old = Statement(
             database,
             Job.delete().where(
-                Job.id.in_(
+                database.among(
+                    Job.id,
                     # A job that starts anew meanwhile must stay.
                     database.locking(
                         Job.select(Job.id)
-                        .where(Job.finished_at != "", Job.finished_at < Parameter("before").node)
+                        # Not `<> ""`, which would walk through all unfinished jobs first.
+                        .where(Job.finished_at > "", Job.finished_at < Parameter("before").node)
                         .order_by(Job.finished_at)
                         .limit(Parameter("limit").node),
                         "UPDATE SKIP LOCKED",
-                    )
+                    ),
                 )
             ),
         )
@@ -131,20 +142,22 @@ class History:
             Unavailable: the database does not answer.
         """
         job_id = str(uuid4())
-        job = self._entry.read(
-            {
-                "id": job_id,
-                "status": PENDING,
-                "type": type,
-                "requesterSystem": requester_system,
-                "targetSystem": target_system,
-                "serviceDefinition": service_definition,
-                "subscriptionId": subscription_id,
-                "message": message,
-                "createdAt": now(),
-            }
-        )
-        self._database.write(self._insert.rows, [(job_id, *_ROW_BUT_ID(job))])
+        entry = {
+            "id": job_id,
+            "status": PENDING,
+            "type": type,
+            "requesterSystem": requester_system,
+            "targetSystem": target_system,
+            "serviceDefinition": service_definition,
+            "subscriptionId": subscription_id,
+            "message": message,
+        }
+
+        def insert() -> None:
+            job = self._entry.read({**entry, "createdAt": self._database.now()})
+            self._insert.rows([(job_id, *_ROW_BUT_ID(job))])
+
+        self._database.write(insert)
         return job_id
 
     def start(self, job_id: str, message: str = "") -> None:
@@ -220,23 +233,42 @@ class History:
             rows[job_id] = (job_id, *_ROW_BUT_ID(job))
         self._upsert.rows(list(rows.values()))
 
-    def delete_old(self) -> int:
-        """Delete the finished jobs older than the maximum age, in batches; return how many."""
+    def delete_old(self, moment: str, pause: Pause) -> int:
+        """Delete the jobs that had ended the maximum age before then, in batches.
+
+        Args:
+            moment: a DateTime that is past.
+            pause: as `delete_in_batches` has it.
+
+        Returns:
+            How many there were.
+        """
         # As old as the calendar allows is old enough: an age may reach back before it.
-        present = datetime.now(timezone.utc).replace(tzinfo=None)
-        before = write_instant(present - min(self._max_age, present - datetime.min))
-        return delete_in_batches(self._database, self._delete_old, lambda: {"before": before})
+        then = datetime.fromisoformat(moment.removesuffix("Z"))
+        before = write_instant(then - min(self._max_age, then - datetime.min))
+        return delete_in_batches(self._database, self._delete_old, {"before": before}, pause)
+
+    def _known(self, wanted: Mapping[str, Any]) -> int | None:
+        """How many jobs match, if statuses and a type are all that is asked for."""
+        if wanted.keys() - {"statuses", "type"}:
+            return None
+        statuses, type = wanted.get("statuses", STATUSES), wanted.get("type")
+        rows: list[tuple[str, str, int]] = self._counts.rows({})
+        return sum(
+            jobs
+            for status, its_type, jobs in rows
+            if status in statuses and type in (None, its_type)
+        )
 
     def _change(self, statement: Statement, job_id: str, message: str, status: str) -> None:
         values = {
             "id": strip(job_id).lower(),
             "message": self._message.read(message),
             "status": status,
-            "now": now(),
         }
 
         def change() -> None:
-            if statement.change(values):
+            if statement.change({**values, "now": self._database.now()}):
                 return
             found = self._status.rows(values)
             if not found:

@@ -1,26 +1,32 @@
 """The locks of one database: exclusive, all or nothing, gone the moment they expire."""
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
+from peewee import SQL, Select, fn
+
 from orchmgmt.database import Database, Row
 from orchmgmt.errors import InvalidParameter, NotFound
-from orchmgmt.models import Job, Lock, NewLock
+from orchmgmt.models import Job, Lock, LockCount, NewLock
 from orchmgmt.query import (
     BulkInsert,
     Page,
     Parameter,
+    Pause,
     Selection,
     Statement,
     any_of,
     delete_in_batches,
 )
-from orchmgmt.schemas import Reservation
+from orchmgmt.schemas import IN_THE_PAST, Reservation
 from orchmgmt.settings import Settings
-from orchmgmt.values import now, strip
+from orchmgmt.values import strip
 
 COLUMNS = [getattr(Lock, name) for name in NewLock._fields]
+
+#: The order in which writers come to locks.
+IN_TURN = Lock.service_instance_id
 
 
 class AlreadyLocked(InvalidParameter):
@@ -33,6 +39,13 @@ class AlreadyLocked(InvalidParameter):
     def __init__(self, service_instance_ids: Sequence[str]) -> None:
         super().__init__(f"Already locked: {', '.join(service_instance_ids)}")
         self.service_instance_ids = list(service_instance_ids)
+
+
+class InThePast(InvalidParameter):
+    """A lock would have expired before it is made."""
+
+    def __init__(self, expires_at: str) -> None:
+        super().__init__(f"{IN_THE_PAST}: {expires_at}")
 
 
 class TakenIds(InvalidParameter):
@@ -81,49 +94,36 @@ class Locks:
             },
             always=(Lock.expires_at, lambda field: field > moment),
             default_sort="id",
+            known=self._known if database.one_writer else None,
+        )
+        self._count = Statement(
+            database,
+            LockCount.select(
+                LockCount.locks - Lock.select(fn.COUNT(SQL("*"))).where(Lock.expires_at <= moment)
+            ),
         )
         with_ids = any_of(database, Lock.id, "ids")
         among = any_of(database, Lock.service_instance_id, "service_instance_ids")
+        # A lock that has expired is as good as none.
         self._insert = BulkInsert(
             database,
-            COLUMNS,
-            lambda insert: insert.on_conflict_ignore().returning(Lock.service_instance_id, Lock.id),
-        )
-        self._insert_with_id = BulkInsert(
-            database,
             [Lock.id, *COLUMNS],
-            lambda insert: insert.on_conflict_ignore().returning(Lock.service_instance_id),
+            lambda insert: insert.on_conflict(
+                conflict_target=[Lock.service_instance_id],
+                preserve=[Lock.id, *COLUMNS],
+                where=Lock.expires_at <= moment,
+            ).returning(Lock.service_instance_id, Lock.id),
         )
-        self._select_ids = Statement(
-            database, Lock.select(Lock.id, Lock.service_instance_id).where(with_ids)
-        )
+        self._select_like = Statement(database, Lock.select().where(with_ids | among))
         self._delete_ids = Statement(database, Lock.delete().where(with_ids))
-        self._delete_expired_among = Statement(
-            database, Lock.delete().where(among, Lock.expires_at <= moment)
+        self._delete_expired = self._delete(
+            Lock.select(Lock.id).where(Lock.expires_at <= moment).limit(Parameter("limit").node),
+            "UPDATE SKIP LOCKED",
         )
-        self._delete_expired = Statement(
-            database,
-            Lock.delete().where(
-                Lock.id.in_(
-                    database.locking(
-                        Lock.select(Lock.id)
-                        .where(Lock.expires_at <= moment)
-                        .limit(Parameter("limit").node),
-                        "UPDATE SKIP LOCKED",
-                    )
-                )
-            ),
-        )
-        self._delete_owned = Statement(
-            database,
-            Lock.delete().where(Lock.owner == Parameter("owner").node, among, ~Lock.temporary),
-        )
-        self._delete_of_job = Statement(
-            database,
-            Lock.delete().where(
-                Lock.orchestration_job_id == Parameter("job_id").node, Lock.temporary
-            ),
-        )
+        owned = (Lock.owner == Parameter("owner").node, among, ~Lock.temporary)
+        self._delete_owned = self._delete(Lock.select(Lock.id).where(*owned).order_by(IN_TURN))
+        of_job = (Lock.orchestration_job_id == Parameter("job_id").node, Lock.temporary)
+        self._delete_of_job = self._delete(Lock.select(Lock.id).where(*of_job).order_by(IN_TURN))
         self._select_unfinished = Statement(
             database,
             database.locking(
@@ -138,64 +138,90 @@ class Locks:
         Contract: "Lock", "create".
 
         Args:
-            locks: what to make, as `LockCreate` loads it: in canonical form and in the future.
+            locks: what to make, in canonical form, as `LockCreate` loads it.
 
         Raises:
+            InThePast: one of them has expired by the time that it is made.
+            DuplicatedInstance: one service instance is named twice.
             AlreadyLocked: somebody holds one of the service instances.
-            DuplicatedInstance: one of them is named twice.
             Unavailable: the database does not answer.
         """
-        seen: set[str] = set()
-        for lock in locks:
-            if lock.service_instance_id in seen:
-                raise DuplicatedInstance(lock.service_instance_id)
-            seen.add(lock.service_instance_id)
-        ids = self._database.write(self.insert, locks)
+
+        def create() -> dict[str, int]:
+            self._demand_future(locks)
+            seen: set[str] = set()
+            for lock in locks:
+                if lock.service_instance_id in seen:
+                    raise DuplicatedInstance(lock.service_instance_id)
+                seen.add(lock.service_instance_id)
+            ids = self.insert(locks)
+            self._demand_future(locks)  # it may have waited long for others
+            return ids
+
+        ids = self._database.write(create)
         return [(ids[lock.service_instance_id], *lock) for lock in locks]
 
     def insert(self, locks: Sequence[NewLock]) -> dict[str, int]:
         """Insert locks on different instances, within a `Database.write`.
 
         Returns:
-            The new locks' ids by service instance.
+            The new locks' ids by service instance, rising in the order of `locks`.
 
         Raises:
             AlreadyLocked: somebody holds one of the service instances; the write must roll back.
         """
-        # Whoever inserts in the same order as all others may wait for them, never they for him.
-        in_order = sorted(locks, key=attrgetter("service_instance_id"))
-        ids: dict[str, int] = dict(self._insert.rows(in_order))
-        rest = [lock for lock in in_order if lock.service_instance_id not in ids]
-        if rest:
-            # These are held, or were until they expired: clear what has expired and try again.
-            self._clear_expired(rest)
-            ids.update(self._insert.rows(rest))
-            _demand_all(locks, ids)
-        return ids
+        # All who insert or remove come to the instances in one order, so that one may wait for
+        # another, but never two for each other.
+        in_turn = locks
+        if not self._database.one_writer:
+            in_turn = sorted(locks, key=attrgetter(IN_TURN.name))
+        rows = [(self._database.passing_id(), *lock) for lock in in_turn]
+        ids: dict[str, int] = dict(self._insert.rows(rows, self._database.now()))
+        held = [it.service_instance_id for it in locks if it.service_instance_id not in ids]
+        if held:
+            raise AlreadyLocked(held)
+        return self._database.settle_ids(
+            Lock.id, Lock.service_instance_id, ids, [it.service_instance_id for it in locks]
+        )
+
+    def keep_others_off(self) -> None:
+        """Let nobody else write locks until the end of a `Database.write`."""
+        self._database.keep_others_off(Lock)
 
     def restore(self, locks: Mapping[int, NewLock]) -> None:
         """Insert locks on different instances under known ids, within a `Database.write`.
 
-        A lock that is there already, same id and same instance, is replaced.
+        Others must be kept off.
+
+        A lock that is there already, same id, instance and owner, is replaced.
 
         Raises:
-            AlreadyLocked: somebody holds one of the service instances; the write must roll back.
+            AlreadyLocked: somebody else holds one of the service instances; the write must roll
+                back.
             TakenIds: an id belongs to another instance's lock; likewise.
         """
-        if locks:
-            self._database.count_on_from(Lock.id, max(locks))
-        existing: dict[int, str] = dict(self._select_ids.rows({"ids": list(locks)}))
-        taken = {
-            lock_id: instance
-            for lock_id, instance in existing.items()
-            if instance != locks[lock_id].service_instance_id
-        }
+        if not locks:
+            return
+        self._database.count_on_from(Lock.id, max(locks))
+        instances = [lock.service_instance_id for lock in locks.values()]
+        like = {"ids": list(locks), "service_instance_ids": instances}
+        replaced, taken, held = [], {}, []
+        for lock_id, *columns in self._select_like.rows(like):
+            there, mine = NewLock(*columns), locks.get(lock_id)
+            instance = there.service_instance_id
+            if mine and mine.service_instance_id != instance:
+                taken[lock_id] = instance
+            elif (mine and mine.owner == there.owner) or there.expires_at <= self._database.now():
+                replaced.append(lock_id)
+            else:
+                held.append(instance)
         if taken:
             raise TakenIds(taken)
-        self._delete_ids.change({"ids": list(existing)})
-        self._clear_expired(locks.values())
+        if held:
+            raise AlreadyLocked(held)
+        self._delete_ids.change({"ids": replaced})
         rows = [(lock_id, *lock) for lock_id, lock in locks.items()]
-        _demand_all(locks.values(), {row[0] for row in self._insert_with_id.rows(rows)})
+        self._insert.rows(rows, self._database.now())
 
     def reserve(self, job_id: str, service_instance_id: str, owner: str, expires_at: str) -> Row:
         """Lock an instance for an unfinished job, temporarily: only `release` or time frees it.
@@ -210,7 +236,7 @@ class Locks:
             The lock's row, as `query` would.
 
         Raises:
-            InvalidParameter: a value is malformed, or `expires_at` is past.
+            InvalidParameter: a value is malformed, or `expires_at` is past (`InThePast`).
             NotFound: there is no such unfinished job.
             AlreadyLocked: somebody holds the instance.
             Unavailable: the database does not answer.
@@ -228,9 +254,12 @@ class Locks:
         )
 
         def insert() -> dict[str, int]:
+            self._demand_future([lock])
             if not self._select_unfinished.rows({"id": lock.orchestration_job_id}):
                 raise NotFound(f"There is no unfinished orchestration job {job_id}")
-            return self.insert([lock])
+            ids = self.insert([lock])
+            self._demand_future([lock])
+            return ids
 
         return (self._database.write(insert)[lock.service_instance_id], *lock)
 
@@ -258,11 +287,11 @@ class Locks:
         Raises:
             Unavailable: the database does not answer.
         """
-        return self._active.find(wanted, page, {"now": now()})
+        return self._active.find(wanted, page)
 
     def stream(self) -> Iterator[list[Row]]:
         """Return all active locks, the oldest first, in batches. For use inside `Database.read`."""
-        return self._active.stream({"now": now()})
+        return self._active.stream()
 
     def remove(self, owner: str, service_instance_ids: Sequence[str]) -> int:
         """Remove an owner's locks on these instances, but no temporary ones.
@@ -282,16 +311,26 @@ class Locks:
         values = {"owner": owner, "service_instance_ids": service_instance_ids}
         return self._database.write(self._delete_owned.change, values)
 
-    def delete_expired(self) -> int:
-        """Delete the locks that have expired, a small batch per transaction; return how many."""
-        return delete_in_batches(self._database, self._delete_expired, lambda: {"now": now()})
+    def delete_expired(self, moment: str, pause: Pause) -> int:
+        """Delete the locks that had expired by then, in batches; return how many.
 
-    def _clear_expired(self, locks: Iterable[NewLock]) -> None:
-        instances = [lock.service_instance_id for lock in locks]
-        self._delete_expired_among.change({"service_instance_ids": instances, "now": now()})
+        Args:
+            moment: a DateTime that is past.
+            pause: as `delete_in_batches` has it.
+        """
+        return delete_in_batches(self._database, self._delete_expired, {"now": moment}, pause)
 
+    def _delete(self, chosen: Select, how: str = "UPDATE") -> Statement:
+        """The statement that deletes the locks that a query of ids chooses."""
+        query = self._database.among(Lock.id, self._database.locking(chosen, how))
+        return Statement(self._database, Lock.delete().where(query))
 
-def _demand_all(locks: Iterable[NewLock], inserted: Container[str]) -> None:
-    held = [lock.service_instance_id for lock in locks if lock.service_instance_id not in inserted]
-    if held:
-        raise AlreadyLocked(held)
+    def _demand_future(self, locks: Iterable[NewLock]) -> None:
+        present = self._database.now()
+        for lock in locks:
+            if lock.expires_at <= present:
+                raise InThePast(lock.expires_at)
+
+    def _known(self, wanted: Mapping[str, Any]) -> int | None:
+        """How many active locks there are: all but those that have expired, which are few."""
+        return None if wanted else self._count.number({"now": self._database.now()})

@@ -5,7 +5,6 @@ as time does, and what has no value is the empty string, which sorts first. So e
 and compares alike, whatever its time zone or collation, and rows go out as they come in.
 """
 
-from collections.abc import Collection
 from typing import NamedTuple
 
 from peewee import (
@@ -18,10 +17,8 @@ from peewee import (
     IntegerField,
     Model,
     NodeList,
-    Query,
     SchemaManager,
     TextField,
-    fn,
 )
 
 #: The life of a job (contract, "History").
@@ -108,35 +105,30 @@ class Job(Model):
 
 
 class JobCount(Model):
-    """How many jobs there are of each kind, so that counting does not read the jobs.
+    """How many jobs there are of each status and type, so that counting does not read the jobs.
 
-    Triggers keep it, so it is exact whoever writes. A row whose other columns are empty counts all
-    jobs of its status.
+    Triggers keep it, so it is exact whoever writes; and it has so few rows that keeping it costs
+    the same whatever is stored.
     """
 
-    requester_system = TextField()
     status = TextField()
     type = TextField()
-    target_system = TextField()
-    service_definition = TextField()
     jobs = IntegerField()
 
     class Meta:
         table_name = "orchestration_job_count"
-        primary_key = CompositeKey(
-            "requester_system", "status", "type", "target_system", "service_definition"
-        )
+        primary_key = CompositeKey("status", "type")
         without_rowid = True
 
-    @classmethod
-    def sum(cls, filters: Collection[str]) -> Query:
-        """Return the query that counts the jobs which fulfil conditions on these columns."""
-        query = cls.select(fn.COALESCE(fn.SUM(cls.jobs), 0))
-        if set(filters) <= {"status"}:
-            return query.where(cls.requester_system == "")
-        if "requester_system" not in filters:
-            return query.where(cls.requester_system != "")
-        return query
+
+class LockCount(Model):
+    """The single row that says how many locks there are, expired or not; triggers keep it."""
+
+    locks = IntegerField()
+
+    class Meta:
+        table_name = "orchestration_lock_count"
+        primary_key = False
 
 
 class Schema(Model):
@@ -182,14 +174,14 @@ def check_schema(database: Database, shared: bool = False) -> int:
     return 0
 
 
-def prepare_schema(database: Database, keeps_counts: bool, shared: bool = False) -> None:
+def prepare_schema(database: Database, counts: bool, shared: bool = False) -> None:
     """Create the tables in an empty database, or bring those of an earlier version up to date.
 
     Call it inside a transaction that excludes others who do so.
 
     Args:
         database: the database.
-        keeps_counts: whether it has the table `JobCount`.
+        counts: whether it has the tables of counts (SQLite).
         shared: whether other programs may have tables beside ours.
 
     Raises:
@@ -199,52 +191,52 @@ def prepare_schema(database: Database, keeps_counts: bool, shared: bool = False)
     if not version:
         for model in (Lock, Job, Schema):
             SchemaManager(model, database).create_all(safe=False)
-        if keeps_counts:
-            _count_jobs(database)
+        if counts:
+            _count(database)
         Schema.insert(version=SCHEMA_VERSION).bind(database).execute()
         return
-    for upgrade in UPGRADES[version - 1 :]:
-        upgrade(database)
+    if counts and version < SCHEMA_VERSION:
+        # Versions differ in their counts alone.
+        _forget_counts(database)
+        _count(database)
     # This also fails where nothing can be written, as opening a file does not.
     Schema.update(version=SCHEMA_VERSION).bind(database).execute()
 
 
-def _count_jobs(database: Database) -> None:
-    """Create the table of counts, fill it, and let triggers keep it (SQLite)."""
-    SchemaManager(JobCount, database).create_all(safe=False)
-    kind = "requester_system, status, type, target_system, service_definition"
-    count, job = JobCount._meta.table_name, Job._meta.table_name
-    database.execute_sql(
-        f"INSERT INTO {count} ({kind}, jobs)"
-        f" SELECT {kind}, COUNT(*) FROM {job} GROUP BY {kind}"
-        f" UNION ALL SELECT '', status, '', '', '', COUNT(*) FROM {job} GROUP BY status"
-    )
+def _forget_counts(database: Database) -> None:
+    """Drop the counts of an earlier version, if it had any, and their triggers."""
+    for name in ("insert", "delete", "update"):
+        database.execute_sql(f"DROP TRIGGER IF EXISTS {JobCount._meta.table_name}_{name}")
+    SchemaManager(JobCount, database).drop_table(safe=True)
 
-    def both(row: str) -> str:
-        values = ", ".join(f"{row}.{column}" for column in kind.split(", "))
-        return f"VALUES ({values}), ('', {row}.status, '', '', '')"
 
+def _count(database: Database) -> None:
+    """Create the tables of counts, fill them, and let triggers keep them (SQLite)."""
+    jobs, job = JobCount._meta.table_name, Job._meta.table_name
+    locks, lock = LockCount._meta.table_name, Lock._meta.table_name
+    for model in (JobCount, LockCount):
+        SchemaManager(model, database).create_all(safe=False)
+    for fill in (
+        f"INSERT INTO {jobs} SELECT status, type, COUNT(*) FROM {job} GROUP BY status, type",
+        f"INSERT INTO {locks} SELECT COUNT(*) FROM {lock}",
+    ):
+        database.execute_sql(fill)
     more = (
-        f"INSERT INTO {count} ({kind}, jobs) SELECT *, 1 FROM ({both('NEW')}) WHERE 1"
+        f"INSERT INTO {jobs} VALUES (NEW.status, NEW.type, 1)"
         " ON CONFLICT DO UPDATE SET jobs = jobs + 1;"
     )
-    fewer = (
-        f"UPDATE {count} SET jobs = jobs - 1 WHERE ({kind}) IN ({both('OLD')});"
-        f" DELETE FROM {count} WHERE ({kind}) IN ({both('OLD')}) AND jobs = 0;"
-    )
-    changed = " OR ".join(f"OLD.{column} <> NEW.{column}" for column in kind.split(", "))
-    for name, event, action in (
-        ("insert", "INSERT", more),
-        ("delete", "DELETE", fewer),
-        ("update", f"UPDATE OF {kind}", f"{fewer} {more}"),
+    fewer = f"UPDATE {jobs} SET jobs = jobs - 1 WHERE status = OLD.status AND type = OLD.type;"
+    for name, event, table, action in (
+        ("insert", "INSERT", job, more),
+        ("delete", "DELETE", job, fewer),
+        ("update", "UPDATE OF status, type", job, fewer + more),
+        ("insert", "INSERT", lock, f"UPDATE {locks} SET locks = locks + 1;"),
+        ("delete", "DELETE", lock, f"UPDATE {locks} SET locks = locks - 1;"),
     ):
-        when = f" WHEN {changed}" if name == "update" else ""
         database.execute_sql(
-            f"CREATE TRIGGER {count}_{name} AFTER {event} ON {job}{when} BEGIN {action} END"
+            f"CREATE TRIGGER {table}_count_{name} AFTER {event} ON {table} BEGIN {action} END"
         )
 
 
-#: What brings a database from version 1 to 2, from 2 to 3, and so on.
-UPGRADES = (_count_jobs,)
-
-SCHEMA_VERSION = len(UPGRADES) + 1
+#: Raised by each change to the tables, so that an earlier program does not touch later ones.
+SCHEMA_VERSION = 3

@@ -4,9 +4,11 @@ A transaction borrows a connection of a pool. peewee makes the tables and the SQ
 it: so no thread waits for another one's connection to a server that does not answer.
 """
 
+import random
 import select
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
 from typing import Any
@@ -17,9 +19,9 @@ from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
-from orchmgmt.database import BUSY, SILENT, STREAM_BATCH, Conflict, Database, Row, log
+from orchmgmt.database import BUSY, SILENT, STREAM_BATCH, Clock, Conflict, Database, Row, log
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import UnusableDatabase, prepare_schema
+from orchmgmt.models import Lock, UnusableDatabase, prepare_schema
 from orchmgmt.workers import make_room
 
 #: Any number that only orchmgmt uses: whoever has this lock of the database may change the schema.
@@ -28,11 +30,13 @@ SCHEMA_LOCK = 0x6F7263686D676D74
 #: The least time for a statement, in seconds, however little it may wait for others.
 LEAST_STATEMENT_TIME = 1.0
 
+# In one exchange a transaction also learns what time it is for the server.
+_CLOCK = "SELECT extract(epoch FROM clock_timestamp())::float8"
 _BEGIN = {
     # What two statements read is of one moment.
-    False: "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+    False: f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {_CLOCK}",
     # A statement sees what others committed while it waited for them.
-    True: "BEGIN ISOLATION LEVEL READ COMMITTED",
+    True: f"BEGIN ISOLATION LEVEL READ COMMITTED; {_CLOCK}",
 }
 
 # What PostgreSQL says when it cannot serve now; anything else that it says is a fault of ours.
@@ -55,15 +59,16 @@ class PostgresqlDatabase(Database):
             parameters go before what is set here.
         timeout: how long to wait for a connection, or for a lock, in seconds.
         connections: how many connections there may be at once.
+        clock: what tells the time, if not the server.
 
     Raises:
         UnusableDatabase: the database cannot be opened, or its schema is not ours.
     """
 
-    # A row for each kind of job would make all who write jobs wait for each other.
-    keeps_counts = False
+    one_writer = False
 
-    def __init__(self, url: str, timeout: float, connections: int) -> None:
+    def __init__(self, url: str, timeout: float, connections: int, clock: Clock | None) -> None:
+        self._clock = clock
         given = _parse(url)
         if not given.get("dbname"):
             raise UnusableDatabase("it names no database")
@@ -108,17 +113,33 @@ class PostgresqlDatabase(Database):
                 raise UnusableDatabase(f"its encoding is {encoding}: UTF8 is needed")
             with self.engine.atomic():
                 self.engine.execute_sql(f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK})")
-                prepare_schema(self.engine, self.keeps_counts, shared=True)
+                prepare_schema(self.engine, counts=self.one_writer, shared=True)
+                self._mend_ids()
+
+    def _mend_ids(self) -> None:
+        """See that the ids to come are above those that are there: others may have put them in."""
+        ids = Lock.id
+        (highest,) = self.engine.execute(Lock.select(peewee.fn.MAX(ids))).fetchone()
+        if highest is not None and highest > _last_given(self.engine.execute_sql, ids):
+            _keep_others_off(self.engine.execute_sql, Lock)
+            _count_on_from(self.engine.execute_sql, ids, highest)
 
     @contextmanager
     def _transaction(self, writing: bool) -> Iterator[None]:
         make_room()  # nearly all of a transaction is waiting for the server
         try:
             with self._borrowed() as connection:
-                connection.execute(_BEGIN[writing])
+                begun = connection.execute(_BEGIN[writing])
+                begun.nextset()
+                ((self._current.time,),) = begun.fetchall()
+                self._current.since = time.monotonic()
                 self._current.connection = connection
                 yield
                 connection.execute("COMMIT")
+        except errors.UniqueViolation as error:
+            with self.engine.connection_context(), self.engine.atomic():
+                self._mend_ids()
+            raise Conflict(BUSY) from error
         except _CONFLICTS as error:
             raise Conflict(BUSY) from error
         except _WAITS as error:
@@ -164,6 +185,12 @@ class PostgresqlDatabase(Database):
             raise
         return connection
 
+    def time(self) -> float:
+        if self._clock is not None:
+            return self._clock()
+        current = self._current
+        return float(current.time + time.monotonic() - current.since)
+
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         cursor = self._execute(sql, parameters)
         return cursor.fetchall() if cursor.description else []
@@ -178,7 +205,7 @@ class PostgresqlDatabase(Database):
     def change(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         return self._execute(sql, parameters).rowcount
 
-    def _execute(self, sql: str, parameters: Sequence[Any]) -> psycopg.Cursor[Row]:
+    def _execute(self, sql: str, parameters: Sequence[Any] = ()) -> psycopg.Cursor[Row]:
         cursor: psycopg.Cursor[Row] = self._current.connection.execute(sql, parameters)
         return cursor
 
@@ -194,19 +221,55 @@ class PostgresqlDatabase(Database):
     def locking(self, query: peewee.Select, how: str) -> peewee.Select:
         return query.for_update(f"FOR {how}")  # type: ignore[arg-type]  # the stub is too narrow
 
-    def count_on_from(self, ids: peewee.AutoField, highest: int) -> None:
-        column = (ids.model._meta.table_name, ids.column_name)
-        # The sequence must not be read by one and moved by another at once.
-        self._execute(f"LOCK TABLE {column[0]} IN SHARE ROW EXCLUSIVE MODE", ())
-        ((sequence,),) = self.rows("SELECT pg_get_serial_sequence(%s, %s)", column)
-        self._execute(
-            f"SELECT setval(%s, %s) FROM {sequence} WHERE last_value <= %s",
-            (sequence, highest, highest),
+    def among(self, column: peewee.Field, query: peewee.Select) -> peewee.Expression:
+        # As an array the values are looked up one by one, whatever the planner thinks of LIMIT.
+        return column == peewee.fn.ANY(peewee.fn.ARRAY(query))
+
+    def passing_id(self) -> int:
+        # The sequence counts on before a row waits for those who are there before it: too early.
+        return -1 - random.getrandbits(62)
+
+    def settle_ids(
+        self, ids: peewee.AutoField, key: peewee.Field, inserted: dict[str, int], order: list[str]
+    ) -> dict[str, int]:
+        table, name, key_name = ids.model._meta.table_name, ids.column_name, key.column_name
+        return dict(
+            self.rows(
+                f"UPDATE {table} SET {name} = given.id FROM ("
+                " SELECT key, nextval(pg_get_serial_sequence(%s, %s)) AS id"
+                " FROM unnest(%s::text[]) WITH ORDINALITY AS wanted (key, place) ORDER BY place"
+                f") AS given WHERE {key_name} = given.key RETURNING {key_name}, {table}.{name}",
+                (table, name, order),
+            )
         )
+
+    def keep_others_off(self, model: type[peewee.Model]) -> None:
+        _keep_others_off(self._execute, model)
+
+    def count_on_from(self, ids: peewee.AutoField, highest: int) -> None:
+        _count_on_from(self._execute, ids, highest)
 
     def close(self) -> None:
         while self._idle:
             self._idle.pop().close()
+
+
+def _keep_others_off(execute: Callable[..., Any], model: type[peewee.Model]) -> None:
+    execute(f"LOCK TABLE {model._meta.table_name} IN SHARE ROW EXCLUSIVE MODE")
+
+
+def _count_on_from(execute: Callable[..., Any], ids: peewee.AutoField, highest: int) -> None:
+    if _last_given(execute, ids) < highest:
+        # Unlike setval, this is undone with the transaction.
+        column = f"{ids.model._meta.table_name} ALTER {ids.column_name}"
+        execute(f"ALTER TABLE {column} RESTART WITH {highest + 1}")
+
+
+def _last_given(execute: Callable[..., Any], ids: peewee.AutoField) -> int:
+    column = (ids.model._meta.table_name, ids.column_name)
+    (sequence,) = execute("SELECT pg_get_serial_sequence(%s, %s)", column).fetchone()
+    (last,) = execute(f"SELECT last_value - (NOT is_called)::int FROM {sequence}").fetchone()
+    return int(last)
 
 
 def _parse(url: str) -> dict[str, Any]:

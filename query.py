@@ -1,13 +1,14 @@
-"""Filtering, sorting, counting and paging, done by the database.
+"""Filtering, sorting, counting and paging, done by the database; and writing many rows.
 
 A query's SQL depends only on its shape: which filters it has, whether each has one value or
 several, and its order. peewee builds the SQL of each shape once; after that only values change.
 """
 
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 from peewee import SQL, ColumnBase, Expression, Field, Insert, Model, Query, Value, fn
 
@@ -18,16 +19,20 @@ MAX_OFFSET = 2**63 - 1
 #: Rows in one INSERT; eleven columns of a job make 990 values, below the 999 that any SQLite takes.
 BATCH = 90
 
-#: Rows in one DELETE of the cleaner.
+#: Rows in one DELETE of the cleaner at most, and how long it shall take, in seconds.
 DELETE_BATCH = 500
+DELETE_SECONDS = 0.02
+
+#: Waits so many seconds, and returns whether to leave off.
+Pause = Callable[[float], bool | None]
+
+#: Returns how many rows match filters, if that is known without counting them.
+Known = Callable[[Mapping[str, Any]], int | None]
 
 Condition = Callable[[ColumnBase], Expression]
 
 #: A query's filters, and whether each has several values.
 Shape = tuple[tuple[str, bool], ...]
-
-#: Reading this many rows of an index costs no more than finding out how to read fewer.
-FEW_ROWS = 2000
 
 
 @dataclass(frozen=True)
@@ -111,15 +116,16 @@ class Statement:
 
 
 def delete_in_batches(
-    database: Database, delete: Statement, values: Callable[[], Mapping[str, Any]]
+    database: Database, delete: Statement, values: Mapping[str, Any], pause: Pause
 ) -> int:
-    """Run a DELETE with a limit until nothing is left, each time in a transaction of its own.
+    """Run a DELETE with a limit until nothing is left, each time in a short transaction of its own.
 
     Args:
         database: where it runs.
-        delete: the statement; its parameter `limit` is bound to a small number, so that others can
-            write in between.
-        values: gives the values of its other parameters.
+        delete: the statement, with a parameter `limit`.
+        values: the values of its other parameters.
+        pause: what to call between two transactions. Those who wait for the only writer get their
+            turn meanwhile: they sleep between two tries, so it must be longer than what it follows.
 
     Returns:
         How many rows were deleted.
@@ -127,12 +133,18 @@ def delete_in_batches(
     Raises:
         Unavailable: the database does not answer.
     """
-    deleted = 0
+
+    def batch() -> tuple[int, float]:
+        begun = time.monotonic()
+        return delete.change({**values, "limit": limit}), time.monotonic() - begun
+
+    limit, deleted = DELETE_BATCH, 0
     while True:
-        count = database.write(delete.change, {**values(), "limit": DELETE_BATCH})
+        count, seconds = database.write(batch)
         deleted += count
-        if count < DELETE_BATCH:
+        if count < limit or pause(2 * seconds if database.one_writer else 0):
             return deleted
+        limit = max(1, min(DELETE_BATCH, int(limit * DELETE_SECONDS / max(seconds, 1e-6))))
 
 
 class BulkInsert:
@@ -152,13 +164,18 @@ class BulkInsert:
         self._complete = complete
         self._prepare = lru_cache(maxsize=BATCH)(self._build)
 
-    def rows(self, rows: Sequence[Row]) -> list[Row]:
-        """Insert `rows`, a statement per batch; return what the statements return."""
+    def rows(self, rows: Sequence[Row], *more: Any) -> list[Row]:
+        """Insert `rows`, a statement per batch; return what the statements return.
+
+        Args:
+            rows: their values, in the order of the columns.
+            more: the values of what the completed query has after those.
+        """
         returned: list[Row] = []
         for start in range(0, len(rows), BATCH):
             batch = rows[start : start + BATCH]
             values = [value for row in batch for value in row]
-            returned += self._database.rows(self._prepare(len(batch)), values)
+            returned += self._database.rows(self._prepare(len(batch)), [*values, *more])
         return returned
 
     def _build(self, rows: int) -> str:
@@ -168,13 +185,6 @@ class BulkInsert:
         )
         sql: str = self._complete(query).bind(self._database.engine).sql()[0]
         return sql
-
-
-class Counts(Protocol):
-    """A table of sums that counts a selection's rows without reading them."""
-
-    def sum(self, filters: Collection[str]) -> Query:
-        """Return the query that counts the rows which fulfil conditions on these columns."""
 
 
 class Selection:
@@ -188,9 +198,9 @@ class Selection:
             default order.
         conditions: for each further filter, its field and what makes its condition.
         always: a field and what makes its condition: one that every row returned must meet, and
-            nearly every row does.
+            nearly every row does. Its parameter `now` is the present.
         default_sort: the field to sort by when the request names none.
-        counts: a table that counts by some of the filters.
+        known: tells how many rows match some of the filters, or none.
     """
 
     def __init__(
@@ -202,7 +212,7 @@ class Selection:
         conditions: Mapping[str, tuple[Field, Callable[[ColumnBase, Value], Expression]]]
         | None = None,
         always: tuple[Field, Condition] | None = None,
-        counts: Counts | None = None,
+        known: Known | None = None,
     ) -> None:
         self._database = database
         self._model = model
@@ -210,39 +220,30 @@ class Selection:
         self._conditions = conditions or {}
         self._always = always
         self._default_sort = default_sort
-        self._counts = counts
-        self._counted = {name for name, field in filters.items() if hasattr(counts, field.name)}
+        self._known = known or (lambda wanted: None)
         self._select = lru_cache(maxsize=1024)(self._build_select)
         self._count = lru_cache(maxsize=1024)(self._build_count)
 
-    def find(
-        self, wanted: Mapping[str, Any], page: Page, fixed: Mapping[str, Any] | None = None
-    ) -> tuple[list[Row], int]:
+    def find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
         """Return the rows of a page, and how many rows match in all.
 
         Args:
             wanted: for each filter asked for, its value or its list of values.
             page: which page, in which order.
-            fixed: values for the parameters of the condition that always holds.
         """
-        return self._database.read(self._find, wanted, page, fixed or {})
+        return self._database.read(self._find, wanted, page)
 
-    def stream(self, fixed: Mapping[str, Any] | None = None) -> Iterator[list[Row]]:
+    def stream(self) -> Iterator[list[Row]]:
         """Return every row, in ascending default order, in batches.
 
         For use inside `Database.read`.
-
-        Args:
-            fixed: values for the parameters of the condition that always holds.
         """
         select = self._select((), None, self._default_sort, False)
-        return select.stream({**(fixed or {}), "limit": MAX_OFFSET, "offset": 0})
+        yield from select.stream({"now": self._database.now(), "limit": MAX_OFFSET, "offset": 0})
 
-    def _find(
-        self, wanted: Mapping[str, Any], page: Page, fixed: Mapping[str, Any]
-    ) -> tuple[list[Row], int]:
+    def _find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
         offset = min(page.number * page.size, MAX_OFFSET)
-        values = {**fixed, "limit": page.size, "offset": offset}
+        values = {"now": self._database.now(), "limit": page.size, "offset": offset}
         several: dict[str, bool] = {}
         for name, value in wanted.items():
             is_list = isinstance(value, list)
@@ -250,49 +251,38 @@ class Selection:
             values[name] = value[0] if is_list and not several[name] else value
         shape = tuple(several.items())
         sort_field = page.sort_field or self._default_sort
-        in_order = {name for name in several if not several[name]}
-        if sort_field != self._default_sort:
-            in_order = set()
 
-        if shape and self._counted.issuperset(several):
-            matching = self._count(shape).number(values)
-            if matching <= offset:
-                return [], matching
-            path = self._cheapest(shape, in_order, matching, values)
-            return self._select(shape, path, sort_field, page.descending).rows(values), matching
-
-        path = self._narrowest(several)
+        matching = self._known(wanted)
+        if matching is None:
+            path = self._narrowest(several)
+        elif matching <= offset:
+            return [], matching
+        else:
+            in_order = [] if page.sort_field else [it for it in several if not several[it]]
+            path = self._cheapest(wanted, in_order, (offset + page.size) / matching)
         rows = self._select(shape, path, sort_field, page.descending).rows(values)
+        if matching is not None:
+            return rows, matching
         if len(rows) < page.size and (rows or not offset):
             return rows, offset + len(rows)  # the last page: nothing is left to count
         return rows, self._count(shape).number(values)
 
     def _cheapest(
-        self, shape: Shape, in_order: set[str], matching: int, values: Mapping[str, Any]
+        self, wanted: Mapping[str, Any], in_order: Container[str], part: float
     ) -> str | None:
-        """Return the filter whose index reads the fewest rows; `None` reads them in their order.
+        """Return the filter whose index reads the fewest rows; `None` reads all in their order.
 
-        An index that is in order is left when the page is full; else all its rows are read and
-        sorted.
+        What is in the page's order is left when the page is full; else all its rows are sorted.
 
         Args:
-            shape: the filters.
+            wanted: the filters, of which it is known how many rows match.
             in_order: those whose index has the rows in the order of the page.
-            matching: how many rows match all filters.
-            values: the values of all parameters.
+            part: which part of the matching rows the page's end has before it.
         """
-        several = dict(shape)
-        first = self._narrowest(several)
-        if len(several) == 1 and in_order:
-            return first
-        end = values["offset"] + values["limit"]
-        reads: dict[str | None, float] = {None: end * self._count(()).number(values) / matching}
-        if reads[None] > FEW_ROWS:
-            for name in filter(several.__contains__, self._filters):
-                rows = self._count(((name, several[name]),)).number(values)
-                reads[name] = end * rows / matching if name in in_order else rows
-        elif first in in_order:
-            return first
+        reads: dict[str | None, float] = {None: part * (self._known({}) or 0)}
+        for name, value in wanted.items():
+            rows = self._known({name: value}) or 0
+            reads[name] = part * rows if name in in_order else rows
         return min(reads, key=lambda name: reads[name])
 
     def _narrowest(self, names: Container[str]) -> str | None:
@@ -319,20 +309,11 @@ class Selection:
         return Statement(self._database, query.where(*where) if where else query)
 
     def _build_count(self, shape: Shape) -> Statement:
-        names = dict(shape)
-        if self._counts is not None and self._counted.issuperset(names):
-            columns = [self._filters[name].name for name in names]
-            query = self._counts.sum(columns)
-            where = [
-                self._matches(getattr(self._counts, column), name, several)
-                for column, (name, several) in zip(columns, shape, strict=True)
-            ]
-        else:
-            query = self._model.select(fn.COUNT(SQL("*")))
-            where = self._where(shape, self._narrowest(names))
-            if self._always is not None:
-                field, condition = self._always
-                where.append(condition(self._database.off_path(field) if shape else field))
+        query = self._model.select(fn.COUNT(SQL("*")))
+        where = self._where(shape, self._narrowest(dict(shape)))
+        if self._always is not None:
+            field, condition = self._always
+            where.append(condition(self._database.off_path(field) if shape else field))
         return Statement(self._database, query.where(*where) if where else query)
 
     def _where(self, shape: Shape, path: str | None) -> list[Expression]:
@@ -345,11 +326,9 @@ class Selection:
             else:
                 field = self._filters[name]
                 column = field if name == path else self._database.off_path(field)
-                where.append(self._matches(column, name, several))
+                where.append(
+                    any_of(self._database, column, name)
+                    if several
+                    else column == Parameter(name).node
+                )
         return where
-
-    def _matches(self, column: ColumnBase, name: str, several: bool) -> Expression:
-        """The condition that `column` is, or is among, what is bound to the parameter `name`."""
-        if several:
-            return any_of(self._database, column, name)
-        return column == Parameter(name).node

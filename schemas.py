@@ -21,7 +21,9 @@ from orchmgmt.settings import Settings
 
 INTEGER_MAX = 2**63 - 1
 INTEGER_MIN = -(2**63)
-LOCK_ID_MAX = 2**52  # new ids go on from the largest, and every JSON reader can hold those too
+LOCK_ID_MAX = 2**62  # new ids go on from the largest: as many again are left
+
+IN_THE_PAST = "Expires at is in the past"
 
 # What counts first: a wrong JSON type, then what is missing or contradicts something else, then a
 # value's form, then its name.
@@ -172,7 +174,7 @@ class DateTime(Value):
 
 
 class FutureDateTime(DateTime):
-    """A DateTime that has not come yet.
+    """A DateTime that has not come yet, as far as the schema knows what time it is.
 
     Args:
         past: the message, before the value, when it has.
@@ -184,7 +186,7 @@ class FutureDateTime(DateTime):
 
     def _canonical(self, text: str) -> str:
         second = super()._canonical(text)
-        if second <= values.now():
+        if second <= self.root.present:  # type: ignore[union-attr]
             _fail(MALFORMED, f"{self._past}: {text}")
         if second == values.END_OF_TIME:
             raise ValueError
@@ -353,13 +355,16 @@ class WireSchema(Schema):
 
     Args:
         settings: the application's settings.
+        present: the DateTime up to which all is past. Only the database knows what time it is: by
+            default nothing is past, and who writes to it sees to that.
     """
 
     class Meta:
         unknown = EXCLUDE
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, present: str = "") -> None:
         self.settings = settings
+        self.present = present
         super().__init__()
         self.error_messages["type"] = Fault(WRONG_TYPE, "A JSON object was expected")
         self._fields = [
@@ -516,7 +521,7 @@ class LockRequest(WireSchema):
         data_key="expiresAt",
         missing="Expiration time is missing",
         invalid="Invalid expires at format",
-        past="Expires at is in the past",
+        past=IN_THE_PAST,
     )
 
 
@@ -537,7 +542,7 @@ class LockRequests(Value):
 
     def _bind_to_schema(self, field_name: str, parent: Any) -> None:
         super()._bind_to_schema(field_name, parent)
-        self._schema = LockRequest(parent.settings)
+        self._schema = LockRequest(parent.settings, parent.present)
 
     def _convert(self, value: Any) -> list[NewLock]:
         if value == []:

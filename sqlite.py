@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 import peewee
 
-from orchmgmt.database import BUSY, SILENT, STREAM_BATCH, Database, Row, log
+from orchmgmt.database import BUSY, SILENT, STREAM_BATCH, Clock, Database, Row, log
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import UnusableDatabase, check_schema, prepare_schema
 from orchmgmt.workers import make_room
@@ -45,14 +45,16 @@ class SqliteDatabase(Database):
     Args:
         url: `sqlite:///FILE`, `sqlite:////FILE` from the root, or `sqlite:///:memory:`.
         timeout: how long a statement waits for a busy database, in seconds.
+        clock: what tells the time.
 
     Raises:
         UnusableDatabase: the database cannot be opened, or its schema is not ours.
     """
 
-    keeps_counts = True
+    one_writer = True
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float, clock: Clock) -> None:
+        self._clock = clock
         self._file: tuple[int, int] | None = None
         path = sqlite_path(url)
         if path != MEMORY:
@@ -80,7 +82,7 @@ class SqliteDatabase(Database):
                     check_schema(self.engine)  # before the file is changed in any way
                 _use_write_ahead_log(self.engine, timeout)
             with self.engine.atomic("IMMEDIATE"):
-                prepare_schema(self.engine, self.keeps_counts)
+                prepare_schema(self.engine, counts=self.one_writer)
         except (
             peewee.DatabaseError,
             sqlite3.Error,
@@ -93,6 +95,9 @@ class SqliteDatabase(Database):
         if not self._in_memory:
             self._file = _identity_of(path)
             self.engine.close()  # the thread that starts a server may fork it
+
+    def time(self) -> float:
+        return self._clock()
 
     def _connect(self, *args: Any, **kwargs: Any) -> _Connection:
         connection = _Connection(*args, **kwargs)
@@ -169,6 +174,20 @@ class SqliteDatabase(Database):
 
     def locking(self, query: peewee.Select, how: str) -> peewee.Select:
         return query  # there is no other writer
+
+    def among(self, column: peewee.Field, query: peewee.Select) -> peewee.Expression:
+        return column.in_(query)
+
+    def passing_id(self) -> None:
+        return None  # the only writer gets ids in the order in which it inserts
+
+    def settle_ids(
+        self, ids: peewee.AutoField, key: peewee.Field, inserted: dict[str, int], order: list[str]
+    ) -> dict[str, int]:
+        return inserted
+
+    def keep_others_off(self, model: type[peewee.Model]) -> None:
+        pass  # there are none
 
     def count_on_from(self, ids: peewee.AutoField, highest: int) -> None:
         pass  # AUTOINCREMENT sees to it

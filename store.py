@@ -5,10 +5,11 @@ with Store({"DATABASE_URL": "sqlite:///orchmgmt.db"}) as store:
     store.locks.reserve(job_id, "Provider|kelvinInfo|1.0.0", "Consumer", "2099-01-01T00:00:00Z")
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from time import sleep
 from types import TracebackType
 
-from orchmgmt.database import open_database
+from orchmgmt.database import Clock, open_database
 from orchmgmt.history import History
 from orchmgmt.locks import Locks
 from orchmgmt.settings import Settings
@@ -19,6 +20,8 @@ class Store:
 
     Args:
         settings: settings by name, over those of the environment; or ready settings.
+        clock: what returns the present, in seconds since the epoch; by default the machine's clock
+            for SQLite, and the server's for PostgreSQL.
 
     Attributes:
         locks: the locks.
@@ -29,7 +32,11 @@ class Store:
         UnusableDatabase: the database cannot be opened, or is another program's.
     """
 
-    def __init__(self, settings: Mapping[str, object] | Settings | None = None) -> None:
+    def __init__(
+        self,
+        settings: Mapping[str, object] | Settings | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         if not isinstance(settings, Settings):
             settings = Settings.read(settings or {})
         self.settings = settings
@@ -37,12 +44,20 @@ class Store:
             settings.database_url,
             settings.database_timeout_seconds,
             settings.database_connections,
+            clock,
         )
         self.locks = Locks(self.database, settings)
         self.history = History(self.database, settings)
 
-    def clean(self) -> tuple[int, int]:
-        """Delete what has served its time.
+    def clean(
+        self, moment: str | None = None, pause: Callable[[float], bool | None] = sleep
+    ) -> tuple[int, int]:
+        """Delete what has served its time, a batch at a time, so that others can write meanwhile.
+
+        Args:
+            moment: the DateTime by which it must have; by default the present.
+            pause: what to call between two batches: it waits so many seconds, and returns whether
+                to leave off.
 
         Returns:
             How many expired locks, and how many old finished jobs.
@@ -50,7 +65,16 @@ class Store:
         Raises:
             Unavailable: the database does not answer.
         """
-        return self.locks.delete_expired(), self.history.delete_old()
+        moment = moment or self.now()
+        return self.locks.delete_expired(moment, pause), self.history.delete_old(moment, pause)
+
+    def now(self) -> str:
+        """Return the present second, as a DateTime, by the clock that the database goes by.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        return self.database.read(self.database.now)
 
     def close(self) -> None:
         """Close the database's connections."""

@@ -1,6 +1,8 @@
 """Locks and jobs as JSON Lines: each line is an entry as the contract's responses have it."""
 
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from orchmgmt.database import Row
@@ -9,7 +11,6 @@ from orchmgmt.locks import AlreadyLocked, TakenIds
 from orchmgmt.models import NewLock
 from orchmgmt.schemas import EntrySchema, JobEntry, LockEntry, parse_json, write_json
 from orchmgmt.store import Store
-from orchmgmt.values import now
 
 BATCH = 900
 
@@ -66,7 +67,7 @@ def import_locks(store: Store, lines: Iterable[bytes]) -> tuple[int, int]:
     Args:
         store: where to.
         lines: JSON Lines, each an entry of lock query; `id` may be absent. A lock whose id is
-            there already, for the same instance, is replaced.
+            there already, for the same instance and owner, is replaced.
 
     Returns:
         How many locks were imported, and how many had expired.
@@ -78,31 +79,52 @@ def import_locks(store: Store, lines: Iterable[bytes]) -> tuple[int, int]:
 
     def put() -> tuple[int, int]:
         imported = expired = 0
-        seen: dict[Any, int] = {}
-        for batch in _batches(LockEntry(store.settings), lines):
-            present = now()
-            live = [line for line in batch if line.entry["expires_at"] > present]
-            _put_locks(store, live, seen)
-            imported += len(live)
-            expired += len(batch) - len(live)
+        # Lines come in any order: two that wait for each other's instances would never end.
+        store.locks.keep_others_off()
+        with closing(_Places()) as places:
+            for batch in _batches(LockEntry(store.settings), lines):
+                present = store.database.now()
+                live = [line for line in batch if line.entry["expires_at"] > present]
+                _put_locks(store, live, places)
+                imported += len(live)
+                expired += len(batch) - len(live)
         return imported, expired
 
     return store.database.write_once(put)
 
 
-def _put_locks(store: Store, lines: list[Line], seen: dict[Any, int]) -> None:
+class _Places:
+    """The line of each instance and each id, in a file that goes away: there may be any number."""
+
+    def __init__(self) -> None:
+        self._database = sqlite3.connect("", isolation_level=None)
+        self._database.execute("PRAGMA journal_mode = OFF")
+        self._database.execute("CREATE TABLE place (key PRIMARY KEY, line) WITHOUT ROWID")
+
+    def put(self, key: str | int, line: int) -> int:
+        """Return the line of a key; it is this one if the key is new."""
+        row = (key, line)
+        if self._database.execute("INSERT OR IGNORE INTO place VALUES (?, ?)", row).rowcount:
+            return line
+        found = self._database.execute("SELECT line FROM place WHERE key = ?", (key,))
+        first: int = found.fetchone()[0]
+        return first
+
+    def close(self) -> None:
+        self._database.close()
+
+
+def _put_locks(store: Store, lines: list[Line], places: _Places) -> None:
     faults: dict[int, str] = {}
-    places: dict[Any, int] = {}  # the line of each instance and of each id
     known: dict[int, NewLock] = {}
     new: list[NewLock] = []
     for line in lines:
         lock_id = line.entry.pop("id")
         lock = NewLock(**line.entry)
         for key in filter(None, (lock.service_instance_id, lock_id)):
-            if key in seen:
-                faults.setdefault(line.number, f"{key} is in line {seen[key]} already")
-            seen.setdefault(key, line.number)
-            places.setdefault(key, line.number)
+            first = places.put(key, line.number)
+            if first != line.number:
+                faults.setdefault(line.number, f"{key} is in line {first} already")
         if line.number in faults:
             continue
         if lock_id is None:
@@ -116,7 +138,7 @@ def _put_locks(store: Store, lines: list[Line], seen: dict[Any, int]) -> None:
         except TakenIds as error:
             for lock_id, instance in error.instances.items():
                 reason = f"lock {lock_id} is of another service instance: {instance}"
-                faults[places[lock_id]] = reason
+                faults[places.put(lock_id, 0)] = reason
                 del known[lock_id]
             restore()  # what else is wrong may be in an earlier line
 
@@ -125,7 +147,7 @@ def _put_locks(store: Store, lines: list[Line], seen: dict[Any, int]) -> None:
             put()
         except AlreadyLocked as error:
             for instance in error.service_instance_ids:
-                faults[places[instance]] = f"Already locked: {instance}"
+                faults[places.put(instance, 0)] = f"Already locked: {instance}"
     if faults:
         first = min(faults)
         raise BadLine(first, faults[first])

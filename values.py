@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
-from time import gmtime, strftime, time
+from time import gmtime, strftime
 
 NAME_MAX_LENGTH = 63
 VERSION_MAX_LENGTH = 14
@@ -234,11 +234,7 @@ def write_instant(utc: datetime) -> str:
     return utc.replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
 
 
-def now() -> str:
-    """Return the present second in UTC, as a DateTime."""
-    return _write_second(int(time()))
-
-
 @lru_cache(maxsize=1)
-def _write_second(second: int) -> str:
+def write_second(second: int) -> str:
+    """Return a second since the epoch as a DateTime."""
     return strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(second))

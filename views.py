@@ -8,7 +8,8 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from orchmgmt.audit import audited, tell
 from orchmgmt.database import Row
-from orchmgmt.errors import UnsupportedMediaType, body_too_large
+from orchmgmt.errors import InvalidParameter, UnsupportedMediaType, body_too_large
+from orchmgmt.locks import AlreadyLocked
 from orchmgmt.schemas import (
     EntrySchema,
     HistoryQuery,
@@ -36,13 +37,21 @@ def lock_blueprint(store: Store) -> Blueprint:
 
     @blueprint.post("/create")
     def create() -> Response:
-        wanted = create_request.read(_payload())
-        tell(
-            locks=len(wanted),
-            instances=[lock.service_instance_id for lock in wanted],
-            owners=dict.fromkeys(lock.owner for lock in wanted),
-        )
-        rows = locks.create(wanted)
+        payload = _payload()
+        try:
+            wanted = create_request.read(payload)
+            tell(
+                locks=len(wanted),
+                instances=[lock.service_instance_id for lock in wanted],
+                owners=dict.fromkeys(lock.owner for lock in wanted),
+            )
+            rows = locks.create(wanted)
+        except AlreadyLocked:
+            raise
+        except InvalidParameter:
+            # A time that is past may count before this fault, in the form in which it was sent.
+            LockCreate(store.settings, present=store.now()).read(payload)
+            raise
         tell(ids=[row[0] for row in rows])
         return _entries(entry, rows, len(rows), status=201)
 

@@ -122,9 +122,9 @@ class Service(Client):
 
 
 @contextmanager
-def served(**settings: Any) -> Iterator[Service]:
+def served(clock: Callable[[], float] | None = None, **settings: Any) -> Iterator[Service]:
     """A service with these settings, while the context lasts."""
-    app = create_app({"PORT": 0, **settings})
+    app = create_app({"PORT": 0, **settings}, clock)
     with store_of(app) as store:
         server = Server(app, store.settings)
         thread = threading.Thread(target=server.run)

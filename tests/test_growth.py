@@ -1,7 +1,6 @@
 """What keeps a page as quick in a long history as in a short one: counts that are always exact."""
 
 import random
-import re
 import shutil
 import sqlite3
 from collections import Counter
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import job
+from support import job, traced
 
 from orchmgmt.models import SCHEMA_VERSION, STATUSES, TYPES
 from orchmgmt.query import Page
@@ -45,13 +44,13 @@ def put_and_fail(store: Store, row: dict[str, str]) -> None:
 
 
 def assert_counts_are_exact(store: Store) -> None:
-    columns = "requester_system, status, type, target_system, service_definition"
-    jobs: Counter[Any] = Counter(store.database.rows(f"SELECT {columns} FROM orchestration_job"))
-    expected = Counter(jobs)
-    for kind, number in jobs.items():
-        expected["", kind[1], "", "", ""] += number
-    kept = store.database.rows(f"SELECT {columns}, jobs FROM orchestration_job_count")
-    assert {row[:-1]: row[-1] for row in kept} == expected
+    rows = store.database.rows
+    jobs = Counter(rows("SELECT status, type FROM orchestration_job"))
+    kept = rows("SELECT status, type, jobs FROM orchestration_job_count")
+    assert {row[:-1]: row[-1] for row in kept if row[-1]} == jobs
+    assert rows("SELECT locks FROM orchestration_lock_count") == rows(
+        "SELECT count(*) FROM orchestration_lock"
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -81,37 +80,72 @@ def test_counts_stay_exact_whatever_happens_to_jobs(store, seed):
             change = chance.choice(
                 [
                     "DELETE FROM orchestration_job WHERE id = ?",
-                    "UPDATE orchestration_job SET requester_system = 'Dave' WHERE id = ?",
+                    "UPDATE orchestration_job SET status = 'ERROR', type = 'PUSH' WHERE id = ?",
                     "UPDATE orchestration_job SET message = 'the kind is the same' WHERE id = ?",
                 ]
             )
             store.database.write(store.database.change, change, [job_id])
         assert_counts_are_exact(store)
-    store.history.delete_old()
+    store.clean()
     assert_counts_are_exact(store)
 
 
 def test_cleaning_takes_old_jobs_out_of_the_counts(store):
     old = [job(n, finished_at="2020-01-01T00:00:00Z") for n in range(30)]
     store.database.write(store.history.put, [*old, job(99, status="PENDING")])
-    assert store.history.delete_old() == 30
+    assert store.clean() == (0, 30)
     assert_counts_are_exact(store)
     assert store.history.find({}, Page(0, 1)) == store.history.find(
         {"statuses": ["PENDING"]}, Page(0, 1)
     )
 
 
-def test_counting_reads_no_jobs(store):
+def test_counting_all_or_by_status_and_type_reads_no_jobs_and_no_active_locks(store):
     chance = random.Random(1)
     store.database.write(store.history.put, [some_job(chance, n) for n in range(100)])
-    statements: list[str] = []
-    store.database.engine.connection().set_trace_callback(statements.append)
-    for wanted in ({}, {"statuses": ["DONE"]}, {"type": "PULL", "target_systems": ["Alice"]}):
-        store.history.find(wanted, Page(0, 1))
-    store.database.engine.connection().set_trace_callback(None)
-    counted = [sql for sql in statements if "COUNT(" in sql or "SUM(" in sql]
-    assert len(counted) >= 3
-    assert all(re.search('FROM "orchestration_job_count"', sql) for sql in counted)
+    by_count = [{}, {"statuses": ["DONE"]}, {"type": "PULL"}]
+    by_count.append({"type": "PUSH", "statuses": ["DONE", "ERROR"]})
+    with traced(store) as statements:
+        for wanted in by_count:
+            store.history.find(wanted, Page(0, 1))
+        store.locks.find({}, Page(0, 1))
+    jobs = [sql for sql in statements if '"orchestration_job" AS' in sql]
+    assert len(jobs) == len(by_count)
+    assert all("LIMIT 1" in sql for sql in jobs)
+    (locks,) = [sql for sql in statements if "COUNT(" in sql]
+    plan = store.database.rows(f"EXPLAIN QUERY PLAN {locks}")
+    assert any("expires_at<?" in row[-1] for row in plan), plan
+
+
+def test_as_many_kinds_of_jobs_as_jobs_cost_a_write_no_more(store):
+    """Instructions of SQLite, which do not depend on the machine: as many for the last as first."""
+    connection = store.database.engine.connection()
+
+    def steps(work):
+        count = [0]
+
+        def step():
+            count[0] += 1
+
+        connection.set_progress_handler(step, 1)
+        try:
+            work()
+        finally:
+            connection.set_progress_handler(None, 0)
+        return count[0]
+
+    def put(numbers):
+        kinds = ("requester_system", "target_system", "service_definition")
+        jobs = [job(n, **{kind: f"{kind[:1]}{n}" for kind in kinds}) for n in numbers]
+        store.database.write(store.history.put, jobs)
+
+    def start():
+        store.history.start(job(0)["id"])
+
+    first = steps(lambda: put([0])), steps(start)
+    put(range(1, 20_000))
+    last = steps(lambda: put([20_000])), steps(start)
+    assert all(after <= 1.2 * before for before, after in zip(first, last, strict=True))
 
 
 @pytest.mark.parametrize("sort", [None, "id", "started_at", "finished_at"])

@@ -11,6 +11,7 @@ from conftest import COMMAND
 from support import FUTURE, lock
 from wire import JOB, LOCK, execute, insert
 
+from orchmgmt.models import NewLock
 from orchmgmt.store import Store
 from orchmgmt.transfer import BadLine, export_jobs, export_locks, import_jobs, import_locks
 
@@ -214,9 +215,37 @@ def test_of_several_jobs_with_one_id_the_last_counts(store):
 
 def test_importing_a_known_lock_replaces_it(store):
     import_locks(store, encoded(lock_entry()))
-    changed = {"owner": "Other", "expiresAt": "2098-01-01T00:00:00Z", "temporary": True}
+    changed = {"expiresAt": "2098-01-01T00:00:00Z", "temporary": True}
     import_locks(store, encoded(lock_entry(**changed, orchestrationJobId=JOB_ID)))
     assert written(export_locks, store) == [lock_entry(**changed, orchestrationJobId=JOB_ID)]
+
+
+def test_importing_a_known_lock_of_another_owner_is_refused_while_it_is_active(store):
+    import_locks(store, encoded(lock_entry()))
+    other = encoded(lock_entry("A|b|1.0.0", id=9), lock_entry(owner="Other"))
+    refuses(import_locks, store, other, 2, "Already locked: Provider|kelvinInfo|1.0.0")
+    change = f"UPDATE {LOCK} SET expires_at = '{PAST}'"
+    store.database.write(store.database.change, change)
+    assert import_locks(store, other) == (2, 0)
+    assert [it["owner"] for it in written(export_locks, store)] == ["Other", "Owner"]
+
+
+def test_what_is_created_after_the_largest_id_was_imported_can_be_imported_as_well(store, tmp_path):
+    import_locks(store, encoded(lock_entry(id=2**53)))
+    ((highest, *_),) = store.locks.create([NewLock("", "A|b|1.0.0", "Owner", FUTURE)])
+    assert highest == 2**53 + 1
+    exported = written(export_locks, store)
+    with Store({"DATABASE_URL": f"sqlite:///{tmp_path}/other.db"}) as other:
+        assert import_locks(other, encoded(*exported)) == (2, 0)
+        assert written(export_locks, other) == exported
+
+
+def test_an_import_that_is_refused_leaves_the_ids_as_they_were(store):
+    import_locks(store, encoded(lock_entry(id=7)))
+    bad = encoded(lock_entry("A|b|1.0.0", id=1000), lock_entry(id=8))
+    refuses(import_locks, store, bad, 2, "Already locked")
+    ((lock_id, *_),) = store.locks.create([NewLock("", "A|b|1.0.0", "Owner", FUTURE)])
+    assert lock_id == 8
 
 
 def test_values_are_normalised(store):
@@ -292,8 +321,8 @@ BAD_JSON = [
     (b"null", "A JSON object was expected"),
 ]
 BAD_LOCKS = [
-    ({"id": 0}, "id must be from 1 to 4503599627370496"),
-    ({"id": 2**52 + 1}, "id must be from 1 to 4503599627370496"),
+    ({"id": 0}, f"id must be from 1 to {2**62}"),
+    ({"id": 2**62 + 1}, f"id must be from 1 to {2**62}"),
     ({"id": 2**70}, "id must be"),
     ({"id": 1.5}, "id must be an integer"),
     ({"id": True}, "id must be an integer"),
@@ -407,10 +436,11 @@ def test_first_of_several_bad_lines_is_named(store):
 
 
 def test_two_instances_swap_their_places_in_one_import(store):
-    import_locks(store, encoded(lock_entry(id=1), lock_entry("A|b|1.0.0", id=2, owner="Before")))
-    text = encoded(lock_entry("A|b|1.0.0", id=2, owner="After"), lock_entry(id=1, owner="After"))
+    later = {"expiresAt": "2098-01-01T00:00:00Z"}
+    import_locks(store, encoded(lock_entry(id=1), lock_entry("A|b|1.0.0", id=2)))
+    text = encoded(lock_entry("A|b|1.0.0", id=2, **later), lock_entry(id=1, **later))
     assert import_locks(store, text) == (2, 0)
-    assert {entry["owner"] for entry in written(export_locks, store)} == {"After"}
+    assert {entry["expiresAt"] for entry in written(export_locks, store)} == set(later.values())
 
 
 def test_blank_lines_and_line_ends_do_not_matter(store):

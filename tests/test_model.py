@@ -10,7 +10,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from support import lock
 from wire import LOCK_LISTS, LOCK_SORT_FIELDS, expected
 
-from orchmgmt import values
 from orchmgmt.errors import InvalidParameter, NotFound
 
 INSTANCES = [f"P{n}|s|1.0.0" for n in range(5)]
@@ -180,10 +179,9 @@ class Locks(RuleBasedStateMachine):
         assert all(one != other for one, other in itertools.pairwise(names))
 
 
-def test_any_sequence_of_operations_does_what_the_model_does(start, monkeypatch):
+def test_any_sequence_of_operations_does_what_the_model_does(start):
     clock = [1_800_000_000]
-    monkeypatch.setattr(values, "time", lambda: clock[0])
-    service = start()
+    service = start(clock=lambda: clock[0])
 
     class OnThis(Locks):
         pass

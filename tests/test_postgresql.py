@@ -449,7 +449,7 @@ def test_cleaner_leaves_a_job_that_starts_anew_meanwhile(store, url):
     store.database.write(store.history.put, [job(1, finished_at=PAST), job(2, finished_at=PAST)])
     with closing(psycopg.connect(url)) as other:
         other.execute(f"UPDATE {JOB} SET finished_at = '' WHERE id = %s", (job_id(1),))
-        assert store.history.delete_old() == 1
+        assert store.clean() == (0, 1)
         other.commit()
     assert [row[0] for row in store.history.find({}, Page(0, 9))[0]] == [job_id(1)]
 
