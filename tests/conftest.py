@@ -1,5 +1,6 @@
 """What the tests share: a service on a real socket, and the real command line."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import cluster
 import pytest
 from certificates import Authority
 from standin import Cloud
-from support import Process, Service, served
+from support import FAKETIME, Clock, Process, Service, served
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -121,6 +122,22 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Process]]:
             process.stop()
         assert process.process.stdout is not None
         process.process.stdout.close()
+
+
+@pytest.fixture
+def new_clock(tmp_path: Path) -> Callable[..., Clock]:
+    """Make clocks for servers: `new_clock(30)` is that many seconds ahead."""
+    if not FAKETIME:
+        if os.environ.get("CI") == "true":
+            pytest.fail("libfaketime is missing")
+        pytest.skip("libfaketime is not installed")
+    numbers = itertools.count()
+    return lambda ahead=0: Clock(tmp_path / f"faketime-{next(numbers)}", ahead)
+
+
+@pytest.fixture
+def clock(new_clock: Callable[..., Clock]) -> Clock:
+    return new_clock()
 
 
 @pytest.fixture

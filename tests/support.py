@@ -8,8 +8,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from orchmgmt.app import create_app, store_of
 from orchmgmt.server import Server
@@ -114,6 +116,32 @@ class Client:
         return self.post("/history/query", query)
 
 
+class Connection:
+    """One client's kept connection to one server."""
+
+    def __init__(self, url: str) -> None:
+        address = urlsplit(url)
+        self._http = http.client.HTTPConnection(str(address.hostname), address.port, timeout=60)
+
+    def send(self, method: str, path: str, payload: Any = None) -> tuple[int, Any]:
+        headers = {"Authorization": OPERATOR, "Content-Type": "application/json"}
+        body = None if payload is None else json.dumps(payload)
+        self._http.request(method, MANAGEMENT + path, body, headers)
+        response = self._http.getresponse()
+        text = response.read()
+        return response.status, json.loads(text) if text else None
+
+    def create(self, *locks: Any) -> tuple[int, Any]:
+        return self.send("POST", "/lock/create", {"locks": locks})
+
+    def remove(self, owner: str, *instances: str) -> tuple[int, Any]:
+        wanted = "&".join(f"instanceIds={quote(instance)}" for instance in instances)
+        return self.send("DELETE", f"/lock/remove/{owner}?{wanted}")
+
+    def close(self) -> None:
+        self._http.close()
+
+
 @dataclass
 class Service(Client):
     """A service in a thread of the test, on a real socket."""
@@ -150,6 +178,43 @@ class Process(Client):
         """Send a signal and return the exit code."""
         self.process.send_signal(number)
         return self.process.wait(60)
+
+
+FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+
+
+class Clock:
+    """The time of day that a server sees: the real one, and so many seconds.
+
+    Attributes:
+        env: the environment that makes it see it; the time that only goes on is the real one.
+    """
+
+    def __init__(self, path: Path, ahead: int = 0) -> None:
+        self._path = path
+        self.set(ahead)
+        self.env = {
+            "LD_PRELOAD": str(FAKETIME[0]),
+            "FAKETIME_TIMESTAMP_FILE": str(path),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def set(self, seconds: int) -> None:
+        self.ahead = seconds
+        partial = self._path.with_suffix(".new")
+        partial.write_text(f"{seconds:+d}\n")
+        partial.replace(self._path)
+
+    def after(self, seconds: float) -> str:
+        """The moment that many seconds after the server's present."""
+        return after(self.ahead + seconds)
+
+
+def after(seconds: float) -> str:
+    """The moment that many seconds from now."""
+    moment = datetime.now(timezone.utc) + timedelta(seconds=seconds)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def lock(instance: str, owner: str = "Owner", expires_at: str = FUTURE) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import resource
 import shutil
 import signal
@@ -12,7 +11,6 @@ import subprocess
 import threading
 import time
 from contextlib import ExitStack, closing, suppress
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -146,47 +144,10 @@ def test_sqlites_own_limit_leaves_nothing_half_written_either(tmp_path):
         assert store.database.rows(jobs) == store.database.rows(counts) == [(kept,)]
 
 
-FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
-
-
-class Clock:
-    """The time of day that a server sees: the real one, and so many seconds."""
-
-    def __init__(self, path):
-        self._path = path
-        self.set(0)
-
-    def set(self, seconds):
-        self.ahead = seconds
-        partial = self._path.with_suffix(".new")
-        partial.write_text(f"{seconds:+d}\n")
-        partial.replace(self._path)
-
-    def after(self, seconds):
-        """The moment that many seconds after the server's present."""
-        moment = datetime.now(timezone.utc) + timedelta(seconds=self.ahead + seconds)
-        return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 @pytest.fixture
-def clock(tmp_path):
-    if not FAKETIME:
-        if os.environ.get("CI") == "true":
-            pytest.fail("libfaketime is missing")
-        pytest.skip("libfaketime is not installed")
-    return Clock(tmp_path / "faketime")
-
-
-@pytest.fixture
-def faked(clock, serve, tmp_path):
+def faked(clock, serve):
     """A server whose time of day is the clock's; the time that only goes on is the real one."""
-    env = {
-        "LD_PRELOAD": str(FAKETIME[0]),
-        "FAKETIME_TIMESTAMP_FILE": str(tmp_path / "faketime"),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-    return serve("--cleaner-interval-seconds", "0.05", "--metrics", "true", env=env)
+    return serve("--cleaner-interval-seconds", "0.05", "--metrics", "true", env=clock.env)
 
 
 HOUR, DAY = 3600, 86400

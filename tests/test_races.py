@@ -1,7 +1,5 @@
 """Exclusiveness under contention: several real servers on one database, eight clients at once."""
 
-import http.client
-import json
 import os
 import random
 import threading
@@ -11,10 +9,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
-from urllib.parse import quote, urlsplit
 
 import pytest
-from support import FUTURE, MANAGEMENT, OPERATOR, in_threads, lock
+from support import FUTURE, Connection, in_threads, lock
 from wire import connect
 
 CLIENTS = 8
@@ -31,32 +28,6 @@ class Race:
     def check(self):
         assert self.faults == []
         assert max(self.statuses) < 500, self.statuses
-
-
-class Connection:
-    """One client's kept connection to one server."""
-
-    def __init__(self, url):
-        address = urlsplit(url)
-        self._http = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
-
-    def send(self, method, path, payload=None):
-        headers = {"Authorization": OPERATOR, "Content-Type": "application/json"}
-        body = None if payload is None else json.dumps(payload)
-        self._http.request(method, MANAGEMENT + path, body, headers)
-        response = self._http.getresponse()
-        text = response.read()
-        return response.status, json.loads(text) if text else None
-
-    def create(self, *locks):
-        return self.send("POST", "/lock/create", {"locks": locks})
-
-    def remove(self, owner, *instances):
-        wanted = "&".join(f"instanceIds={quote(instance)}" for instance in instances)
-        return self.send("DELETE", f"/lock/remove/{owner}?{wanted}")
-
-    def close(self):
-        self._http.close()
 
 
 @pytest.fixture
