@@ -1,0 +1,257 @@
+"""Measure what could grow with what is stored: pages, writes, the cleaner, an import.
+
+Each figure is taken at two sizes, so that a row tells by itself whether it grows. Run it on two
+versions of the code to compare them.
+
+Usage: growth.py [--small ROWS] [--large ROWS] [--postgresql URL]
+The URL is of an empty database, which is left full.
+"""
+
+import argparse
+import resource
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from run import ORCHMGMT, running
+
+from orchmgmt.models import NewLock
+from orchmgmt.query import Page
+from orchmgmt.store import Store
+
+PAST, FUTURE = "2020-01-01T00:00:00Z", "2099-01-01T00:00:00Z"
+FIRST = Page(0, 10)
+CREATES = 300
+
+# PostgreSQL and SQLite make the numbers from 1 to n in ways of their own.
+NUMBERS = {
+    "sqlite": "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers"
+    " WHERE n < {rows}) ",
+    "postgresql": "WITH numbers AS (SELECT generate_series(1, {rows}) AS n) ",
+}
+
+
+def job_id(offset: int) -> str:
+    return f"'00000000-0000-4000-8000-' || substr('{offset:04}00000000', 1, 12 - length(n || '')) || n"
+
+
+def put_jobs(store: Store, rows: int, status: str, kinds: int, offset: int = 0) -> None:
+    """Jobs of so many kinds, each of its own requester, target and service."""
+    kind = f"(n % {kinds})"
+    end = f"'{PAST}'" if status == "DONE" else "''"
+    engine = "postgresql" if store.settings.database_url.startswith("postgresql") else "sqlite"
+    store.database.write(
+        store.database.change,
+        "INSERT INTO orchestration_job " + NUMBERS[engine].format(rows=rows) +
+        f"SELECT {job_id(offset)}, '{status}', 'PULL', 'R' || {kind}, 'T' || {kind}, 's' || {kind},"
+        f" '', '', '{PAST}', '{PAST}', {end} FROM numbers",
+    )  # fmt: skip
+
+
+def put_locks(store: Store, rows: int, expires: str, name: str) -> None:
+    engine = "postgresql" if store.settings.database_url.startswith("postgresql") else "sqlite"
+    store.database.write(
+        store.database.change,
+        "INSERT INTO orchestration_lock"
+        " (orchestration_job_id, service_instance_id, owner, expires_at, temporary) "
+        + NUMBERS[engine].format(rows=rows)
+        + f"SELECT '', '{name}' || n || '|s|1.0.0', 'O' || (n % 1000), '{expires}', FALSE"
+        " FROM numbers",
+    )
+
+
+def settle(store: Store) -> None:
+    """Give PostgreSQL the statistics that it has a while after a load."""
+    if store.settings.database_url.startswith("postgresql"):
+        import psycopg
+
+        with psycopg.connect(store.settings.database_url, autocommit=True) as connection:
+            connection.execute("VACUUM ANALYZE")
+
+
+def milliseconds(work: Callable[[], object], times: int = 30) -> float:
+    """The median time of some work."""
+    taken = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        work()
+        taken.append(1000 * (time.perf_counter() - begun))
+        if sum(taken) > 20_000:
+            break
+    return statistics.median(taken)
+
+
+def pages(store: Store) -> Iterator[tuple[str, float]]:
+    find = store.history.find
+    for name, wanted in (
+        ("first page of jobs", {}),
+        ("the same by type", {"type": "PULL"}),
+        ("the same by status", {"statuses": ["PENDING"]}),
+        ("the same by requester", {"requester_systems": ["R7"]}),
+        ("the same by requester and type", {"requester_systems": ["R7"], "type": "PULL"}),
+    ):
+        yield name, milliseconds(lambda wanted=wanted: find(wanted, FIRST))
+    yield "first page of locks", milliseconds(lambda: store.locks.find({}, FIRST))
+    owners = {"owners": ["O7"]}
+    yield "the same by owner", milliseconds(lambda: store.locks.find(owners, FIRST))
+
+
+def writes(store: Store) -> Iterator[tuple[str, float]]:
+    made = store.history.create("PULL", "R0", "T0", "s0")
+
+    def start_and_finish() -> None:
+        store.history.start(made)
+        store.history.finish(made)
+
+    yield "start and finish of a job", milliseconds(start_and_finish)
+    number = iter(range(1000))
+    yield (
+        "create of a lock",
+        milliseconds(
+            lambda: store.locks.create([NewLock("", f"N{next(number)}|s|1.0.0", "Owner", FUTURE)])
+        ),
+    )
+
+
+def grown(url: str, sizes: list[int]) -> None:
+    """Pages and writes with few kinds of jobs and with as many as jobs."""
+    for many in (False, True):
+        found: list[dict[str, float]] = []
+        for size in sizes:
+            with tempfile.TemporaryDirectory() as folder:
+                with Store({"DATABASE_URL": url or f"sqlite:///{folder}/orchmgmt.db"}) as store:
+                    empty(store)
+                    put_jobs(store, size, "PENDING", size if many else 100)
+                    put_locks(store, size, FUTURE, "P")
+                    settle(store)
+                    found.append(dict([*pages(store), *writes(store)]))
+        for name in found[0]:
+            kinds = "as many kinds as jobs" if many else "100 kinds"
+            row(f"{name}, {kinds}", *(f"{it[name]:.2f} ms" for it in found))
+
+
+def empty(store: Store) -> None:
+    for table in ("orchestration_job", "orchestration_lock"):
+        store.database.write(store.database.change, f"DELETE FROM {table}")
+
+
+def cleaned(url: str, rows: int) -> None:
+    """Old jobs deleted per second, beside unfinished ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        with Store({"DATABASE_URL": url or f"sqlite:///{folder}/orchmgmt.db"}) as store:
+            empty(store)
+            put_jobs(store, rows // 2, "PENDING", 100)
+            put_jobs(store, rows, "DONE", 100, offset=1000)
+            settle(store)
+            begun = time.monotonic()
+            deleted = {"": 0}
+
+            def clean() -> None:
+                deleted[""] = store.clean()[1]
+
+            clean()
+            row("old jobs cleaned", f"{deleted[''] / (time.monotonic() - begun):,.0f}/s")
+
+
+def beside_the_cleaner(rows: int) -> None:
+    """Creates while expired locks are deleted, over a socket."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "orchmgmt.db")
+        with Store({"DATABASE_URL": f"sqlite:///{path}"}) as store:
+            put_locks(store, rows, PAST, "P")
+        options = ["--database-url", f"sqlite:///{path}", "--cleaner-interval-seconds", "0.05"]
+        with running([ORCHMGMT, "serve", "--port", "0", *options]) as server:
+            taken = list(creates(server.url))
+        with closing(sqlite3.connect(path)) as database:
+            (left,) = database.execute(
+                "SELECT count(*) FROM orchestration_lock WHERE expires_at = ?", (PAST,)
+            ).fetchone()
+        p50, p99 = statistics.median(taken), statistics.quantiles(taken, n=100)[98]
+        row(
+            f"create beside the cleaner, {rows:,} expired locks, {left:,} left at the end",
+            f"p50 {p50:.1f} ms", f"p99 {p99:.1f} ms", f"max {max(taken):.1f} ms",
+        )  # fmt: skip
+
+
+def creates(url: str) -> Iterator[float]:
+    import http.client
+    import json
+    from urllib.parse import urlsplit
+
+    address = urlsplit(url)
+    client = http.client.HTTPConnection(str(address.hostname), address.port, timeout=60)
+    headers = {"Authorization": "Bearer SYSTEM//Sysop", "Content-Type": "application/json"}
+    for number in range(CREATES):
+        element = {
+            "serviceInstanceId": f"Q{number}|s|1.0.0", "owner": "Owner", "expiresAt": FUTURE,
+        }  # fmt: skip
+        begun = time.perf_counter()
+        client.request(
+            "POST", "/serviceorchestration/orchestration/mgmt/lock/create",
+            json.dumps({"locks": [element]}), headers,
+        )  # fmt: skip
+        answer = client.getresponse()
+        answer.read()
+        assert answer.status == 201
+        yield 1000 * (time.perf_counter() - begun)
+        time.sleep(0.005)
+
+
+def imported(rows: int) -> None:
+    """The memory of `lock import`."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "locks.jsonl")
+        with file.open("w") as stream:
+            for n in range(1, rows + 1):
+                stream.write(
+                    f'{{"id": {n}, "serviceInstanceId": "P{n}|s|1.0.0", "owner": "Owner",'
+                    f' "expiresAt": "{FUTURE}"}}\n'
+                )
+        url = f"sqlite:///{folder}/orchmgmt.db"
+        begun = time.monotonic()
+        with subprocess.Popen([ORCHMGMT, "lock", "import", str(file), "--database-url", url]) as it:
+            most = 0
+            while it.poll() is None:
+                status = Path(f"/proc/{it.pid}/status").read_text()
+                if "VmHWM" in status:
+                    most = int(status.split("VmHWM:")[1].split()[0])
+                time.sleep(0.05)
+        row(
+            f"lock import, {rows:,} locks",
+            f"{most / 1024:.0f} MiB", f"{rows / (time.monotonic() - begun):,.0f}/s",
+        )  # fmt: skip
+
+
+def row(*cells: str) -> None:
+    print("|", " | ".join(cells), "|", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--small", type=int, default=10_000)
+    parser.add_argument("--large", type=int, default=1_000_000)
+    parser.add_argument("--postgresql", default="")
+    options = parser.parse_args()
+    print("SQLite")
+    grown("", [options.small, options.large])
+    cleaned("", options.large // 2)
+    beside_the_cleaner(options.large)
+    for rows in (options.small, options.large):
+        imported(rows)
+    if options.postgresql:
+        print("PostgreSQL")
+        grown(options.postgresql, [options.small, options.large])
+        cleaned(options.postgresql, options.large // 2)
+
+
+if __name__ == "__main__":
+    main()
