@@ -120,7 +120,8 @@ class Locks:
             Lock.select(Lock.id).where(Lock.expires_at <= moment).limit(Parameter("limit").node),
             "UPDATE SKIP LOCKED",
         )
-        owned = (Lock.owner == Parameter("owner").node, among, ~Lock.temporary)
+        is_owner = database.off_path(Lock.owner) == Parameter("owner").node
+        owned = (is_owner, among, ~Lock.temporary)  # an owner may hold any number of locks
         self._delete_owned = self._delete(Lock.select(Lock.id).where(*owned).order_by(IN_TURN))
         of_job = (Lock.orchestration_job_id == Parameter("job_id").node, Lock.temporary)
         self._delete_of_job = self._delete(Lock.select(Lock.id).where(*of_job).order_by(IN_TURN))

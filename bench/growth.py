@@ -46,7 +46,7 @@ def job_id(offset: int) -> str:
 
 def put_jobs(store: Store, rows: int, status: str, kinds: int, offset: int = 0) -> None:
     """Jobs of so many kinds, each of its own requester, target and service."""
-    kind = f"(n % {kinds})"
+    kind = f"mod(n, {kinds})"
     end = f"'{PAST}'" if status == "DONE" else "''"
     engine = "postgresql" if store.settings.database_url.startswith("postgresql") else "sqlite"
     store.database.write(
@@ -64,7 +64,7 @@ def put_locks(store: Store, rows: int, expires: str, name: str) -> None:
         "INSERT INTO orchestration_lock"
         " (orchestration_job_id, service_instance_id, owner, expires_at, temporary) "
         + NUMBERS[engine].format(rows=rows)
-        + f"SELECT '', '{name}' || n || '|s|1.0.0', 'O' || (n % 1000), '{expires}', FALSE"
+        + f"SELECT '', '{name}' || n || '|s|1.0.0', 'O' || mod(n, 1000), '{expires}', FALSE"
         " FROM numbers",
     )
 
