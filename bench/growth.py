@@ -4,23 +4,21 @@ Each figure is taken at two sizes, so that a row tells by itself whether it grow
 versions of the code to compare them.
 
 Usage: growth.py [--small ROWS] [--large ROWS] [--postgresql URL]
-The URL is of an empty database, which is left full.
+It measures SQLite, or PostgreSQL in the database of the URL, whose locks and jobs it deletes.
 """
 
 import argparse
-import resource
+import http.client
+import json
 import sqlite3
 import statistics
 import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from datetime import datetime, timedelta, timezone
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
 from run import ORCHMGMT, running
 
@@ -40,38 +38,40 @@ NUMBERS = {
 }
 
 
-def job_id(offset: int) -> str:
-    return f"'00000000-0000-4000-8000-' || substr('{offset:04}00000000', 1, 12 - length(n || '')) || n"
+def kind_of(store: Store) -> str:
+    return store.settings.database_url.partition(":")[0]
+
+
+def insert(store: Store, table: str, rows: int, select: str) -> None:
+    sql = f"INSERT INTO {table} {NUMBERS[kind_of(store)].format(rows=rows)}{select} FROM numbers"
+    if kind_of(store) == "postgresql":
+        sql = sql.replace("%", "%%")
+    store.database.write(store.database.change, sql)
 
 
 def put_jobs(store: Store, rows: int, status: str, kinds: int, offset: int = 0) -> None:
     """Jobs of so many kinds, each of its own requester, target and service."""
-    kind = f"mod(n, {kinds})"
+    kind = f"(n % {kinds})"
     end = f"'{PAST}'" if status == "DONE" else "''"
-    engine = "postgresql" if store.settings.database_url.startswith("postgresql") else "sqlite"
-    store.database.write(
-        store.database.change,
-        "INSERT INTO orchestration_job " + NUMBERS[engine].format(rows=rows) +
-        f"SELECT {job_id(offset)}, '{status}', 'PULL', 'R' || {kind}, 'T' || {kind}, 's' || {kind},"
-        f" '', '', '{PAST}', '{PAST}', {end} FROM numbers",
+    job_id = f"'00000000-0000-4000-8000-' || substr('{offset:04}00000000', 1, 12 - length(n || ''))"
+    insert(
+        store, "orchestration_job", rows,
+        f"SELECT {job_id} || n, '{status}', 'PULL', 'R' || {kind}, 'T' || {kind}, 's' || {kind},"
+        f" '', '', '{PAST}', '{PAST}', {end}",
     )  # fmt: skip
 
 
 def put_locks(store: Store, rows: int, expires: str, name: str) -> None:
-    engine = "postgresql" if store.settings.database_url.startswith("postgresql") else "sqlite"
-    store.database.write(
-        store.database.change,
-        "INSERT INTO orchestration_lock"
-        " (orchestration_job_id, service_instance_id, owner, expires_at, temporary) "
-        + NUMBERS[engine].format(rows=rows)
-        + f"SELECT '', '{name}' || n || '|s|1.0.0', 'O' || mod(n, 1000), '{expires}', FALSE"
-        " FROM numbers",
-    )
+    columns = "(orchestration_job_id, service_instance_id, owner, expires_at, temporary)"
+    insert(
+        store, f"orchestration_lock {columns}", rows,
+        f"SELECT '', '{name}' || n || '|s|1.0.0', 'O' || (n % 1000), '{expires}', FALSE",
+    )  # fmt: skip
 
 
 def settle(store: Store) -> None:
     """Give PostgreSQL the statistics that it has a while after a load."""
-    if store.settings.database_url.startswith("postgresql"):
+    if kind_of(store) == "postgresql":
         import psycopg
 
         with psycopg.connect(store.settings.database_url, autocommit=True) as connection:
@@ -127,39 +127,37 @@ def grown(url: str, sizes: list[int]) -> None:
     for many in (False, True):
         found: list[dict[str, float]] = []
         for size in sizes:
-            with tempfile.TemporaryDirectory() as folder:
-                with Store({"DATABASE_URL": url or f"sqlite:///{folder}/orchmgmt.db"}) as store:
-                    empty(store)
-                    put_jobs(store, size, "PENDING", size if many else 100)
-                    put_locks(store, size, FUTURE, "P")
-                    settle(store)
-                    found.append(dict([*pages(store), *writes(store)]))
+            with opened(url) as store:
+                put_jobs(store, size, "PENDING", size if many else 100)
+                put_locks(store, size, FUTURE, "P")
+                settle(store)
+                found.append(dict([*pages(store), *writes(store)]))
         for name in found[0]:
             kinds = "as many kinds as jobs" if many else "100 kinds"
             row(f"{name}, {kinds}", *(f"{it[name]:.2f} ms" for it in found))
 
 
-def empty(store: Store) -> None:
-    for table in ("orchestration_job", "orchestration_lock"):
-        store.database.write(store.database.change, f"DELETE FROM {table}")
+@contextmanager
+def opened(url: str) -> Iterator[Store]:
+    """A store with nothing in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"DATABASE_URL": url or f"sqlite:///{folder}/orchmgmt.db"}
+        with Store({**settings, "DATABASE_TIMEOUT_SECONDS": 600}) as store:
+            if url:
+                tables = "orchestration_job, orchestration_lock"
+                store.database.write(store.database.change, f"TRUNCATE {tables}")
+            yield store
 
 
 def cleaned(url: str, rows: int) -> None:
     """Old jobs deleted per second, beside unfinished ones."""
-    with tempfile.TemporaryDirectory() as folder:
-        with Store({"DATABASE_URL": url or f"sqlite:///{folder}/orchmgmt.db"}) as store:
-            empty(store)
-            put_jobs(store, rows // 2, "PENDING", 100)
-            put_jobs(store, rows, "DONE", 100, offset=1000)
-            settle(store)
-            begun = time.monotonic()
-            deleted = {"": 0}
-
-            def clean() -> None:
-                deleted[""] = store.clean()[1]
-
-            clean()
-            row("old jobs cleaned", f"{deleted[''] / (time.monotonic() - begun):,.0f}/s")
+    with opened(url) as store:
+        put_jobs(store, rows // 2, "PENDING", 100)
+        put_jobs(store, rows, "DONE", 100, offset=1000)
+        settle(store)
+        begun = time.monotonic()
+        deleted = store.clean()[1]
+        row(f"{deleted:,} old jobs cleaned", f"{deleted / (time.monotonic() - begun):,.0f}/s")
 
 
 def beside_the_cleaner(rows: int) -> None:
@@ -183,10 +181,6 @@ def beside_the_cleaner(rows: int) -> None:
 
 
 def creates(url: str) -> Iterator[float]:
-    import http.client
-    import json
-    from urllib.parse import urlsplit
-
     address = urlsplit(url)
     client = http.client.HTTPConnection(str(address.hostname), address.port, timeout=60)
     headers = {"Authorization": "Bearer SYSTEM//Sysop", "Content-Type": "application/json"}
@@ -241,16 +235,13 @@ def main() -> None:
     parser.add_argument("--large", type=int, default=1_000_000)
     parser.add_argument("--postgresql", default="")
     options = parser.parse_args()
-    print("SQLite")
-    grown("", [options.small, options.large])
-    cleaned("", options.large // 2)
-    beside_the_cleaner(options.large)
-    for rows in (options.small, options.large):
-        imported(rows)
-    if options.postgresql:
-        print("PostgreSQL")
-        grown(options.postgresql, [options.small, options.large])
-        cleaned(options.postgresql, options.large // 2)
+    sizes = [options.small, options.large]
+    grown(options.postgresql, sizes)
+    cleaned(options.postgresql, options.large // 2)
+    if not options.postgresql:
+        beside_the_cleaner(options.large)
+        for rows in sizes:
+            imported(rows)
 
 
 if __name__ == "__main__":
