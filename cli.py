@@ -16,9 +16,10 @@ from urllib.parse import quote
 import click
 
 from orchmgmt.backup import CannotBackUp, back_up
+from orchmgmt.database import without_password
 from orchmgmt.errors import Unavailable
 from orchmgmt.logs import start_logging
-from orchmgmt.models import UnusableDatabase
+from orchmgmt.models import READY, SCHEMA_VERSION, OldSchema, Opening, UnusableDatabase
 from orchmgmt.settings import PREFIX, SettingError, Settings, describe, unknown_names
 from orchmgmt.store import Store
 from orchmgmt.transfer import BadLine, export_jobs, export_locks, import_jobs, import_locks
@@ -41,10 +42,29 @@ OF_THE_STORE = ("database_url", "database_timeout_seconds", "normalization_mode"
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class Failure(click.ClickException):
-    """What ends a command with one clear line and exit code 2."""
+#: What `upgrade --check` exits with when there is something to do.
+SOMETHING_TO_DO = 1
 
-    exit_code = 2
+#: For commands that use a database as it is.
+AS_IT_IS = Opening(create=False, upgrade=False)
+
+
+class Failure(click.ClickException):
+    """What ends a command with one clear line: what it was told cannot be done."""
+
+    exit_code = 2  # as click's own of a wrong command line
+
+
+class NoDatabase(Failure):
+    """The database cannot be used."""
+
+    exit_code = 3
+
+
+class NoAddress(Failure):
+    """The address cannot be listened on."""
+
+    exit_code = 4
 
 
 def takes_settings(*names: str, **defaults: str) -> Callable[[Command], Command]:
@@ -74,8 +94,10 @@ def one_clear_line() -> Iterator[None]:
     """End the command with one line where the user can mend the cause."""
     try:
         yield
-    except (SettingError, UnusableDatabase, CannotBackUp, BadLine, Unavailable) as error:
+    except (SettingError, BadLine) as error:
         raise Failure(printable(str(error))) from None
+    except (UnusableDatabase, CannotBackUp, Unavailable) as error:
+        raise NoDatabase(printable(str(error))) from None
 
 
 def printable(text: str) -> str:
@@ -84,12 +106,12 @@ def printable(text: str) -> str:
 
 
 @contextmanager
-def opened(options: dict[str, Any]) -> Iterator[Store]:
+def opened(options: dict[str, Any], opening: Opening = AS_IT_IS) -> Iterator[Store]:
     """Open the store that the settings name."""
     with one_clear_line():
         settings = Settings.read(options)
         begin(settings)
-        with Store(settings) as store:
+        with Store(settings, opening=opening) as store:
             yield store
 
 
@@ -149,7 +171,7 @@ def run_server(settings: Settings, signals: "Signals") -> None:
         try:
             server = Server(app, settings)
         except CannotListen as error:
-            raise Failure(str(error)) from None
+            raise NoAddress(str(error)) from None
         reachable = not settings.unix_socket and not is_loopback(settings.host)
         if settings.authentication_policy == "declared" and reachable:
             log.warning(
@@ -161,10 +183,19 @@ def run_server(settings: Settings, signals: "Signals") -> None:
         if settings.metrics:
             app.extensions["orchmgmt-metrics"].cleaner = cleaner
         cleaner.start()
+        log.info(
+            "orchmgmt %s serves %s on %s; authentication policy %s, management policy %s",
+            version("orchmgmt"),
+            without_password(settings.database_url),
+            server.url,
+            settings.authentication_policy,
+            settings.management_policy,
+        )
         click.echo(f"Listening on {server.url}")
         signals.call(server.stop)
         server.run()
         cleaner.stop()
+        log.info("stopped")
 
 
 @main.command()
@@ -174,6 +205,28 @@ def clean(**options: Any) -> None:
     with opened(options) as store:
         locks, jobs = store.clean()
     click.echo(f"Deleted {locks} expired locks and {jobs} old jobs.")
+
+
+@main.command()
+@click.option(
+    "--check", is_flag=True, help="Only tell whether there is anything to do (exit code 1)."
+)
+@takes_settings(*OF_THE_STORE)
+def upgrade(check: bool, **options: Any) -> None:
+    """Bring the schema of the database up to date, as servers and imports do when they start."""
+    try:
+        with opened(options):
+            click.echo(f"The schema has version {SCHEMA_VERSION}: there is nothing to do.")
+            return
+    except NoDatabase as failure:
+        if not isinstance(failure.__context__, OldSchema):
+            raise
+        earlier = failure.__context__.version
+    if check:
+        click.echo(f"The schema has version {earlier}: an upgrade to {SCHEMA_VERSION} is to do.")
+        sys.exit(SOMETHING_TO_DO)
+    with opened(options, Opening(create=False)):
+        click.echo(f"Upgraded the schema from version {earlier} to {SCHEMA_VERSION}.")
 
 
 @main.command()
@@ -201,9 +254,9 @@ def import_history(file: BinaryIO, **options: Any) -> None:
 
     All of them, or none when a line is bad.
     """
-    with opened(options) as store, progress(file) as lines:
+    with opened(options, READY) as store, progress(file) as lines:
         count = import_jobs(store, lines)
-    click.echo(f"Imported {count} jobs.")
+    click.echo(f"Imported {count} jobs into {without_password(store.settings.database_url)}.")
 
 
 @history.command("export")
@@ -229,9 +282,12 @@ def import_lock(file: BinaryIO, **options: Any) -> None:
 
     All of them, or none when a line is bad or an instance is held.
     """
-    with opened(options) as store, progress(file) as lines:
+    with opened(options, READY) as store, progress(file) as lines:
         imported, expired = import_locks(store, lines)
-    click.echo(f"Imported {imported} locks; {expired} had expired and were passed over.")
+    click.echo(
+        f"Imported {imported} locks into {without_password(store.settings.database_url)}; "
+        f"{expired} had expired and were passed over."
+    )
 
 
 @lock.command("export")

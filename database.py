@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 import peewee
 
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import Schema, UnusableDatabase
+from orchmgmt.models import READY, Opening, Schema, UnusableDatabase
 from orchmgmt.values import write_second
 
 log = logging.getLogger("orchmgmt")
@@ -196,7 +196,11 @@ class Database(ABC):
 
 
 def open_database(
-    url: str, timeout: float, connections: int, clock: Clock | None = None
+    url: str,
+    timeout: float,
+    connections: int,
+    opening: Opening = READY,
+    clock: Clock | None = None,
 ) -> Database:
     """Open a database, and make its tables if it is empty.
 
@@ -204,6 +208,7 @@ def open_database(
         url: the setting `DATABASE_URL`.
         timeout: how long a statement waits for a busy database, in seconds.
         connections: how many connections to PostgreSQL there may be at once.
+        opening: what may be done to it for that.
         clock: what to go by instead of the machine's clock (SQLite) or the server's (PostgreSQL).
 
     Raises:
@@ -214,7 +219,7 @@ def open_database(
         if scheme == "sqlite":
             from orchmgmt.sqlite import SqliteDatabase
 
-            return SqliteDatabase(url, timeout, clock or time.time)
+            return SqliteDatabase(url, timeout, opening, clock or time.time)
         if scheme == "postgresql":
             try:
                 from orchmgmt.postgresql import PostgresqlDatabase
@@ -222,10 +227,11 @@ def open_database(
                 raise UnusableDatabase(
                     f"it needs psycopg 3 ({error}): pip install 'orchmgmt[postgresql]'"
                 ) from error
-            return PostgresqlDatabase(url, timeout, connections, clock)
+            return PostgresqlDatabase(url, timeout, connections, opening, clock)
         raise UnusableDatabase("a database URL begins with sqlite:/// or postgresql://")
     except UnusableDatabase as error:
-        raise UnusableDatabase(f"cannot use {without_password(url)}: {error}") from error
+        error.args = (f"cannot use {without_password(url)}: {error}",)
+        raise
 
 
 def without_password(url: str) -> str:

@@ -5,6 +5,7 @@ as time does, and what has no value is the empty string, which sorts first. So e
 and compares alike, whatever its time zone or collation, and rows go out as they come in.
 """
 
+import logging
 from typing import NamedTuple
 
 from peewee import (
@@ -20,6 +21,8 @@ from peewee import (
     SchemaManager,
     TextField,
 )
+
+log = logging.getLogger("orchmgmt")
 
 #: The life of a job (contract, "History").
 PENDING, IN_PROGRESS, DONE, ERROR = STATUSES = ("PENDING", "IN_PROGRESS", "DONE", "ERROR")
@@ -145,6 +148,43 @@ class UnusableDatabase(Exception):
     """The database cannot be used; its text is one line that says why and what to do."""
 
 
+class MissingDatabase(UnusableDatabase):
+    """There is no database there, and none shall be made."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; `orchmgmt serve` or an import makes a database")
+
+
+class OldSchema(UnusableDatabase):
+    """The schema is of an earlier version, and shall not be upgraded.
+
+    Attributes:
+        version: which.
+    """
+
+    def __init__(self, version: int) -> None:
+        super().__init__(
+            f"its schema has version {version}, this program needs version {SCHEMA_VERSION}: "
+            "run `orchmgmt upgrade`"
+        )
+        self.version = version
+
+
+class Opening(NamedTuple):
+    """What may be done to a database so that it can be used.
+
+    Attributes:
+        create: make it, or its tables, when it is not there.
+        upgrade: bring the schema of an earlier version up to date.
+    """
+
+    create: bool = True
+    upgrade: bool = True
+
+
+READY = Opening()
+
+
 def check_schema(database: Database, shared: bool = False) -> int:
     """Return the version of the schema, 0 when there is none. Call it inside a transaction.
 
@@ -174,20 +214,28 @@ def check_schema(database: Database, shared: bool = False) -> int:
     return 0
 
 
-def prepare_schema(database: Database, counts: bool, shared: bool = False) -> None:
+def prepare_schema(
+    database: Database, opening: Opening, counts: bool, shared: bool = False
+) -> None:
     """Create the tables in an empty database, or bring those of an earlier version up to date.
 
     Call it inside a transaction that excludes others who do so.
 
     Args:
         database: the database.
+        opening: whether that may be done.
         counts: whether it has the tables of counts (SQLite).
         shared: whether other programs may have tables beside ours.
 
     Raises:
-        UnusableDatabase: the tables are newer than this program, or not ours.
+        UnusableDatabase: the tables are newer than this program, or not ours, or what they need
+            may not be done.
     """
     version = check_schema(database, shared)
+    if not version and not opening.create:
+        raise MissingDatabase("it is empty")
+    if 0 < version < SCHEMA_VERSION and not opening.upgrade:
+        raise OldSchema(version)
     if not version:
         for model in (Lock, Job, Schema):
             SchemaManager(model, database).create_all(safe=False)
@@ -201,6 +249,8 @@ def prepare_schema(database: Database, counts: bool, shared: bool = False) -> No
         _count(database)
     # This also fails where nothing can be written, as opening a file does not.
     Schema.update(version=SCHEMA_VERSION).bind(database).execute()
+    if version < SCHEMA_VERSION:
+        log.info("upgraded the schema from version %d to %d", version, SCHEMA_VERSION)
 
 
 def _forget_counts(database: Database) -> None:

@@ -21,7 +21,7 @@ from psycopg.pq import TransactionStatus
 
 from orchmgmt.database import BUSY, SILENT, STREAM_BATCH, Clock, Conflict, Database, Row, log
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import Lock, UnusableDatabase, prepare_schema
+from orchmgmt.models import Lock, Opening, UnusableDatabase, prepare_schema
 from orchmgmt.workers import make_room
 
 #: Any number that only orchmgmt uses: whoever has this lock of the database may change the schema.
@@ -59,6 +59,7 @@ class PostgresqlDatabase(Database):
             parameters go before what is set here.
         timeout: how long to wait for a connection, or for a lock, in seconds.
         connections: how many connections there may be at once.
+        opening: what may be done to the database so that it can be used.
         clock: what tells the time, if not the server.
 
     Raises:
@@ -67,7 +68,9 @@ class PostgresqlDatabase(Database):
 
     one_writer = False
 
-    def __init__(self, url: str, timeout: float, connections: int, clock: Clock | None) -> None:
+    def __init__(
+        self, url: str, timeout: float, connections: int, opening: Opening, clock: Clock | None
+    ) -> None:
         self._clock = clock
         given = _parse(url)
         if not given.get("dbname"):
@@ -101,11 +104,11 @@ class PostgresqlDatabase(Database):
             **options,
         )
         try:
-            self._prepare()
+            self._prepare(opening)
         except peewee.PeeweeException as error:
             raise UnusableDatabase(_line(error)) from error
 
-    def _prepare(self) -> None:
+    def _prepare(self, opening: Opening) -> None:
         """Make the tables, on a connection that waits for others who do as long as it takes."""
         with self.engine.connection_context():
             encoding = self.engine.connection().info.parameter_status("server_encoding")
@@ -113,7 +116,7 @@ class PostgresqlDatabase(Database):
                 raise UnusableDatabase(f"its encoding is {encoding}: UTF8 is needed")
             with self.engine.atomic():
                 self.engine.execute_sql(f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK})")
-                prepare_schema(self.engine, counts=self.one_writer, shared=True)
+                prepare_schema(self.engine, opening, counts=self.one_writer, shared=True)
                 self._mend_ids()
 
     def _mend_ids(self) -> None:

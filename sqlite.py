@@ -19,7 +19,13 @@ import peewee
 
 from orchmgmt.database import BUSY, SILENT, STREAM_BATCH, Clock, Database, Row, log
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import UnusableDatabase, check_schema, prepare_schema
+from orchmgmt.models import (
+    MissingDatabase,
+    Opening,
+    UnusableDatabase,
+    check_schema,
+    prepare_schema,
+)
 from orchmgmt.workers import make_room
 
 WAL_PAUSE = 0.01  # seconds
@@ -38,6 +44,9 @@ _OUTAGES = (
 class _Connection(sqlite3.Connection):
     """A connection that can be referred to weakly, so that a thread's end closes it."""
 
+    def __del__(self) -> None:
+        self.close()
+
 
 class SqliteDatabase(Database):
     """A database in SQLite.
@@ -45,6 +54,7 @@ class SqliteDatabase(Database):
     Args:
         url: `sqlite:///FILE`, `sqlite:////FILE` from the root, or `sqlite:///:memory:`.
         timeout: how long a statement waits for a busy database, in seconds.
+        opening: what may be done to the file so that it can be used.
         clock: what tells the time.
 
     Raises:
@@ -53,12 +63,14 @@ class SqliteDatabase(Database):
 
     one_writer = True
 
-    def __init__(self, url: str, timeout: float, clock: Clock) -> None:
+    def __init__(self, url: str, timeout: float, opening: Opening, clock: Clock) -> None:
         self._clock = clock
         self._file: tuple[int, int] | None = None
         path = sqlite_path(url)
         if path != MEMORY:
             path = os.path.abspath(path)  # stays the same file if the process changes its folder
+            if not opening.create and not os.path.exists(path):
+                raise MissingDatabase("there is no such file")
         self._in_memory = path == MEMORY
         self._connections: WeakSet[_Connection] = WeakSet()
         self.engine = peewee.SqliteDatabase(
@@ -78,18 +90,16 @@ class SqliteDatabase(Database):
         self._timeout = timeout
         try:
             if not self._in_memory:
-                with self.engine.atomic("DEFERRED"):
-                    check_schema(self.engine)  # before the file is changed in any way
+                with self.engine.atomic("DEFERRED"):  # before the file is changed in any way
+                    if not check_schema(self.engine) and not opening.create:
+                        raise MissingDatabase("it is empty")
                 _use_write_ahead_log(self.engine, timeout)
             with self.engine.atomic("IMMEDIATE"):
-                prepare_schema(self.engine, counts=self.one_writer)
-        except (
-            peewee.DatabaseError,
-            sqlite3.Error,
-            OSError,
-            ValueError,
-            UnusableDatabase,
-        ) as error:
+                prepare_schema(self.engine, opening, counts=self.one_writer)
+        except UnusableDatabase:
+            self.close()
+            raise
+        except (peewee.DatabaseError, sqlite3.Error, OSError, ValueError) as error:
             self.close()
             raise UnusableDatabase(_explain(path, error)) from error
         if not self._in_memory:

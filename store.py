@@ -12,6 +12,7 @@ from types import TracebackType
 from orchmgmt.database import Clock, open_database
 from orchmgmt.history import History
 from orchmgmt.locks import Locks
+from orchmgmt.models import READY, Opening
 from orchmgmt.settings import Settings
 
 
@@ -22,6 +23,8 @@ class Store:
         settings: settings by name, over those of the environment; or ready settings.
         clock: what returns the present, in seconds since the epoch; by default the machine's clock
             for SQLite, and the server's for PostgreSQL.
+        opening: what may be done to the database so that it can be used; by default it is made when
+            it is not there, and upgraded when it is of an earlier version.
 
     Attributes:
         locks: the locks.
@@ -36,6 +39,7 @@ class Store:
         self,
         settings: Mapping[str, object] | Settings | None = None,
         clock: Clock | None = None,
+        opening: Opening = READY,
     ) -> None:
         if not isinstance(settings, Settings):
             settings = Settings.read(settings or {})
@@ -44,6 +48,7 @@ class Store:
             settings.database_url,
             settings.database_timeout_seconds,
             settings.database_connections,
+            opening,
             clock,
         )
         self.locks = Locks(self.database, settings)
