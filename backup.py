@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import peewee
 
-from orchmgmt.models import UnusableDatabase, check_schema
+from orchmgmt.models import Opening, UnusableDatabase, check_schema
 from orchmgmt.sqlite import MEMORY, sqlite_path
 
 
@@ -30,9 +30,9 @@ def back_up(url: str, target: Path) -> int:
         Its size in bytes.
 
     Raises:
-        CannotBackUp: the target exists or cannot be written, or the database cannot be read or is
-            none of this program's.
-        UnusableDatabase: the URL is none of SQLite's.
+        CannotBackUp: the target exists or cannot be written, or a database of this kind is not
+            backed up so.
+        UnusableDatabase: the database cannot be read, or is none of this program's.
     """
     if not url.startswith("sqlite:"):
         raise CannotBackUp("cannot back up this database: PostgreSQL has pg_dump for that")
@@ -40,7 +40,8 @@ def back_up(url: str, target: Path) -> int:
     if path == MEMORY:
         raise CannotBackUp("cannot back up a database in memory: it is its process's alone")
     if not os.path.isfile(path):
-        raise CannotBackUp(f"cannot back up {path}: there is no such file")  # SQLite would make one
+        # SQLite would make one.
+        raise UnusableDatabase(f"cannot back up {path}: there is no such file")
     if os.path.lexists(target):
         raise CannotBackUp(f"cannot back up to {target}: it exists already")
     partial = target.with_name(f"{target.name}.{os.getpid()}.part")
@@ -57,11 +58,11 @@ def back_up(url: str, target: Path) -> int:
     except FileExistsError as error:
         raise CannotBackUp(f"cannot back up to {target}: {error.filename} exists") from None
     except UnusableDatabase as error:
-        raise CannotBackUp(f"cannot back up {path}: {error}") from None
+        raise UnusableDatabase(f"cannot back up {path}: {error}") from None
     except OSError as error:
         raise CannotBackUp(f"cannot back up to {target}: {error.strerror or error}") from None
     except (peewee.DatabaseError, sqlite3.Error) as error:
-        raise CannotBackUp(f"cannot back up {path} to {target}: {error}") from None
+        raise UnusableDatabase(f"cannot back up {path} to {target}: {error}") from None
     return size
 
 
@@ -70,8 +71,7 @@ def _copy(path: str, partial: Path) -> None:
     source = peewee.SqliteDatabase(f"file:{quote(path)}?mode=rw", uri=True)
     try:
         with source.atomic("DEFERRED"):
-            if not check_schema(source):
-                raise UnusableDatabase("it is empty")
+            check_schema(source, Opening(create=False))
         with closing(sqlite3.connect(partial)) as copy:
             copy.execute("PRAGMA journal_mode = MEMORY")  # what fails is thrown away
             # In one step it is of one moment; in several it would begin again at each write.

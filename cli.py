@@ -19,7 +19,7 @@ from orchmgmt.backup import CannotBackUp, back_up
 from orchmgmt.database import without_password
 from orchmgmt.errors import Unavailable
 from orchmgmt.logs import start_logging
-from orchmgmt.models import READY, SCHEMA_VERSION, OldSchema, Opening, UnusableDatabase
+from orchmgmt.models import READY, SCHEMA_VERSION, OldSchema, Opening, UnusableDatabase, WrongUrl
 from orchmgmt.settings import PREFIX, SettingError, Settings, describe, unknown_names
 from orchmgmt.store import Store
 from orchmgmt.transfer import BadLine, export_jobs, export_locks, import_jobs, import_locks
@@ -94,9 +94,9 @@ def one_clear_line() -> Iterator[None]:
     """End the command with one line where the user can mend the cause."""
     try:
         yield
-    except (SettingError, BadLine) as error:
+    except (SettingError, WrongUrl, CannotBackUp, BadLine) as error:
         raise Failure(printable(str(error))) from None
-    except (UnusableDatabase, CannotBackUp, Unavailable) as error:
+    except (UnusableDatabase, Unavailable) as error:
         raise NoDatabase(printable(str(error))) from None
 
 

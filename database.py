@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 import peewee
 
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import READY, Opening, Schema, UnusableDatabase
+from orchmgmt.models import READY, Opening, Schema, UnusableDatabase, WrongUrl
 from orchmgmt.values import write_second
 
 log = logging.getLogger("orchmgmt")
@@ -228,7 +228,7 @@ def open_database(
                     f"it needs psycopg 3 ({error}): pip install 'orchmgmt[postgresql]'"
                 ) from error
             return PostgresqlDatabase(url, timeout, connections, opening, clock)
-        raise UnusableDatabase("a database URL begins with sqlite:/// or postgresql://")
+        raise WrongUrl("a database URL begins with sqlite:/// or postgresql://")
     except UnusableDatabase as error:
         error.args = (f"cannot use {without_password(url)}: {error}",)
         raise

@@ -148,6 +148,10 @@ class UnusableDatabase(Exception):
     """The database cannot be used; its text is one line that says why and what to do."""
 
 
+class WrongUrl(UnusableDatabase):
+    """The setting `DATABASE_URL` names no database."""
+
+
 class MissingDatabase(UnusableDatabase):
     """There is no database there, and none shall be made."""
 
@@ -185,15 +189,17 @@ class Opening(NamedTuple):
 READY = Opening()
 
 
-def check_schema(database: Database, shared: bool = False) -> int:
+def check_schema(database: Database, opening: Opening, shared: bool = False) -> int:
     """Return the version of the schema, 0 when there is none. Call it inside a transaction.
 
     Args:
         database: the database.
+        opening: what may be done to it so that it can be used.
         shared: whether other programs may have tables beside ours.
 
     Raises:
-        UnusableDatabase: the tables are newer than this program, or not ours.
+        UnusableDatabase: the tables are newer than this program, or not ours, or what they need
+            may not be done.
     """
     tables = [name for name in database.get_tables() if not name.startswith("sqlite_")]
     if Schema._meta.table_name in tables:
@@ -203,6 +209,8 @@ def check_schema(database: Database, shared: bool = False) -> int:
                 f"its schema has version {version}, this program knows version {SCHEMA_VERSION}: "
                 "use a newer orchmgmt, or another database"
             )
+        if version < SCHEMA_VERSION and not opening.upgrade:
+            raise OldSchema(version)
         return version
     if shared:
         ours = {model._meta.table_name for model in (Lock, Job)}
@@ -211,6 +219,8 @@ def check_schema(database: Database, shared: bool = False) -> int:
         raise UnusableDatabase(
             f"it belongs to another program (it has a table {tables[0]}): use another database"
         )
+    if not opening.create:
+        raise MissingDatabase("it is empty")
     return 0
 
 
@@ -231,11 +241,7 @@ def prepare_schema(
         UnusableDatabase: the tables are newer than this program, or not ours, or what they need
             may not be done.
     """
-    version = check_schema(database, shared)
-    if not version and not opening.create:
-        raise MissingDatabase("it is empty")
-    if 0 < version < SCHEMA_VERSION and not opening.upgrade:
-        raise OldSchema(version)
+    version = check_schema(database, opening, shared)
     if not version:
         for model in (Lock, Job, Schema):
             SchemaManager(model, database).create_all(safe=False)

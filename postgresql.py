@@ -21,7 +21,7 @@ from psycopg.pq import TransactionStatus
 
 from orchmgmt.database import BUSY, SILENT, STREAM_BATCH, Clock, Conflict, Database, Row, log
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import Lock, Opening, UnusableDatabase, prepare_schema
+from orchmgmt.models import Lock, Opening, UnusableDatabase, WrongUrl, prepare_schema
 from orchmgmt.workers import make_room
 
 #: Any number that only orchmgmt uses: whoever has this lock of the database may change the schema.
@@ -74,7 +74,7 @@ class PostgresqlDatabase(Database):
         self._clock = clock
         given = _parse(url)
         if not given.get("dbname"):
-            raise UnusableDatabase("it names no database")
+            raise WrongUrl("it names no database")
         milliseconds = max(1, ceil(timeout * 1000))
         self._parameters: dict[str, Any] = {
             "application_name": "orchmgmt",
@@ -284,7 +284,7 @@ def _parse(url: str) -> dict[str, Any]:
             raise psycopg.ProgrammingError
         return conninfo_to_dict(url)
     except psycopg.ProgrammingError as error:
-        raise UnusableDatabase(
+        raise WrongUrl(
             "a PostgreSQL URL is postgresql://USER:PASSWORD@HOST:PORT/NAME, "
             "with % and two digits for a character that is part of that form"
         ) from error

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 from urllib.parse import unquote
 from weakref import WeakSet
@@ -23,6 +23,7 @@ from orchmgmt.models import (
     MissingDatabase,
     Opening,
     UnusableDatabase,
+    WrongUrl,
     check_schema,
     prepare_schema,
 )
@@ -45,7 +46,8 @@ class _Connection(sqlite3.Connection):
     """A connection that can be referred to weakly, so that a thread's end closes it."""
 
     def __del__(self) -> None:
-        self.close()
+        with suppress(sqlite3.ProgrammingError):  # it was never opened
+            self.close()
 
 
 class SqliteDatabase(Database):
@@ -91,8 +93,7 @@ class SqliteDatabase(Database):
         try:
             if not self._in_memory:
                 with self.engine.atomic("DEFERRED"):  # before the file is changed in any way
-                    if not check_schema(self.engine) and not opening.create:
-                        raise MissingDatabase("it is empty")
+                    check_schema(self.engine, opening)
                 _use_write_ahead_log(self.engine, timeout)
             with self.engine.atomic("IMMEDIATE"):
                 prepare_schema(self.engine, opening, counts=self.one_writer)
@@ -227,11 +228,11 @@ def sqlite_path(url: str) -> str:
     """Return the file that a SQLite URL names, or `:memory:`.
 
     Raises:
-        UnusableDatabase: it is no such URL.
+        WrongUrl: it is none.
     """
     rest = url.partition("://")[2]
     if not rest.startswith("/") or rest == "/":
-        raise UnusableDatabase("a SQLite URL is sqlite:///FILE, or sqlite:////FILE from the root")
+        raise WrongUrl("a SQLite URL is sqlite:///FILE, or sqlite:////FILE from the root")
     if sqlite3.sqlite_version_info < SQLITE_MINIMUM:
         raise UnusableDatabase(
             f"Python has SQLite {sqlite3.sqlite_version}, "

@@ -107,9 +107,9 @@ def made(tmp_path):
     return path
 
 
-def fails(ended, tmp_path, *words):
+def fails(ended, tmp_path, *words, code=2):
     """One clear line, and nothing left behind."""
-    assert ended.returncode == 2
+    assert ended.returncode == code
     assert ended.stdout == ""
     (line,) = ended.stderr.splitlines()
     assert line.startswith("Error: cannot ")
@@ -138,7 +138,7 @@ def test_the_database_is_not_its_own_backup(run, made, tmp_path):
 
 
 def test_a_missing_database_is_not_made(run, tmp_path):
-    assert fails(run("backup", "backup.db"), tmp_path, "no such file")
+    assert fails(run("backup", "backup.db"), tmp_path, "no such file", code=3)
     assert os.listdir(tmp_path) == []
 
 
@@ -149,13 +149,13 @@ def test_a_missing_database_is_not_made(run, tmp_path):
 )
 def test_what_is_no_database_of_ours_is_refused(run, tmp_path, contents, word):
     (tmp_path / "orchmgmt.db").write_bytes(contents)
-    assert fails(run("backup", "backup.db"), tmp_path, word)
+    assert fails(run("backup", "backup.db"), tmp_path, word, code=3)
 
 
 def test_a_newer_schema_is_refused(run, made, tmp_path):
     with closing(sqlite3.connect(made)) as database, database:
         database.execute("UPDATE orchestration_schema SET version = ?", [SCHEMA_VERSION + 1])
-    assert fails(run("backup", "backup.db"), tmp_path, "newer orchmgmt")
+    assert fails(run("backup", "backup.db"), tmp_path, "newer orchmgmt", code=3)
 
 
 def test_a_damaged_database_makes_no_backup(run, made, tmp_path):
@@ -163,7 +163,7 @@ def test_a_damaged_database_makes_no_backup(run, made, tmp_path):
         for page in range(10, file.seek(0, 2) // 4096, 2):
             file.seek(page * 4096)
             file.write(b"\xff" * 4096)
-    assert fails(run("backup", "backup.db"), tmp_path, "orchmgmt.db")
+    assert fails(run("backup", "backup.db"), tmp_path, "orchmgmt.db", code=3)
     assert not (tmp_path / "backup.db").exists()
 
 
@@ -186,5 +186,5 @@ def test_no_room_for_the_backup_leaves_nothing_behind(run, made, tmp_path):
     def full():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    assert fails(run("backup", "backup.db", preexec_fn=full), tmp_path, "backup.db")
+    assert fails(run("backup", "backup.db", preexec_fn=full), tmp_path, "backup.db", code=3)
     assert not (tmp_path / "backup.db").exists()

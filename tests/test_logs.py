@@ -102,12 +102,10 @@ def test_what_a_client_sends_makes_no_line_of_its_own(serve, tmp_path):
     server.create(lock(BOILER, expires_at=forged))
     server.create(lock("a\r\nb|c|1.0.0"))
     assert server.stop() == 0
-    lines = (tmp_path / "server-0.log").read_bytes().decode("ascii").split("\n")
-    assert [line.count("requester=") for line in lines] == [2, 1, 0]
+    _, *lines, _, _ = (tmp_path / "server-0.log").read_bytes().decode("ascii").split("\n")
+    assert [line.count("requester=") for line in lines] == [2, 1]
     assert all(line.isprintable() for line in lines)
-    assert all(
-        re.match(r"[0-9:, -]+ INFO orchmgmt.audit: requester=Sysop ", it) for it in lines[:2]
-    )
+    assert all(re.match(r"[0-9:, -]+ INFO orchmgmt.audit: requester=Sysop ", it) for it in lines)
 
 
 def test_a_long_value_is_cut(service, audit):
@@ -142,7 +140,7 @@ def test_json_lines(serve, tmp_path):
     server.post("/lock/query", Authorization="Bearer SYSTEM//Alice")
     assert server.stop() == 0
     text = (tmp_path / "server-0.log").read_bytes().decode("ascii")
-    warning, created, refused, access = [json.loads(line) for line in text.splitlines()]
+    warning, _, created, refused, access, _ = [json.loads(line) for line in text.splitlines()]
     assert list(warning) == ["time", "level", "logger", "message"]
     assert (warning["level"], warning["logger"]) == ("WARNING", "orchmgmt")
     assert datetime.fromisoformat(warning["time"].replace("Z", "+00:00")).tzinfo

@@ -148,6 +148,9 @@ def test_flask_lists_the_operations(elsewhere, tmp_path, users_app):
 def test_command_of_the_installed_wheel_works(elsewhere, site, tmp_path):
     script = str(site / "bin" / "orchmgmt")
     assert elsewhere(script, "--version").startswith("orchmgmt ")
+    (tmp_path / "none.jsonl").touch()
+    imported = "Imported 0 jobs into sqlite:///orchmgmt.db.\n"
+    assert elsewhere(script, "history", "import", "none.jsonl") == imported
     assert elsewhere(script, "clean") == "Deleted 0 expired locks and 0 old jobs.\n"
     assert (tmp_path / "orchmgmt.db").is_file()
 

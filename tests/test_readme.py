@@ -5,6 +5,7 @@ import re
 import shutil
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -58,9 +59,36 @@ def test_every_command_prints_what_the_readme_shows(serve: Callable[..., Process
     ] == [(command, output.rstrip("\n")) for command, output in commands]
 
 
-def test_the_example_of_embedding_runs() -> None:
+def test_the_example_of_embedding_runs_and_closes_what_it_opens(tmp_path: Path) -> None:
     (example,) = blocks("python", README)
-    exec(compile(example, "README.md", "exec"), {})
+    assert warnings_of(example, tmp_path) == ""
+
+
+def test_threads_that_used_a_store_and_end_leave_nothing_open(tmp_path: Path) -> None:
+    example = """
+import gc, threading
+from orchmgmt.store import Store
+with Store({"DATABASE_URL": "sqlite:///orchmgmt.db"}) as store:
+    for _ in range(3):
+        thread = threading.Thread(target=store.clean)
+        thread.start()
+        thread.join()
+gc.collect()
+try:
+    Store({"DATABASE_URL": "sqlite:///no/such/folder.db"})
+except Exception as error:
+    assert "there is no folder" in str(error)
+gc.collect()
+"""
+    assert warnings_of(example, tmp_path) == ""
+
+
+def warnings_of(example: str, folder: Path) -> str:
+    """What a program says that runs with every warning on."""
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", example]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stderr
 
 
 def test_the_settings_table_is_the_programs() -> None:

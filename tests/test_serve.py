@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -86,7 +87,7 @@ def test_taken_port_is_one_clear_line(run, host):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ended = run("serve", "--host", host, "--port", str(port))
-    assert ended.returncode == 2
+    assert ended.returncode == 4
     assert ended.stdout == ""
     assert ended.stderr == (
         f"Error: cannot listen on {host}, port {port}: Address already in use\n"
@@ -96,7 +97,7 @@ def test_taken_port_is_one_clear_line(run, host):
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "127.0.0.1:80", "a" * 300])
 def test_address_of_no_use_is_one_clear_line(run, host):
     ended = run("serve", "--host", host, "--port", "0")
-    assert ended.returncode == 2
+    assert ended.returncode == 4
     assert ended.stdout == ""
     assert len(ended.stderr.splitlines()) == 1
     assert ended.stderr.startswith(f"Error: cannot listen on {host}, port 0: ")
@@ -124,7 +125,18 @@ def test_declared_identity_on_an_open_address_is_warned_of(serve, tmp_path, host
 
 def test_declared_identity_on_loopback_is_no_warning(serve, tmp_path):
     assert serve().stop() == 0
-    assert log_of(tmp_path) == ""
+    assert all(" INFO orchmgmt: " in line for line in log_of(tmp_path).splitlines())
+
+
+def test_the_log_tells_of_start_and_stop_in_a_line_each(serve, tmp_path):
+    process = serve("--management-policy", "whitelist")
+    assert process.stop() == 0
+    started, stopped = log_of(tmp_path).splitlines()
+    assert started.endswith(
+        f" INFO orchmgmt: orchmgmt {version('orchmgmt')} serves sqlite:///orchmgmt.db on "
+        f"{process.url}; authentication policy declared, management policy whitelist"
+    )
+    assert stopped.endswith(" INFO orchmgmt: stopped")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -365,7 +377,7 @@ def test_two_servers_cannot_share_a_port(serve):
         text=True,
         timeout=30,
     )
-    assert ended.returncode == 2
+    assert ended.returncode == 4
     assert ended.stderr.count("\n") == 1
     assert process.send("GET", "/health").status == 200
 

@@ -71,9 +71,7 @@ RIGHT = [
 
 # For each way of being wrong: the setting, its value, and what the line must say.
 WRONG = [
-    ("DATABASE_URL", "sqlite:///a%00b", "null"),
-    ("DATABASE_URL", "sqlite:////dev/null", "cannot use"),
-    ("DATABASE_URL", f"sqlite:///{'x' * 300}", "cannot use"),
+    ("DATABASE_URL", "sqlite:///", "sqlite:///FILE"),
     ("DATABASE_URL", "postgres://db/locks", "begins with sqlite:/// or postgresql://"),
     ("DATABASE_URL", "mysql://me:s3cret@db/locks", "mysql://me:***@db/locks"),
     ("DATABASE_URL", "orchmgmt.db", "begins with sqlite:///"),
@@ -240,7 +238,9 @@ def test_wrong_environment_is_refused_even_where_the_command_line_is_right(run):
 def test_unknown_environment_names_are_only_a_warning(run):
     # Kubernetes gives every container variables like these for a service called orchmgmt.
     names = {"ORCHMGMT_SERVICE_HOST": "10.0.0.1", "ORCHMGMT_PORT_8441_TCP": "tcp://10.0.0.1:8441"}
-    ended = run("lock", "export", env={**names, "ORCHMGMT_THREADS": "2", "OTHER_PORT": "x"})
+    ended = run(
+        "lock", "import", "-", input="", env={**names, "ORCHMGMT_THREADS": "2", "OTHER_PORT": "x"}
+    )
     assert ended.returncode == 0
     warnings = [line for line in ended.stderr.splitlines() if "WARNING" in line]
     assert len(warnings) == len(names)

@@ -100,7 +100,7 @@ def execute(path, *statements):
 
 def refused(ended, *words):
     """The command ended with one clear line."""
-    assert ended.returncode == 2
+    assert ended.returncode == 3
     assert ended.stdout == ""
     lines = ended.stderr.splitlines()
     assert len(lines) == 1
@@ -183,7 +183,7 @@ def test_damaged_database_is_refused(run, made):
 
 def test_empty_file_becomes_a_database(run, path):
     path.touch()
-    assert run("clean").returncode == 0
+    assert run("lock", "import", "-", input="").returncode == 0
     assert path.read_bytes().startswith(b"SQLite format 3")
 
 
@@ -193,12 +193,17 @@ def test_missing_folder_is_named(run, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize("path", ["a%00b", "/dev/null", "x" * 300])
+def test_a_path_that_cannot_be_a_file_is_one_clear_line(run, path):
+    assert refused(run("serve", "--port", "0", "--database-url", f"sqlite:///{path}"))
+
+
 def test_folder_in_place_of_a_file_is_named(run, tmp_path):
     assert refused(run("clean", "--database-url", f"sqlite:///{tmp_path}"), "it is a folder")
 
 
 def test_unreadable_url_of_a_special_file_is_one_clear_line(run):
-    assert refused(run("clean", "--database-url", "sqlite:////dev/null/x.db"))
+    assert refused(run("serve", "--port", "0", "--database-url", "sqlite:////dev/null/x.db"))
 
 
 def _bound_by_permissions():
