@@ -1,0 +1,520 @@
+"""PostgreSQL that is frozen, cut off, read-only or without its standby, and clients that are."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+
+import psycopg
+import pytest
+from cluster import Cluster, Proxy, name_of
+from support import FUTURE, lock
+from wire import LOCK, connect
+
+from orchmgmt import postgresql as module
+from orchmgmt.app import create_app, store_of
+from orchmgmt.models import NewLock
+from orchmgmt.query import Page
+from orchmgmt.store import Store
+
+pytestmark = pytest.mark.postgresql
+
+TIMEOUT = 0.5
+
+#: Far above the timeout and the second that an answer may take, far below for ever.
+SOON = TIMEOUT + 4
+
+ECHO = "/serviceorchestration/monitor/echo"
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A server of this module's own, which keeps its promise to have written to disk."""
+    server = Cluster(fsync="on")
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def url(server):
+    return server.create_database()
+
+
+@pytest.fixture
+def proxy(server):
+    proxy = Proxy(server.port)
+    yield proxy
+    proxy.close()
+
+
+def until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+REQUESTS = {
+    "health": lambda service: service.send("GET", "/health"),
+    "create": lambda service: service.create(lock("A|b|1.0.0")),
+    "remove": lambda service: service.remove("Owner", "instanceIds=A%7Cb%7C1.0.0"),
+    "locks": lambda service: service.locks(),
+    "jobs": lambda service: service.jobs(),
+}
+
+
+def refused_soon(request):
+    """The request is answered in time, with a 503 as it should be."""
+    begun = time.monotonic()
+    answer = request()
+    took = time.monotonic() - begun
+    assert answer.status == 503
+    assert int(answer.headers["Retry-After"]) > 0
+    assert "try again later" in answer.error
+    assert took < SOON
+    return True
+
+
+def works(service, name):
+    return service.create(lock(f"{name}|s|1.0.0")).status == 201
+
+
+# Frozen clients
+
+
+CLIENT = f"""if True:
+    import sys
+    from orchmgmt.store import Store
+
+    def work():
+        for sql in sys.argv[2:]:
+            store.database.change(sql)
+        print("within", flush=True)
+        sys.stdin.readline()
+
+    store = Store({{"DATABASE_URL": sys.argv[1], "DATABASE_TIMEOUT_SECONDS": {TIMEOUT}}})
+    store.database.write_once(work)
+"""
+INSERT = (
+    f"INSERT INTO {LOCK} (orchestration_job_id, service_instance_id, owner, expires_at, temporary)"
+    f" VALUES ('', '%s', 'Other', '{FUTURE}', FALSE)"
+)
+
+
+@pytest.mark.parametrize(
+    "statement", [INSERT % "A|b|1.0.0", f"LOCK TABLE {LOCK} IN SHARE ROW EXCLUSIVE MODE"]
+)
+def test_client_that_stops_within_a_transaction_lets_go(start, url, statement):
+    service = start(DATABASE_URL=url, DATABASE_TIMEOUT_SECONDS=TIMEOUT)
+    client = subprocess.Popen(
+        [sys.executable, "-c", CLIENT, url, statement],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert client.stdout.readline() == "within\n"
+        client.send_signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        until(lambda: service.create(lock("A|b|1.0.0")).status == 201)
+        assert time.monotonic() - stopped < SOON
+    finally:
+        client.kill()
+        client.wait()
+        client.stdin.close()
+        client.stdout.close()
+
+
+def test_export_waits_for_its_reader_as_long_as_it_takes(url):
+    with Store({"DATABASE_URL": url, "DATABASE_TIMEOUT_SECONDS": TIMEOUT}) as store:
+        count = module.STREAM_BATCH + 1
+        store.locks.create([NewLock("", f"P{n}|s|1.0.0", "Alice", FUTURE) for n in range(count)])
+
+        def read():
+            sizes = []
+            for rows in store.locks.stream():
+                sizes.append(len(rows))
+                time.sleep(1.5)  # longer than a transaction that holds others up may rest
+            return sizes
+
+        assert store.database.read(read) == [count - 1, 1]
+
+
+def test_server_is_told_to_look_after_its_clients(url):
+    names = [
+        "idle_in_transaction_session_timeout",
+        "tcp_user_timeout",
+        "tcp_keepalives_idle",
+        "tcp_keepalives_interval",
+        "tcp_keepalives_count",
+    ]
+    with Store({"DATABASE_URL": url, "DATABASE_TIMEOUT_SECONDS": 3}) as store:
+        settings = ",".join(f"current_setting('{name}')" for name in names)
+        rows = store.database.read(store.database.rows, f"SELECT {settings}")
+    assert rows == [("3s", "3s", "30", "10", "3")]
+
+
+# Frozen servers
+
+
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
+def test_frozen_server_is_a_503_in_time(start, server, url, request_):
+    service = start(DATABASE_URL=url, DATABASE_TIMEOUT_SECONDS=TIMEOUT)
+    assert service.send("GET", "/health").status == 200
+    with server.frozen():
+        for _ in range(2):  # on an open connection, and on none
+            assert refused_soon(lambda: request_(service))
+            assert service.send("GET", ECHO).body == b"Got it!"
+    until(lambda: works(service, "Back"), SOON)
+
+
+def test_frozen_server_does_not_hold_those_who_wait_their_turn(start, server, url):
+    """More clients than threads, and none waits for the time that others have waited too."""
+    service = start(DATABASE_URL=url, DATABASE_TIMEOUT_SECONDS=2, THREADS=2)
+    assert service.locks().status == 200
+    with server.frozen():
+        begun = time.monotonic()
+        threads = [threading.Thread(target=REQUESTS["locks"], args=[service]) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert time.monotonic() - begun < 8  # one after the other they would take 16
+    until(lambda: works(service, "Back"), 8)
+
+
+def test_server_frozen_within_a_request_is_a_503_in_time(start, proxy, url):
+    service = start(DATABASE_URL=proxy.url(url), DATABASE_TIMEOUT_SECONDS=TIMEOUT)
+    for number, (statement, request) in enumerate(
+        [
+            (b"BEGIN", "locks"),
+            (b"UPDATE", "health"),
+            (b"INSERT", "create"),
+            (b"COMMIT", "create"),
+            (b"ROLLBACK", "create"),
+        ]
+    ):
+        if statement == b"ROLLBACK":
+            assert works(service, "A") or service.locks().json["count"]
+        assert service.jobs().status == 200
+        proxy.stop_at = statement
+        begun = time.monotonic()
+        if statement == b"ROLLBACK":
+            assert service.create(lock("A|s|1.0.0")).status == 400  # which is sure all the same
+            assert time.monotonic() - begun < SOON
+        else:
+            assert refused_soon(lambda request=request: REQUESTS[request](service))
+        assert proxy.silent, statement
+        assert service.send("GET", ECHO).body == b"Got it!"
+        proxy.go_on()
+        until(lambda number=number: works(service, f"Back{number}"), SOON)
+
+
+@pytest.mark.parametrize("answers", [0, 1, 2])
+def test_server_that_falls_silent_while_a_client_logs_in_is_a_503_in_time(
+    start, server, proxy, url, answers
+):
+    service = start(DATABASE_URL=proxy.url(url), DATABASE_TIMEOUT_SECONDS=TIMEOUT)
+    assert service.jobs().status == 200
+    with server.connect() as other:
+        other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE"
+                      " application_name = 'orchmgmt'")  # fmt: skip
+    time.sleep(0.1)
+    proxy.stop_after = answers
+    for _ in range(3):
+        assert refused_soon(service.jobs)
+    assert proxy.silent
+    proxy.go_on()
+    until(lambda: works(service, "Back"), SOON)
+
+
+def test_frozen_server_does_not_hold_a_stop(serve, server, url, tmp_path):
+    process = serve(
+        *("--database-url", url, "--database-timeout-seconds", str(TIMEOUT)),
+        *("--cleaner-interval-seconds", "0.05"),
+    )
+    assert works(process, "A")
+    with server.frozen():
+        threads = [threading.Thread(target=REQUESTS["locks"], args=[process]) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.1)
+        begun = time.monotonic()
+        assert process.stop() == 0
+        assert time.monotonic() - begun < SOON + 3
+        for thread in threads:
+            thread.join()
+    assert "Traceback" not in (tmp_path / "server-0.log").read_text().replace(
+        "the cleaner's round failed; the next one will try again\nTraceback", ""
+    )
+
+
+def test_server_that_refuses_is_a_503_at_once_and_one_that_is_back_serves_at_once(start, server):
+    url = server.create_database()
+    services = [start(DATABASE_URL=url, DATABASE_TIMEOUT_SECONDS=60) for _ in range(2)]
+    assert all(works(service, f"P{n}") for n, service in enumerate(services))
+    for mode in ("fast", "immediate"):
+        server.stop(mode)
+        try:
+            begun = time.monotonic()
+            while time.monotonic() < begun + 4:  # so long that a pause that doubles is long
+                for service in services:
+                    for request in REQUESTS.values():
+                        asked = time.monotonic()
+                        assert request(service).status == 503
+                        assert time.monotonic() - asked < SOON
+                time.sleep(0.2)
+        finally:
+            server.start()
+        started = time.monotonic()
+        for number, service in enumerate(services):
+            until(lambda service=service, number=number: works(service, f"{mode}{number}"), 20)
+        assert time.monotonic() - started < 2
+
+
+def test_clients_that_wait_all_get_a_connection_in_the_end(start, server, url):
+    """Few connections, many threads, and the server ends connections all the time."""
+    service = start(DATABASE_URL=url, DATABASE_CONNECTIONS=3, THREADS=8)
+    statuses = []
+
+    def work(number):
+        for n in range(15):
+            statuses.append(service.create(lock(f"P{number}x{n}|s|1.0.0")).status)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    with server.connect() as other:
+        while any(thread.is_alive() for thread in threads):
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'orchmgmt' AND datname = %s AND random() < 0.3",
+                (name_of(url),),
+            )
+            time.sleep(0.1)
+            (count,) = other.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = %s"
+                " AND application_name = 'orchmgmt'",
+                (name_of(url),),
+            ).fetchone()
+            assert count <= 3
+    for thread in threads:
+        thread.join()
+    assert set(statuses) <= {201, 503}
+    assert statuses.count(201) > len(statuses) / 2
+    assert service.locks().json["count"] >= statuses.count(201)
+
+
+# Promises of the server
+
+
+@pytest.fixture
+def replicated():
+    """A server whose standby is about to be away."""
+    server = Cluster()
+    yield server
+    server.remove()
+
+
+WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+
+
+def test_commit_that_a_standby_has_not_confirmed_is_no_success(start, replicated):
+    url = replicated.create_database()
+    service = start(DATABASE_URL=url, DATABASE_TIMEOUT_SECONDS=TIMEOUT)
+    patient = start(DATABASE_URL=url, DATABASE_TIMEOUT_SECONDS=30)
+    assert works(service, "Before")
+    assert works(patient, "Also")
+    replicated.reload(synchronous_standby_names="away")
+    with replicated.connect() as other:
+        for number in range(3):
+            assert refused_soon(lambda number=number: service.create(lock(f"A{number}|b|1.0.0")))
+            assert service.locks().status == 200
+            assert service.send("GET", "/health").status == 200
+        # Those whose commits were given up leave nothing behind that waits on the server.
+        until(lambda: not other.execute(WAITING).fetchall())
+
+        for end in ("pg_cancel_backend", "pg_terminate_backend"):
+            answers = []
+            thread = threading.Thread(
+                target=lambda end=end: answers.append(patient.create(lock(f"{end}|b|1.0.0")))
+            )
+            thread = threading.Thread(
+                target=lambda answers=answers: answers.append(patient.create(lock("By|b|1.0.0")))
+            )
+            thread.start()
+            until(lambda: other.execute(WAITING).fetchall())
+            other.execute(f"SELECT {end}(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+            thread.join()
+            assert [answer.status for answer in answers] == [503]
+            patient.remove("Owner", "instanceIds=By%7Cb%7C1.0.0") if False else None
+            with replicated.connect(name_of(url)) as cleaner:
+                cleaner.execute("SET synchronous_commit = local")
+                cleaner.execute(f"DELETE FROM {LOCK}")
+    replicated.reload(synchronous_standby_names="''")
+    until(lambda: works(service, "After") and works(patient, "Afterwards"), SOON)
+
+
+@pytest.mark.parametrize("where", ["DATABASE {name}", "ROLE orchmgmt IN DATABASE {name}"])
+def test_commit_is_on_disk_whatever_the_server_says(server, url, where):
+    shown = "SELECT current_setting('synchronous_commit')"
+    with server.connect() as other:
+        for said, is_ in [("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")]:
+            other.execute(
+                f"ALTER {where.format(name=name_of(url))} SET synchronous_commit = {said}"
+            )
+            with Store({"DATABASE_URL": url}) as store:
+                assert store.database.read(store.database.rows, shown) == [(is_,)]
+
+
+# Read-only servers
+
+
+def reconnect(server, url):
+    """Have the service's connections made anew."""
+    with server.connect() as other:
+        other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+            " AND application_name = 'orchmgmt'",
+            (name_of(url),),
+        )
+    time.sleep(0.1)
+
+
+def test_database_that_was_read_only_for_a_while_serves_again(start, server, url):
+    service = start(DATABASE_URL=url)
+    assert works(service, "Before")
+    with server.connect() as other:
+        other.execute(f"ALTER DATABASE {name_of(url)} SET default_transaction_read_only = on")
+        reconnect(server, url)
+        for _ in range(2):
+            assert service.locks().json["count"] == 1
+            for name in ("create", "remove", "health"):
+                assert refused_soon(lambda name=name: REQUESTS[name](service))
+        other.execute(f"ALTER DATABASE {name_of(url)} RESET default_transaction_read_only")
+    # The connections that reads have made and used meanwhile would be read-only for ever.
+    until(lambda: works(service, "After"), 2)
+    assert service.send("GET", "/health").status == 200
+    assert service.locks().json["count"] == 2
+
+
+def test_service_begins_to_read_on_a_server_that_is_read_only(start, server, url):
+    Store({"DATABASE_URL": url}).close()
+    with server.connect() as other:
+        other.execute(f"ALTER DATABASE {name_of(url)} SET default_transaction_read_only = on")
+    service = start(DATABASE_URL=url)
+    assert service.locks().status == 200
+    assert service.send("GET", "/health").status == 503
+
+
+@pytest.fixture
+def pair():
+    """Two servers, of which the first can be written to, as if the second were its standby."""
+    servers = [Cluster(), Cluster()]
+    yield servers
+    for server in servers:
+        server.remove()
+
+
+def test_service_goes_over_to_the_host_that_can_write(start, pair):
+    urls = [server.create_database() for server in pair]
+    for url in urls:
+        Store({"DATABASE_URL": url}).close()
+    first, second = pair
+    second.reload(default_transaction_read_only="on")
+    hosts = ",".join(f"127.0.0.1:{server.port}" for server in pair)
+    url = urls[0].replace(f"127.0.0.1:{first.port}", hosts)
+    service = start(DATABASE_URL=url)
+    standby = start(DATABASE_URL=f"{url}?target_session_attrs=read-only")
+
+    def locks(url):
+        with closing(connect(url)) as database:
+            return database.execute(f"SELECT count(*) FROM {LOCK}").fetchone()[0]
+
+    assert works(service, "A")
+    assert (locks(urls[0]), locks(urls[1])) == (1, 0)
+    assert standby.locks().json["count"] == 0
+    assert standby.send("GET", "/health").status == 503
+
+    first.reload(default_transaction_read_only="on")
+    second.reload(default_transaction_read_only="")
+    until(lambda: works(service, "B"), SOON)
+    assert (locks(urls[0]), locks(urls[1])) == (1, 1)
+    assert service.send("GET", "/health").status == 200
+
+    second.stop("immediate")
+    first.reload(default_transaction_read_only="")
+    until(lambda: works(service, "C"), 20)
+    assert locks(urls[0]) == 2
+    second.start()
+
+
+# Connections and threads
+
+
+def pid_of(store):
+    return store.database.read(store.database.rows, "SELECT pg_backend_pid()")
+
+
+def test_connection_is_used_again_but_not_for_ever(url, monkeypatch):
+    with Store({"DATABASE_URL": url}) as store:
+        first = pid_of(store)
+        assert pid_of(store) == first
+    monkeypatch.setattr(module, "MAX_AGE", 0.2)
+    with Store({"DATABASE_URL": url}) as store:
+        first = pid_of(store)
+        time.sleep(0.3)
+        pid_of(store)
+        assert pid_of(store) != first
+
+
+def test_threads_begin_with_the_first_request_and_end_with_the_store(url):
+    before = set(threading.enumerate())
+    with store_of(create_app({"DATABASE_URL": url})) as store:
+        assert set(threading.enumerate()) == before
+        store.database.check()
+    assert set(threading.enumerate()) == before
+    store.database.check()  # closed as it is, it opens again
+    store.close()
+    assert set(threading.enumerate()) == before
+
+
+def test_processes_that_are_forked_from_one_application_serve(url):
+    program = """if True:
+        import os, sys
+        from orchmgmt.app import create_app
+        app = create_app({"DATABASE_URL": sys.argv[1]})
+        path = "/serviceorchestration/orchestration/mgmt/lock/create"
+        children = []
+        for number in range(3):
+            if not (child := os.fork()):
+                lock = {"owner": "Alice", "expiresAt": "2099-01-01T00:00:00Z"}
+                for n in range(20):
+                    lock["serviceInstanceId"] = f"P{number}x{n}|s|1.0.0"
+                    answer = app.test_client().post(
+                        path,
+                        json={"locks": [lock]},
+                        headers={"Authorization": "Bearer SYSTEM//Sysop"},
+                    )
+                    assert answer.status_code == 201, answer.json
+                sys.exit()
+            children.append(child)
+        sys.exit(any(os.waitpid(child, 0)[1] for child in children))
+    """
+    ended = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error::ResourceWarning", "-c", program, url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    with Store({"DATABASE_URL": url}) as store:
+        assert store.locks.find({}, Page(0, 1))[1] == 60
+
+
+def test_no_statement_goes_out_but_those_of_the_request(start, proxy, url):
+    """A connection of the pool is found fit without a round trip."""
+    pass
