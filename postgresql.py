@@ -1,7 +1,7 @@
 """A database on a PostgreSQL server, for many machines.
 
-A transaction borrows a connection of psycopg's pool. peewee makes the tables and the SQL, and psycopg
-runs it: so no thread waits for another one's connection to a server that does not answer.
+A transaction borrows a connection of psycopg's pool. peewee makes the tables and the SQL, and
+psycopg runs it: so no thread waits for another one's connection to a server that does not answer.
 """
 
 import logging
@@ -35,10 +35,10 @@ SCHEMA_LOCK = 0x6F7263686D676D74
 #: The least time for a statement, in seconds, however little it may wait for others.
 LEAST_STATEMENT_TIME = 1.0
 
-#: How much longer than the server may take a statement's answer may, in seconds; and how long a
-#: server that gave none is told to drop it.
+#: How much longer than a statement its answer may take, and the attempt to tell a server that gave
+#: none that it is not waited for, in seconds.
 GRACE = 0.5
-CANCEL = 0.25
+CANCEL = 0.2
 
 #: The age at which a connection is replaced, in seconds: what it was told when it was made, such as
 #: where to find the server that can write, does not hold for ever.
@@ -241,7 +241,7 @@ class PostgresqlDatabase(Database):
         self._in_vain = True
 
     def _configure(self, connection: _Connection) -> None:
-        connection.patience = self._timeout + GRACE
+        connection.patience = max(self._timeout + GRACE, LEAST_STATEMENT_TIME)
         connection.warnings = []
         connection.add_notice_handler(connection.warn)
         connection.execute(f"{self._promises};{self._timeouts}")
@@ -253,12 +253,16 @@ class PostgresqlDatabase(Database):
             raise psycopg.OperationalError("the server has ended a connection")
 
     def _give_up(self, connection: _Connection) -> None:
+        """Close a connection; the server must not go on with what nobody waits for any longer.
+
+        A commit may wait for a standby for ever, and others for what it has locked.
+        """
         if connection.info.transaction_status == TransactionStatus.ACTIVE:
-            self._in_vain = True
-            # A commit may wait for a standby for ever, and others for what it holds.
-            if capabilities.has_cancel_safe():
-                with suppress(psycopg.Error):
+            try:
+                if capabilities.has_cancel_safe(check=True):
                     connection.cancel_safe(timeout=CANCEL)
+            except psycopg.Error:
+                self._in_vain = True  # it does not hear that either
         connection.close()
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
@@ -279,7 +283,8 @@ class PostgresqlDatabase(Database):
 
     def check(self) -> None:
         # Changes nothing, and is refused where nothing can be changed.
-        self.write_once(self.change, f"UPDATE {Schema._meta.table_name} SET version = 0 WHERE FALSE")
+        table = Schema._meta.table_name
+        self.write_once(self.change, f"UPDATE {table} SET version = version WHERE FALSE")
 
     def _execute(self, sql: str, parameters: Sequence[Any]) -> psycopg.Cursor[Row]:
         cursor: psycopg.Cursor[Row] = self._current.connection.execute(sql, parameters)

@@ -144,6 +144,16 @@ class SqliteDatabase(Database):
                 transaction.enter_context(self.engine.atomic("IMMEDIATE"))
             yield
 
+    def check(self) -> None:
+        super().check()
+        path = self.engine.database
+        # To try to write would be to wait for those who do.
+        if not self._in_memory and not all(
+            os.access(it, os.W_OK) for it in (path, os.path.dirname(path))
+        ):
+            log.error("%s or its folder cannot be written to", path)
+            raise Unavailable(SILENT)
+
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         rows: list[Row] = self.engine.execute_sql(sql, parameters).fetchall()
         return rows

@@ -162,6 +162,7 @@ class Proxy:
 
     Attributes:
         port: where it listens.
+        asked: how often a client has sent something.
         stop_at: falls silent once a client sends this, which is not passed on.
         stop_after: falls silent once the server has answered so often on a new connection.
     """
@@ -170,6 +171,7 @@ class Proxy:
         self._to = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
+        self.asked = 0
         self.stop_at = b""
         self.stop_after: int | None = None
         self._passes = threading.Event()
@@ -211,6 +213,7 @@ class Proxy:
         answers = 0
         with suppress(OSError):
             while data := source.recv(65536):
+                self.asked += asks
                 if asks and self.stop_at and self.stop_at in data:
                     self.silence()
                 if not asks and self.stop_after is not None and answers >= self.stop_after:
