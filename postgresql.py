@@ -4,6 +4,7 @@ A transaction borrows a connection of psycopg's pool. peewee makes the tables an
 psycopg runs it: so no thread waits for another one's connection to a server that does not answer.
 """
 
+import atexit
 import logging
 import select
 import threading
@@ -219,6 +220,7 @@ class PostgresqlDatabase(Database):
                     reconnect_failed=self._cannot_connect,
                     open=True,
                 )
+                atexit.register(self.close)  # or its threads would delay the end of the process
             return self._pool
 
     def _connection(self, pool: ConnectionPool[_Connection]) -> _Connection:
@@ -315,6 +317,7 @@ class PostgresqlDatabase(Database):
     def close(self) -> None:
         if self._pool is not None:
             self._pool.close(timeout=1)
+            atexit.unregister(self.close)
 
 
 def _parse(url: str) -> dict[str, Any]:

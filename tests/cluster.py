@@ -9,8 +9,8 @@ import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +176,9 @@ class Proxy:
         self.stop_after: int | None = None
         self._passes = threading.Event()
         self._passes.set()
-        self._open = ExitStack()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._sockets = [self._listener]
+        self._threads: list[threading.Thread] = []
+        self._start(self._accept)
 
     def url(self, url: str) -> str:
         """The URL of a database, through here."""
@@ -196,18 +197,31 @@ class Proxy:
         return not self._passes.is_set()
 
     def close(self) -> None:
-        self._listener.close()
         self.go_on()
-        self._open.close()
+        for _ in range(2):  # those that were accepted meanwhile too
+            for end in list(self._sockets):
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            self._threads[0].join()
+        for thread in self._threads:
+            thread.join()
+        for end in self._sockets:
+            end.close()
+
+    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=work, args=arguments)
+        self._threads.append(thread)
+        thread.start()
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
-                client = self._open.enter_context(self._listener.accept()[0])
+                client = self._listener.accept()[0]
+                self._sockets.append(client)
                 server = socket.create_connection(("127.0.0.1", self._to))
-                self._open.enter_context(server)
-                for ends in ((client, server, True), (server, client, False)):
-                    threading.Thread(target=self._pump, args=ends, daemon=True).start()
+                self._sockets.append(server)
+                self._start(self._pump, client, server, True)
+                self._start(self._pump, server, client, False)
 
     def _pump(self, source: socket.socket, target: socket.socket, asks: bool) -> None:
         answers = 0

@@ -467,6 +467,27 @@ def test_threads_begin_with_the_first_request_and_end_with_the_store(url):
     assert set(threading.enumerate()) == before
 
 
+def test_process_ends_at_once_and_in_silence_though_it_closes_nothing(url):
+    program = """if True:
+        import sys
+        from orchmgmt.store import Store
+        store = Store({"DATABASE_URL": sys.argv[1]})
+        store.database.check()
+        print("checked", flush=True)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", program, url],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "checked\n"
+        begun = time.monotonic()
+        assert process.communicate(timeout=30) == ("", "")
+        assert process.returncode == 0
+        assert time.monotonic() - begun < SOON
+
+
 def test_processes_that_are_forked_from_one_application_serve(url):
     program = """if True:
         import os, sys
