@@ -93,10 +93,10 @@ class Database(ABC):
             return work(*args, **kwargs)
 
     def check(self) -> None:
-        """Do nothing if the database answers.
+        """Do nothing if the database answers and can be written to.
 
         Raises:
-            Unavailable: it does not.
+            Unavailable: it does not, or cannot.
         """
         self.read(self.rows, f"SELECT version FROM {Schema._meta.table_name}")
 

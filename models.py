@@ -224,9 +224,7 @@ def check_schema(database: Database, opening: Opening, shared: bool = False) -> 
     return 0
 
 
-def prepare_schema(
-    database: Database, opening: Opening, counts: bool, shared: bool = False
-) -> None:
+def prepare_schema(database: Database, opening: Opening, shared: bool = False) -> None:
     """Create the tables in an empty database, or bring those of an earlier version up to date.
 
     Call it inside a transaction that excludes others who do so.
@@ -234,8 +232,8 @@ def prepare_schema(
     Args:
         database: the database.
         opening: whether that may be done.
-        counts: whether it has the tables of counts (SQLite).
-        shared: whether other programs may have tables beside ours.
+        shared: whether other programs may have tables beside ours, and several write at once: then
+            there are no tables of counts, for all would wait for a row that each changes.
 
     Raises:
         UnusableDatabase: the tables are newer than this program, or not ours, or what they need
@@ -245,18 +243,18 @@ def prepare_schema(
     if not version:
         for model in (Lock, Job, Schema):
             SchemaManager(model, database).create_all(safe=False)
-        if counts:
+        if not shared:
             _count(database)
         Schema.insert(version=SCHEMA_VERSION).bind(database).execute()
         return
-    if counts and version < SCHEMA_VERSION:
-        # Versions differ in their counts alone.
-        _forget_counts(database)
-        _count(database)
-    # This also fails where nothing can be written, as opening a file does not.
-    Schema.update(version=SCHEMA_VERSION).bind(database).execute()
     if version < SCHEMA_VERSION:
+        if not shared:  # versions differ in their counts alone
+            _forget_counts(database)
+            _count(database)
         log.info("upgraded the schema from version %d to %d", version, SCHEMA_VERSION)
+    if version < SCHEMA_VERSION or not shared:
+        # This also fails where nothing can be written, as opening a file does not.
+        Schema.update(version=SCHEMA_VERSION).bind(database).execute()
 
 
 def _forget_counts(database: Database) -> None:

@@ -1,34 +1,53 @@
 """A database on a PostgreSQL server, for many machines.
 
-A transaction borrows a connection of a pool. peewee makes the tables and the SQL, and psycopg runs
-it: so no thread waits for another one's connection to a server that does not answer.
+A transaction borrows a connection of psycopg's pool. peewee makes the tables and the SQL, and
+psycopg runs it: so no thread waits for another one's connection to a server that does not answer.
 """
 
+import atexit
+import logging
 import random
 import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import ceil
 from typing import Any
 
 import peewee
 import psycopg
-from psycopg import errors
+from psycopg import capabilities, errors
+from psycopg.abc import RV, PQGen
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from orchmgmt.database import BUSY, SILENT, STREAM_BATCH, Clock, Conflict, Database, Row, log
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import Lock, Opening, UnusableDatabase, WrongUrl, prepare_schema
+from orchmgmt.models import Lock, Opening, Schema, UnusableDatabase, WrongUrl, prepare_schema
 from orchmgmt.workers import make_room
+
+# It tells of every connection that it gives or takes.
+logging.getLogger("psycopg.pool").setLevel(logging.WARNING)
 
 #: Any number that only orchmgmt uses: whoever has this lock of the database may change the schema.
 SCHEMA_LOCK = 0x6F7263686D676D74
 
 #: The least time for a statement, in seconds, however little it may wait for others.
 LEAST_STATEMENT_TIME = 1.0
+
+#: How much longer than a statement its answer may take, and the attempt to tell a server that gave
+#: none that it is not waited for, in seconds.
+GRACE = 0.5
+CANCEL = 0.2
+
+#: The age at which a connection is replaced, in seconds: what it was told when it was made, such as
+#: where to find the server that can write, does not hold for ever.
+MAX_AGE = 600.0
+
+#: How often a thread that waits for a connection sees whether it waits in vain, in seconds.
+WAIT = 0.1
 
 # In one exchange a transaction also learns what time it is for the server.
 _CLOCK = "SELECT extract(epoch FROM clock_timestamp())::float8"
@@ -49,6 +68,31 @@ _OUTAGES = (
 )
 _CONFLICTS = (errors.DeadlockDetected, errors.SerializationFailure)
 _WAITS = (errors.LockNotAvailable, errors.QueryCanceled)
+
+
+class _Connection(psycopg.Connection[Row]):
+    """A connection that waits for a silent server only so long.
+
+    Attributes:
+        patience: how long, in seconds.
+        warnings: what the server has warned of.
+    """
+
+    patience: float | None = None
+    warnings: list[str]
+
+    def wait(self, gen: PQGen[RV], interval: float = WAIT, timeout: float | None = None) -> RV:
+        return super().wait(gen, interval, self.patience if timeout is None else timeout)
+
+    def warn(self, notice: errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            self.warnings.append(notice.message_primary or "")
+
+    def commit(self) -> None:
+        self.warnings.clear()
+        super().commit()
+        if self.warnings:  # a standby, perhaps, was not waited for: the commit may not last
+            raise psycopg.OperationalError(self.warnings[0])
 
 
 class PostgresqlDatabase(Database):
@@ -84,13 +128,25 @@ class PostgresqlDatabase(Database):
             **given,
             "client_encoding": "UTF8",
         }
+        if "," in given.get("host", "") + given.get("hostaddr", ""):
+            self._parameters.setdefault("target_session_attrs", "read-write")
         self._timeout = timeout
-        self._settings = (
-            f"SET lock_timeout = {milliseconds};"
-            f"SET statement_timeout = {max(milliseconds, ceil(LEAST_STATEMENT_TIME * 1000))}"
+        at_least = max(milliseconds, ceil(LEAST_STATEMENT_TIME * 1000))
+        # Nobody shall wait for this process when it is frozen or cut off, and what it was told is
+        # done shall be on disk, whatever the server's own settings.
+        self._promises = (
+            f"SET idle_in_transaction_session_timeout = {at_least};"
+            f"SET tcp_user_timeout = {at_least};"
+            "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10;"
+            "SET tcp_keepalives_count = 3;"
+            "SELECT set_config('synchronous_commit', 'on', false)"
+            " WHERE current_setting('synchronous_commit') = 'off'"
         )
-        self._permits = threading.BoundedSemaphore(connections)
-        self._idle: list[psycopg.Connection[Row]] = []
+        self._timeouts = f"SET lock_timeout = {milliseconds}; SET statement_timeout = {at_least}"
+        self._connections = connections
+        self._pool: ConnectionPool[_Connection] | None = None
+        self._opening = threading.Lock()
+        self._in_vain = False  # whether who waited last for a connection, or on one, did so in vain
         self._current = threading.local()
         options = {**self._parameters}
         self.engine = peewee.PostgresqlDatabase(
@@ -111,12 +167,13 @@ class PostgresqlDatabase(Database):
     def _prepare(self, opening: Opening) -> None:
         """Make the tables, on a connection that waits for others who do as long as it takes."""
         with self.engine.connection_context():
+            self.engine.execute_sql(self._promises)
             encoding = self.engine.connection().info.parameter_status("server_encoding")
             if encoding != "UTF8":
                 raise UnusableDatabase(f"its encoding is {encoding}: UTF8 is needed")
             with self.engine.atomic():
                 self.engine.execute_sql(f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK})")
-                prepare_schema(self.engine, opening, counts=self.one_writer, shared=True)
+                prepare_schema(self.engine, opening, shared=True)
                 self._mend_ids()
 
     def _mend_ids(self) -> None:
@@ -138,7 +195,7 @@ class PostgresqlDatabase(Database):
                 self._current.since = time.monotonic()
                 self._current.connection = connection
                 yield
-                connection.execute("COMMIT")
+                connection.commit()
         except errors.UniqueViolation as error:
             with self.engine.connection_context(), self.engine.atomic():
                 self._mend_ids()
@@ -153,40 +210,85 @@ class PostgresqlDatabase(Database):
             raise Unavailable(SILENT) from error
 
     @contextmanager
-    def _borrowed(self) -> Iterator[psycopg.Connection[Row]]:
-        if not self._permits.acquire(timeout=self._timeout):
-            raise Unavailable(BUSY)
+    def _borrowed(self) -> Iterator[_Connection]:
+        pool = self._open_pool()
+        connection = self._connection(pool)
         try:
-            connection = self._idle_one() or self._connect()
-            try:
-                yield connection
-            finally:
-                if _is_clean(connection):
-                    self._idle.append(connection)
-                else:
-                    connection.close()
-        finally:
-            self._permits.release()
-
-    def _idle_one(self) -> psycopg.Connection[Row] | None:
-        while self._idle:
-            try:
-                connection = self._idle.pop()
-            except IndexError:  # another thread was quicker
-                return None
-            if _is_quiet(connection):
-                return connection
-            connection.close()
-        return None
-
-    def _connect(self) -> psycopg.Connection[Row]:
-        connection = psycopg.connect(**self._parameters, autocommit=True)
-        try:
-            connection.execute(self._settings)
-        except BaseException:
-            connection.close()
+            yield connection
+        except (*_CONFLICTS, *_WAITS):
             raise
-        return connection
+        except _OUTAGES:
+            # What befell one connection may befall all.
+            self._give_up(connection)
+            pool.drain()
+            raise
+        finally:
+            with suppress(psycopg.Error):
+                connection.rollback()
+            pool.putconn(connection)
+
+    def _open_pool(self) -> ConnectionPool[_Connection]:
+        """Return the pool; its threads start with the first request, in the process that serves."""
+        with self._opening:
+            if self._pool is None or self._pool.closed:
+                self._pool = ConnectionPool(
+                    connection_class=_Connection,
+                    kwargs={**self._parameters, "autocommit": True},
+                    configure=self._configure,
+                    check=self._check_quiet,
+                    min_size=0,
+                    max_size=self._connections,
+                    max_lifetime=MAX_AGE,
+                    reconnect_timeout=0,  # the next request tries again: it may be back by then
+                    reconnect_failed=self._cannot_connect,
+                    open=True,
+                )
+                atexit.register(self.close)  # or its threads would delay the end of the process
+            return self._pool
+
+    def _connection(self, pool: ConnectionPool[_Connection]) -> _Connection:
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                connection = pool.getconn(WAIT)
+            except PoolTimeout:
+                # The pool does not tell those who wait that it cannot connect.
+                if self._in_vain:
+                    raise
+                if time.monotonic() >= deadline:
+                    self._in_vain = True
+                    raise Unavailable(BUSY) from None
+            else:
+                self._in_vain = False
+                return connection
+
+    def _cannot_connect(self, pool: ConnectionPool[Any]) -> None:
+        self._in_vain = True
+
+    def _configure(self, connection: _Connection) -> None:
+        connection.patience = max(self._timeout + GRACE, LEAST_STATEMENT_TIME)
+        connection.warnings = []
+        connection.add_notice_handler(connection.warn)
+        connection.execute(f"{self._promises};{self._timeouts}")
+
+    def _check_quiet(self, connection: _Connection) -> None:
+        if not _is_quiet(connection):
+            connection.close()
+            self._open_pool().drain()
+            raise psycopg.OperationalError("the server has ended a connection")
+
+    def _give_up(self, connection: _Connection) -> None:
+        """Close a connection; the server must not go on with what nobody waits for any longer.
+
+        A commit may wait for a standby for ever, and others for what it has locked.
+        """
+        if connection.info.transaction_status == TransactionStatus.ACTIVE:
+            try:
+                if capabilities.has_cancel_safe(check=True):
+                    connection.cancel_safe(timeout=CANCEL)
+            except psycopg.Error:
+                self._in_vain = True  # it does not hear that either
+        connection.close()
 
     def time(self) -> float:
         if self._clock is not None:
@@ -199,6 +301,8 @@ class PostgresqlDatabase(Database):
         return cursor.fetchall() if cursor.description else []
 
     def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[list[Row]]:
+        # Who reads this may take its time, and keeps nobody waiting.
+        self._execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         # Only a cursor on the server does not send all rows at once.
         with self._current.connection.cursor("stream") as cursor:
             cursor.execute(sql, parameters)
@@ -207,6 +311,11 @@ class PostgresqlDatabase(Database):
 
     def change(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         return self._execute(sql, parameters).rowcount
+
+    def check(self) -> None:
+        # Changes nothing, and is refused where nothing can be changed.
+        table = Schema._meta.table_name
+        self.write_once(self.change, f"UPDATE {table} SET version = version WHERE FALSE")
 
     def _execute(self, sql: str, parameters: Sequence[Any] = ()) -> psycopg.Cursor[Row]:
         cursor: psycopg.Cursor[Row] = self._current.connection.execute(sql, parameters)
@@ -253,8 +362,9 @@ class PostgresqlDatabase(Database):
         _count_on_from(self._execute, ids, highest)
 
     def close(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
+        if self._pool is not None:
+            self._pool.close(timeout=1)
+            atexit.unregister(self.close)
 
 
 def _keep_others_off(execute: Callable[..., Any], model: type[peewee.Model]) -> None:
@@ -295,17 +405,6 @@ def _is_quiet(connection: psycopg.Connection[Row]) -> bool:
     waiting = select.poll()
     waiting.register(connection.fileno(), select.POLLIN)
     return not waiting.poll(0)
-
-
-def _is_clean(connection: psycopg.Connection[Row]) -> bool:
-    """Roll back what is unfinished, and return whether the connection can be used again."""
-    try:
-        if connection.info.transaction_status == TransactionStatus.IDLE:
-            return True
-        connection.execute("ROLLBACK")
-    except psycopg.Error:
-        return False
-    return True
 
 
 def _line(error: Exception) -> str:

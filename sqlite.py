@@ -96,7 +96,7 @@ class SqliteDatabase(Database):
                     check_schema(self.engine, opening)
                 _use_write_ahead_log(self.engine, timeout)
             with self.engine.atomic("IMMEDIATE"):
-                prepare_schema(self.engine, opening, counts=self.one_writer)
+                prepare_schema(self.engine, opening)
         except UnusableDatabase:
             self.close()
             raise
@@ -159,6 +159,16 @@ class SqliteDatabase(Database):
                 make_room()
                 transaction.enter_context(self.engine.atomic("IMMEDIATE"))
             yield
+
+    def check(self) -> None:
+        super().check()
+        path = self.engine.database
+        # To try to write would be to wait for those who do.
+        if not self._in_memory and not all(
+            os.access(it, os.W_OK) for it in (path, os.path.dirname(path))
+        ):
+            log.error("%s or its folder cannot be written to", path)
+            raise Unavailable(SILENT)
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         rows: list[Row] = self.engine.execute_sql(sql, parameters).fetchall()

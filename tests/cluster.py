@@ -4,9 +4,13 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +102,37 @@ class Cluster:
     def stop(self, mode: str = "fast") -> None:
         self._run("pg_ctl", "stop", "--wait", "--silent", "--mode", mode)
 
+    def reload(self, **settings: str) -> None:
+        """Change settings of the running server; an empty one goes back to the default."""
+        with self.connect() as connection:
+            for name, value in settings.items():
+                change = f"SET {name} = {value}" if value else f"RESET {name}"
+                connection.execute(f"ALTER SYSTEM {change}")
+            connection.execute("SELECT pg_reload_conf()")
+
+    def processes(self) -> list[int]:
+        """The server's processes, the one that makes the others first."""
+        first = int((self.data / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+        return [first, *map(int, children)]
+
+    def freeze(self) -> None:
+        """Stop the processes in their tracks: the kernel goes on taking what is sent to them."""
+        for process in self.processes():
+            os.kill(process, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        for process in reversed(self.processes()):
+            os.kill(process, signal.SIGCONT)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        self.freeze()
+        try:
+            yield
+        finally:
+            self.thaw()
+
     def remove(self) -> None:
         if self._kept is not None:
             self._kept.close()
@@ -120,3 +155,85 @@ class Cluster:
 def name_of(url: str) -> str:
     """The database of a URL."""
     return re.sub(".*/", "", url)
+
+
+class Proxy:
+    """A network between a service and its server, which can fall silent and lose no connection.
+
+    Attributes:
+        port: where it listens.
+        asked: how often a client has sent something.
+        stop_at: falls silent once a client sends this, which is not passed on.
+        stop_after: falls silent once the server has answered so often on a new connection.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.asked = 0
+        self.stop_at = b""
+        self.stop_after: int | None = None
+        self._passes = threading.Event()
+        self._passes.set()
+        self._sockets = [self._listener]
+        self._threads: list[threading.Thread] = []
+        self._start(self._accept)
+
+    def url(self, url: str) -> str:
+        """The URL of a database, through here."""
+        return url.replace(f":{self._to}/", f":{self.port}/")
+
+    def silence(self) -> None:
+        self._passes.clear()
+
+    def go_on(self) -> None:
+        self.stop_at = b""
+        self.stop_after = None
+        self._passes.set()
+
+    @property
+    def silent(self) -> bool:
+        return not self._passes.is_set()
+
+    def close(self) -> None:
+        self.go_on()
+        for _ in range(2):  # those that were accepted meanwhile too
+            for end in list(self._sockets):
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            self._threads[0].join()
+        for thread in self._threads:
+            thread.join()
+        for end in self._sockets:
+            end.close()
+
+    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=work, args=arguments)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client = self._listener.accept()[0]
+                self._sockets.append(client)
+                server = socket.create_connection(("127.0.0.1", self._to))
+                self._sockets.append(server)
+                self._start(self._pump, client, server, True)
+                self._start(self._pump, server, client, False)
+
+    def _pump(self, source: socket.socket, target: socket.socket, asks: bool) -> None:
+        answers = 0
+        with suppress(OSError):
+            while data := source.recv(65536):
+                self.asked += asks
+                if asks and self.stop_at and self.stop_at in data:
+                    self.silence()
+                if not asks and self.stop_after is not None and answers >= self.stop_after:
+                    self.silence()
+                answers += 1
+                self._passes.wait()
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import resource
 import shutil
 import signal
@@ -142,6 +143,35 @@ def test_sqlites_own_limit_leaves_nothing_half_written_either(tmp_path):
         connection.execute("PRAGMA max_page_count = 6000")
         kept += put()
         assert store.database.rows(jobs) == store.database.rows(counts) == [(kept,)]
+
+
+def test_a_file_or_folder_that_may_not_be_written_to_is_told_by_health(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    command = [COMMAND, "serve", "--port", "0", "--database-url", f"sqlite:///{folder}/orchmgmt.db"]
+    if os.getuid() == 0:
+        command = ["unshare", "--user", *command]  # root may write to all, but not from there
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        server = Process(process)
+        assert server.create(lock("A|b|1.0.0")).status == 201
+        for path in (folder / "orchmgmt.db", folder):
+            mode = path.stat().st_mode
+            path.chmod(mode & ~0o222)
+            assert server.send("GET", "/health").status == 503
+            assert server.locks().json["count"] == 1
+            path.chmod(mode)
+            assert server.send("GET", "/health").status == 200
+        with closing(sqlite3.connect(folder / "orchmgmt.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")  # a long write is no reason to restart a server
+            begun = time.monotonic()
+            assert server.send("GET", "/health").status == 200
+            assert time.monotonic() - begun < 3
+        assert server.stop() == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 @pytest.fixture
