@@ -6,7 +6,7 @@ FROM python:3.13-slim AS build
 WORKDIR /source
 COPY . .
 RUN python -m venv /opt/orchmgmt
-RUN /opt/orchmgmt/bin/pip install --no-cache-dir '.[metrics,postgresql]'
+RUN /opt/orchmgmt/bin/pip install --no-cache-dir '.[authorization,certificate,metrics,outsourced,postgresql]'
 
 FROM python:3.13-slim
 COPY --from=build /opt/orchmgmt /opt/orchmgmt
@@ -20,6 +20,7 @@ USER 10001:10001
 WORKDIR /data
 VOLUME /data
 EXPOSE 8441
-HEALTHCHECK --interval=10s --timeout=6s --start-period=5s CMD ["/opt/orchmgmt/bin/python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['ORCHMGMT_PORT']), timeout=5); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
+# It asks where these variables say: give another port or a Unix socket by them, not by an option.
+HEALTHCHECK --interval=10s --timeout=6s --start-period=5s CMD ["/opt/orchmgmt/bin/python", "-c", "import http.client, os, socket, sys; path = os.environ.get('ORCHMGMT_UNIX_SOCKET'); c = http.client.HTTPConnection('127.0.0.1', int(os.environ['ORCHMGMT_PORT'])); c.sock = socket.socket(socket.AF_UNIX if path else socket.AF_INET); c.sock.settimeout(5); c.sock.connect(path or (c.host, c.port)); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["/opt/orchmgmt/bin/orchmgmt"]
 CMD ["serve"]

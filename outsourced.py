@@ -69,10 +69,14 @@ class Outsourced(AuthenticationPolicy):
             raise self._identity.unavailable("it does not say whose a token is")
         try:
             end = answer.get("expirationTime")
-            lifetime = 0.0 if end is None else seconds_until(end)
-            return Requester(self._naming.system_name(strip(name)), operator), lifetime
+            lifetime = None if end is None else seconds_until(end)
+            requester = Requester(self._naming.system_name(strip(name)), operator)
         except ValueError:
             raise self._identity.unavailable("a name or a time is malformed") from None
+        # The identity service goes on verifying a token that has ended until it cleans up.
+        if lifetime is not None and lifetime <= 0:
+            raise Unidentified(INVALID_HEADER)
+        return requester, lifetime or 0.0
 
 
 class _Remembered:

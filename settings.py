@@ -107,11 +107,12 @@ class Settings:
     )
     system_password_file: str = _setting("", "File with that password, instead")
     identity_url: str = _setting(
-        "", "The identity service, such as https://HOST:8445/authentication/identity"
+        "", "The identity service, such as https://HOST:8444/authentication/identity"
     )
     authorization_url: str = _setting(
         "",
-        "ConsumerAuthorization, such as https://HOST:8445/consumerauthorization/authorization",
+        "ConsumerAuthorization, such as https://HOST:8445/consumerauthorization/authorization; it "
+        "must have the same authentication policy",
     )
     ca_file: str = _setting(
         "", "PEM file of who may certify those two; the machine's own by default"

@@ -79,6 +79,10 @@ class Cloud:
     def end(self, token: str) -> None:
         del self._sessions[token]
 
+    def clean(self) -> None:
+        """Forget the sessions that have ended, which until then count as verified."""
+        self._sessions = {it: its for it, its in self._sessions.items() if its["end"] > _in(0)}
+
     def paths(self) -> list[str]:
         return [path for _, path, _ in self.requests]
 
@@ -119,9 +123,11 @@ class Cloud:
             if self._own is None or authorization != f"Bearer IDENTITY-TOKEN//{self._own}":
                 return 401, b'{"errorMessage": "Invalid identity token"}'
             session = self._sessions.get(path.removeprefix(f"{IDENTITY}/verify/"))
-            if session is None or session["end"] < _in(0):
+            if session is None:
                 return 200, b'{"verified": false}'
-            times = {"loginTime": _in(-1), "expirationTime": session["end"]}
+            # As in the Java implementation: in whole seconds, cut off, and also when it has passed.
+            end = session["end"].partition(".")[0] + "Z"
+            times = {"loginTime": _in(-1), "expirationTime": end}
             return 200, json.dumps({"verified": True, **session, **times}).encode()
         if path == f"{AUTHORIZATION}/verify":
             own = {f"Bearer IDENTITY-TOKEN//{self._own}", f"Bearer SYSTEM//{NAME}"}

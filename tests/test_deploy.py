@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import tempfile
 from collections import Counter
+from configparser import ConfigParser
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -174,6 +175,34 @@ def test_the_image_serves_is_healthy_and_writes_only_to_its_volume(image):
     assert gone.returncode == 1
     assert files() == before
     assert (folder / "data" / "orchmgmt.db").exists()
+
+
+def test_the_image_is_healthy_on_a_unix_socket_too(image, tmp_path):
+    _, here, environment = image
+    path = tmp_path / "http.sock"
+    environment = {
+        **environment,
+        "ORCHMGMT_UNIX_SOCKET": str(path),
+        "ORCHMGMT_DATABASE_URL": "sqlite:///:memory:",
+    }
+    command = [here(part) for kind in ("ENTRYPOINT", "CMD") for part in json.loads(step(kind)[0])]
+    check = [here(it) for it in json.loads(step("HEALTHCHECK")[0].partition(" CMD ")[2])]
+    started = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    with started:
+        assert started.stdout.readline().startswith("Listening on http+unix://")
+        assert subprocess.run(check, env=environment, timeout=60).returncode == 0
+        started.terminate()
+        assert started.wait(60) == 0
+    gone = subprocess.run(check, env=environment, stderr=subprocess.DEVNULL, timeout=60)
+    assert gone.returncode == 1
+
+
+def test_the_image_has_what_every_policy_and_option_needs():
+    settings = ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    extras = set(settings["options.extras_require"]) - {"test", "lint"}
+    (installed,) = re.findall(r"\.\[(.*)\]", step("RUN", stage=1)[1])
+    assert set(installed.split(",")) == extras
 
 
 def test_the_image_holds_the_package_alone_and_runs_it_without_rights():

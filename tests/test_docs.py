@@ -1,5 +1,6 @@
 """The commands in `docs/` do what is written there."""
 
+import json
 import os
 import re
 import shutil
@@ -14,7 +15,10 @@ from conftest import COMMAND
 from nginx import Nginx
 from standin import PASSWORD, Cloud
 from support import Process
-from test_readme import blocks, console
+from test_readme import ROOT, blocks, console
+
+from orchmgmt.app import create_app, store_of
+from orchmgmt.settings import Settings
 
 pytestmark = pytest.mark.sqlite
 
@@ -74,7 +78,7 @@ def test_outsourced(
     (tmp_path / "password").write_text(PASSWORD)
     secure_cloud.operators["Carol"] = "open sesame"
     settings = environ(text)
-    address = "https://127.0.0.1:8445"
+    address = "https://127.0.0.1:8444"
     settings["ORCHMGMT_IDENTITY_URL"] = settings["ORCHMGMT_IDENTITY_URL"].replace(
         address, secure_cloud.url
     )
@@ -100,6 +104,20 @@ def test_nginx_and_certificates(serve: Callable[..., Process], tmp_path: Path) -
         check(text, tmp_path, {"https://localhost": f"https://localhost:{nginx.port}"})
     finally:
         nginx.stop()
+
+
+def test_the_bodies_for_the_other_systems_name_this_one_and_its_services() -> None:
+    (account,) = blocks("json", section("policies.md", "`outsourced`"))
+    (identity,) = json.loads(account)["identities"]
+    assert identity["systemName"] == Settings().system_name
+    assert identity["sysop"] is False
+    (grant,) = blocks("json", section("policies.md", "`authorization`"))
+    body = json.loads(grant)
+    app = create_app({"DATABASE_URL": "sqlite:///:memory:"})
+    with store_of(app):
+        scopes = [it.partition(".")[2] for it in app.view_functions if it.startswith("lock.")]
+    assert set(body["scopedPolicies"]) <= set(scopes)
+    assert body["target"] in (ROOT / "app.py").read_text()
 
 
 def test_authorization_starts_with_what_is_said(

@@ -424,6 +424,10 @@ def test_bad_certificates_do_not_get_through(
         for headers in ({}, {"Authorization": OPERATOR}):
             answer = send(mutual, "POST", f"{QUERY}?a=b", headers, tls=tls)
             assert (answer.status, bool(answer.error)) == (status, True), case
+            if status == 401:
+                none = answer.error == "No client certificate has been provided"
+                bad = answer.error.startswith("The client certificate is not valid: expired, ")
+                assert (none, bad) == (case == "none", case != "none"), case
 
 
 def test_a_clients_own_header_does_not_get_through(mutual: Nginx, authority: Authority) -> None:

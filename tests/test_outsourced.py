@@ -5,6 +5,7 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Any
 import pytest
 from certificates import Authority
 from standin import IDENTITY, PASSWORD, Cloud
-from support import MANAGEMENT, Answer, Process, Service
+from support import MANAGEMENT, Answer, Process, Service, lock
 from wire import raw
 
 from orchmgmt import cloud as client
 from orchmgmt import outsourced
+from orchmgmt.query import Page
 from orchmgmt.settings import ASKING_AT_ONCE, SettingError, Settings
 
 pytestmark = pytest.mark.sqlite
@@ -392,6 +394,27 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+
+@pytest.mark.parametrize("cache", [0, 10])
+def test_a_token_that_has_ended_is_refused_before_the_identity_service_cleans_up(
+    begin: Callable[..., Service], cloud: Cloud, cache: float
+) -> None:
+    service = begin(IDENTITY_CACHE_SECONDS=cache)
+    token = cloud.token("Carol", sysop=True, seconds=2)
+    ended = cloud.token("Carol", sysop=True, seconds=-47)
+    show = {"Authorization": f"Bearer IDENTITY-TOKEN//{token}"}
+    assert service.post("/lock/query", **show).status == 200
+    refused = service.post("/lock/query", Authorization=f"Bearer IDENTITY-TOKEN//{ended}")
+    assert (refused.status, refused.error) == (401, "Invalid authorization header")
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        time.sleep(0.05)
+    create = {"locks": [lock("A|b|1.0.0")]}
+    assert service.post("/lock/create", create, **show).status == 401
+    cloud.clean()
+    assert service.post("/lock/create", create, **show).status == 401
+    assert service.store.locks.find({}, Page(0, 1))[1] == 0
 
 
 @pytest.mark.parametrize(
