@@ -111,10 +111,10 @@ class Authority:
     def operator(self, name: str = "carol") -> Issued:
         return self.issue(subject(f"{name}.{DOMAIN}", qualifiers=("op",)))
 
-    def revocations(self, *certificates: Issued) -> str:
+    def revocations(self, *certificates: Issued, ends: datetime = NOW + DAY) -> str:
         """Write a revocation list and return its path."""
         builder = x509.CertificateRevocationListBuilder(
-            issuer_name=self.own.certificate.subject, last_update=NOW - DAY, next_update=NOW + DAY
+            issuer_name=self.own.certificate.subject, last_update=NOW - 2 * DAY, next_update=ends
         )
         for issued in certificates:
             builder = builder.add_revoked_certificate(

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -132,3 +133,48 @@ def test_links_lead_somewhere(page: str) -> None:
     path = DOCS.parent / page
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
         assert (path.parent / target).exists(), target
+
+
+def run_blocks(text: str, folder: Path) -> list[int]:
+    """Run each shell block of a text by itself; return the exit codes."""
+    return [
+        subprocess.run(["bash", "-ec", textwrap.dedent(block)], cwd=folder, timeout=60).returncode
+        for block in re.findall(r"^ *```sh\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)
+    ]
+
+
+def test_an_earlier_database_is_upgraded_as_the_page_says(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copyfile(ROOT / "tests" / "data" / "schema-1.sqlite", tmp_path / "orchmgmt.db")
+    text = section("operations.md", "Upgrade")
+    assert run_blocks(text, tmp_path) == [0, 0, 0, 0]
+    assert "an upgrade is to do" in capfd.readouterr().out
+    assert {it.name for it in tmp_path.iterdir()} >= {
+        "before-upgrade.db",
+        "locks.jsonl",
+        "jobs.jsonl",
+    }
+    assert run_blocks(text.split("2. Stop")[0], tmp_path) == [0]
+    assert "an upgrade is to do" not in capfd.readouterr().out
+
+
+def test_the_end_of_a_list_and_of_a_certificate_is_seen_as_the_page_says(
+    authority: Authority, tmp_path: Path
+) -> None:
+    shutil.copyfile(authority.revocations(), tmp_path / "cloud-crl.pem")
+    shutil.copyfile(authority.server_file(), tmp_path / "server.pem")
+    text = section("operations.md", "Certificates")
+    assert run_blocks(text, tmp_path) == [1, 1]  # those of the tests end tomorrow
+    later = text.replace("2 days", "1 hour").replace("172800", "3600")
+    assert later != text
+    assert run_blocks(later, tmp_path) == [0, 0]
+
+
+def test_the_alerts_name_metrics_that_there_are() -> None:
+    text = section("operations.md", "What to alert on")
+    readme = (ROOT / "README.md").read_text().split("<!-- metrics -->")[1]
+    known = set(re.findall(r"orchmgmt_\w+", readme.split("<!-- /metrics -->")[0]))
+    named = set(re.findall(r"orchmgmt_\w+", text))
+    assert named
+    assert named <= known

@@ -430,6 +430,25 @@ def test_bad_certificates_do_not_get_through(
                 assert (none, bad) == (case == "none", case != "none"), case
 
 
+def test_a_revocation_list_that_is_out_of_date_locks_everybody_out_and_the_log_says_so(
+    tmp_path: Path,
+) -> None:
+    authority = Authority(tmp_path)
+    authority.revocations(ends=NOW - DAY)
+    tls = context(authority, authority.operator())
+    settings = {"AUTHENTICATION_POLICY": "certificate", "CLOUD": CLOUD}
+    with (
+        served(DATABASE_URL="sqlite:///:memory:", **settings) as service,
+        running(
+            tmp_path / "nginx", "generic_https_certificate.conf", service.url, authority
+        ) as nginx,
+    ):
+        answer = send(nginx, "POST", QUERY, tls=tls)
+        assert answer.status == 401
+        assert answer.error.startswith("The client certificate is not valid: ")
+        assert "CRL has expired" in nginx.log
+
+
 def test_a_clients_own_header_does_not_get_through(mutual: Nginx, authority: Authority) -> None:
     operator = authority.operator().escaped
     tls = context(authority, authority.system())
