@@ -20,7 +20,6 @@ from psycopg.pq import TransactionStatus
 from orchmgmt.database import BUSY, SILENT, STREAM_BATCH, Conflict, Database, Row, log
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import UnusableDatabase, prepare_schema
-from orchmgmt.workers import make_room
 
 #: Any number that only orchmgmt uses: whoever has this lock of the database may change the schema.
 SCHEMA_LOCK = 0x6F7263686D676D74
@@ -112,7 +111,6 @@ class PostgresqlDatabase(Database):
 
     @contextmanager
     def _transaction(self, writing: bool) -> Iterator[None]:
-        make_room()  # nearly all of a transaction is waiting for the server
         try:
             with self._borrowed() as connection:
                 connection.execute(_BEGIN[writing])
