@@ -36,7 +36,8 @@ def create_app(settings: Mapping[str, object] | Settings | None = None) -> Flask
 
     app = Flask(__name__, static_folder=None)
     app.extensions["orchmgmt"] = store
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    # Where no length is announced, all above this is cut off, so what is as long is too large.
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # to the contract it is a wrong method
     # A path is right or unknown, never redirected.
     app.url_map.merge_slashes = False

@@ -58,7 +58,7 @@ HIGH_WATERMARK = sys.maxsize
 TICK = 0.05
 
 #: A request that takes longer, in seconds, may be waiting for another program.
-LONG = 0.1
+LONG = 0.2
 
 #: How many more threads than usual there may be while requests wait.
 MORE = 64
@@ -169,10 +169,10 @@ class Threads:
         self._looked, self._computed = now, computed
         waiting = sum(now - begun > LONG for begun in list(self._begun.values()))
         count = self._count
-        if not waiting:
-            count = self._usual
-        elif waiting >= count and idle:
+        if waiting >= count and idle:
             count = min(2 * count, self._usual + MORE)
+        elif waiting < count / 2:
+            count = max(count // 2, self._usual)
         if count != self._count:
             self._count = count
             set_count(count)

@@ -1,6 +1,7 @@
 """The operations over HTTP: load the request, call the model, dump the answer."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from flask import Blueprint, Response, request
@@ -103,11 +104,12 @@ def health_blueprint(store: Store) -> Blueprint:
 
 def _payload() -> Any:
     """The request's JSON; `None` when there is no body."""
-    try:
+    limit = (request.max_content_length or 0) - 1
+    body = None
+    with suppress(RequestEntityTooLarge):  # its length was announced
         body = request.get_data(cache=False)
-    except RequestEntityTooLarge as error:
-        error.description = body_too_large(request.max_content_length or 0)
-        raise
+    if body is None or len(body) > limit:
+        raise RequestEntityTooLarge(body_too_large(limit))
     if not body.strip(JSON_WHITE_SPACE):
         return None
     if not request.is_json:
