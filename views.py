@@ -1,7 +1,6 @@
 """The operations over HTTP: load the request, call the model, dump the answer."""
 
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any
 
 from flask import Blueprint, Response, request
@@ -105,10 +104,11 @@ def health_blueprint(store: Store) -> Blueprint:
 def _payload() -> Any:
     """The request's JSON; `None` when there is no body."""
     limit = (request.max_content_length or 0) - 1
-    body = None
-    with suppress(RequestEntityTooLarge):  # its length was announced
+    length = request.content_length or 0
+    if length <= limit:
         body = request.get_data(cache=False)
-    if body is None or len(body) > limit:
+        length = len(body)
+    if length > limit:
         raise RequestEntityTooLarge(body_too_large(limit))
     if not body.strip(JSON_WHITE_SPACE):
         return None
