@@ -129,6 +129,13 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
     parser_class = _Request
     error_task_class = _Refusal
 
+    def handle_write(self) -> None:
+        # The thread that has answered a request may be asking for the body of the next one: both
+        # would send what is there. And the client may just have been found gone.
+        with self.outbuf_lock:
+            if self.socket is not None:
+                super().handle_write()
+
 
 class Threads:
     """Sees to it that there are threads to answer with, whatever requests wait for.
