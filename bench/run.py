@@ -445,7 +445,7 @@ def main() -> None:
             compare(folder, options),
         )
         server_table = table(
-            "| case | serve | Granian, 1 worker | Granian, 2 workers | errors | 2 to serve | wanted |",
+            "| case | serve | Granian, 1 worker | 2 workers | errors | 2 to serve | wanted |",
             servers(folder, options),
         )
         if options.only:
