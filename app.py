@@ -7,6 +7,7 @@ from flask import Flask
 from orchmgmt.database import Clock
 from orchmgmt.errors import register_error_handlers
 from orchmgmt.gate import Gate
+from orchmgmt.logs import start_logging
 from orchmgmt.settings import Settings
 from orchmgmt.store import Store
 from orchmgmt.views import (
@@ -26,21 +27,27 @@ def create_app(
     """Return the WSGI application. It starts no thread; `store_of` gives its locks and history.
 
     Args:
-        settings: settings by name, over those of the environment; or ready settings.
+        settings: settings by name, over those of the environment; or ready settings. Without
+            them, as a WSGI server calls it, those of the environment are all, and unless that
+            server already logs for everybody, the application begins to.
         clock: as `Store` takes it.
 
     Raises:
         SettingError: a setting is wrong, or needs a package that is missing.
         UnusableDatabase: the database cannot be opened, or is another program's.
     """
-    if not isinstance(settings, Settings):
-        settings = Settings.read(settings or {})
+    if settings is None:
+        settings = Settings.read()
+        start_logging(settings)
+    elif not isinstance(settings, Settings):
+        settings = Settings.read(settings)
     gate = Gate(settings)
     store = Store(settings, clock)
 
     app = Flask(__name__, static_folder=None)
     app.extensions["orchmgmt"] = store
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    # A body that comes in chunks is cut off here: what is as long is too large.
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # to the contract it is a wrong method
     # A path is right or unknown, never redirected.
     app.url_map.merge_slashes = False

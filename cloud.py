@@ -22,9 +22,8 @@ from urllib.parse import quote, urlsplit
 import urllib3
 
 from orchmgmt.errors import Unavailable
-from orchmgmt.settings import PREFIX, SettingError, Settings
+from orchmgmt.settings import ASKING_AT_ONCE, PREFIX, SettingError, Settings
 from orchmgmt.values import second_until, strip
-from orchmgmt.workers import make_room
 
 log = logging.getLogger("orchmgmt")
 
@@ -96,7 +95,7 @@ class OwnSide:
         self.name = settings.naming.system_name(strip(settings.system_name))
         self._patience = settings.connect_timeout_seconds + settings.read_timeout_seconds
         self._pool = _pool(settings)
-        self._places = threading.BoundedSemaphore(settings.asking_threads)
+        self._places = threading.BoundedSemaphore(ASKING_AT_ONCE)
         self._login: _Login | None = None
         self._authorization: str | None = None
         if settings.authentication_policy == "outsourced":
@@ -134,7 +133,6 @@ class OwnSide:
         """One of the places of those that wait: a slow system must leave threads to the others."""
         if not self._places.acquire(blocking=False):
             raise system.unavailable("too many requests wait for it already")
-        make_room()
         try:
             yield
         finally:
@@ -303,7 +301,7 @@ def _pool(settings: Settings) -> urllib3.PoolManager:
     except OSError as error:
         raise SettingError(f"{PREFIX}{name} cannot be used: {error.strerror}") from None
     return urllib3.PoolManager(
-        maxsize=settings.asking_threads,
+        maxsize=ASKING_AT_ONCE,
         timeout=urllib3.Timeout(
             connect=settings.connect_timeout_seconds, read=settings.read_timeout_seconds
         ),

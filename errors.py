@@ -18,6 +18,9 @@ log = logging.getLogger("orchmgmt")
 
 RETRY_AFTER_SECONDS = 1
 
+#: What a path holds unquoted (RFC 3986), beside letters, digits and `-._~`.
+_AS_THEY_ARE = "/!$&'()*+,;=:@"
+
 _HOST = re.compile("^[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
 
 
@@ -113,7 +116,11 @@ def register_error_handlers(app: Flask) -> None:
     """Make every answer of 400 and above an ErrorResponse, whatever raised it."""
 
     def origin() -> str:
-        target = request.environ.get("REQUEST_URI") or quote(request.path)
+        environ = request.environ
+        target = environ.get("REQUEST_URI") or environ.get("RAW_URI")  # waitress; gunicorn
+        if not target:  # Granian unquotes the path and has nothing else
+            path = environ.get("SCRIPT_NAME", "") + environ["PATH_INFO"]
+            target = quote(path.encode("latin-1"), safe=_AS_THEY_ARE)
         return origin_of(request.method, target)
 
     def respond(status: int, message: str, headers: dict[str, str]) -> Response:

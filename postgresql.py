@@ -26,7 +26,6 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from orchmgmt.database import BUSY, SILENT, STREAM_BATCH, Clock, Conflict, Database, Row, log
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import Lock, Opening, Schema, UnusableDatabase, WrongUrl, prepare_schema
-from orchmgmt.workers import make_room
 
 # It tells of every connection that it gives or takes.
 logging.getLogger("psycopg.pool").setLevel(logging.WARNING)
@@ -186,7 +185,6 @@ class PostgresqlDatabase(Database):
 
     @contextmanager
     def _transaction(self, writing: bool) -> Iterator[None]:
-        make_room()  # nearly all of a transaction is waiting for the server
         try:
             with self._borrowed() as connection:
                 begun = connection.execute(_BEGIN[writing])

@@ -6,8 +6,9 @@ from flask import Request
 
 from orchmgmt.settings import PREFIX, SettingError, Settings
 
-#: What waitress gives as the address of a peer at a Unix socket; no other peer is called by a name.
-UNIX_SOCKET = "localhost"
+#: What servers give as the address of a peer at a Unix socket, which has none: waitress a name, and
+#: gunicorn and Granian nothing. Every other peer has an address.
+UNIX_SOCKET = ("localhost", "")
 
 
 class TrustedProxies:
@@ -25,11 +26,11 @@ class TrustedProxies:
 
     def sent(self, request: Request) -> bool:
         """Return whether a request comes straight from one of these proxies."""
-        peer = request.remote_addr or ""
-        if peer == UNIX_SOCKET:
+        peer = request.remote_addr
+        if peer in UNIX_SOCKET:
             return True
         try:
-            address = ipaddress.ip_address(peer)
+            address = ipaddress.ip_address(peer or "unknown")
         except ValueError:
             return False
         return any(address in network for network in self._networks)
@@ -43,4 +44,5 @@ class TrustedProxies:
                 return str(ipaddress.ip_address(last))
             except ValueError:
                 pass
-        return request.remote_addr or "unknown"
+        peer = request.remote_addr
+        return "localhost" if peer in UNIX_SOCKET else peer or "unknown"

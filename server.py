@@ -12,73 +12,78 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from flask import Flask
-from waitress import wasyncore
+from waitress import create_server
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
-from waitress.server import BaseWSGIServer, create_server
+from waitress.server import BaseWSGIServer
 from waitress.task import ErrorTask
 
 from orchmgmt.errors import body_too_large, error_body, origin_of
-from orchmgmt.loop import Loop, Sockets
 from orchmgmt.settings import Settings
-from orchmgmt.workers import Workers
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 log = logging.getLogger("orchmgmt")
 
 #: How long a stopping server waits for requests that are still being sent, in seconds.
 PATIENCE = 30
 
-#: How much longer it waits when all its threads wait for other programs, in seconds.
+#: How much longer it waits for those that wait for other programs, in seconds.
 GRACE = 5
 
 #: Connections at once, if the process may open so many files; beyond it clients wait their turn.
 CONNECTIONS = 10_000
 RESERVED_FILES = 40
 
-#: A client that does not read what it asked for is given up after this time, in seconds; one that
-#: asks for nothing, or does not end what it asks, after the longer one.
-STALLED = 60
-IDLE = 120
-
-NEVER = 10**9  # seconds
-
 #: Connections that the kernel completes before the server has taken them.
 BACKLOG = 1024
 
-#: Answers up to this size are sent once they are whole. In pieces, as they come, they cost half of
-#: the throughput.
+#: Answers up to this size are sent once they are whole. In pieces, as they come, they cost up to a
+#: third of the throughput. waitress has deprecated the argument and has no other for it.
 SEND_BYTES = 16 * 1024 * 1024
 
-#: An answer never waits for its client to read: the connection's next request does.
+#: An answer never keeps a thread waiting until its client reads: what is unread lies on disk.
 HIGH_WATERMARK = sys.maxsize
+
+#: How often the server looks how its threads fare, and whether it is to stop, in seconds.
+TICK = 0.05
+
+#: A request that takes longer, in seconds, may be waiting for another program.
+LONG = 0.2
+
+#: How many more threads than usual there may be while requests wait.
+MORE = 64
 
 
 class CannotListen(Exception):
     """The address cannot be listened on; the text is one line that says why."""
 
 
-class _Parser(HTTPRequestParser):  # type: ignore[misc]
-    """Refuses what waitress stumbles over, such as a Content-Length of 5,000 digits."""
+class _Request(HTTPRequestParser):  # type: ignore[misc]
+    """A request as waitress reads it, and what waitress stumbles over."""
 
     first_line = b""
 
     def received(self, data: bytes) -> int:
         consumed: int = super().received(data)
-        if self.error is not None:
-            self.expect_continue = False  # whoever asks whether to send the body gets the refusal
-        return consumed
+        if self.error is None:
+            return consumed
+        self.expect_continue = False  # whoever asks whether to send the body gets the refusal
+        return len(data)  # what follows is no request
 
     def parse_header(self, header_plus: bytes) -> None:
         try:
             super().parse_header(header_plus)
-        except ValueError as error:
+        except ValueError as error:  # a Content-Length of 5,000 digits
             raise ParsingError("The request cannot be read") from error
 
     def origin(self) -> str:
@@ -90,110 +95,94 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]
         return origin_of(method, rest.partition(" ")[0])
 
 
-class _ErrorResponseTask(ErrorTask):  # type: ignore[misc]
-    """Answers what waitress itself refuses with an ErrorResponse."""
+class _Rest(HTTPRequestParser):  # type: ignore[misc]
+    """What still comes after a request that was refused: it is dropped.
+
+    Unread it would reset the connection, and the client might never see why it is refused.
+    """
+
+    def received(self, data: bytes) -> int:
+        return len(data)
+
+
+class _Refusal(ErrorTask):  # type: ignore[misc]
+    """Answers a request that waitress cannot read, or that is too large, with an ErrorResponse."""
 
     def execute(self) -> None:
         error = self.request.error
         message = f"{error.reason}: {error.body}"
-        if error.code == 413:
+        if error.code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             message = body_too_large(self.channel.adj.max_request_body_size - 1)
         body = error_body(error.code, message, self.request.origin())
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", "application/json"))
-        self.set_close_on_finish()
+        self.set_close_on_finish()  # tells the client to close the connection
         self.content_length = len(body)
-        self.channel.refused = True
+        self.channel.parser_class = _Rest
         self.write(b"" if self.request.first_line.startswith(b"HEAD ") else body)
+        self.close_on_finish = False
 
 
 class _Channel(HTTPChannel):  # type: ignore[misc]
-    """A connection, and what it must not do to others.
+    """A connection."""
 
-    Unread input would reset it, and the client might never see why it is refused: a refused request
-    is read to its end before the connection is closed. And a client that sends requests without
-    reading the answers must not hold a thread: the next one waits until the last answer has gone.
-    """
-
-    error_task_class = _ErrorResponseTask
-    parser_class = _Parser
-    refused = False
-    _lingering = False
-    _parked = False
-    _last_activity = 0.0
-
-    @property
-    def last_activity(self) -> float:
-        """When something last happened, by a clock that nobody sets."""
-        return self._last_activity
-
-    @last_activity.setter
-    def last_activity(self, _: float) -> None:
-        self._last_activity = time.monotonic()  # waitress gives the time of day
-
-    def readable(self) -> bool:
-        return self._lingering or super().readable()
-
-    def handle_read(self) -> None:
-        if self._lingering:
-            self.recv(self.adj.recv_bytes)  # closes the connection at its end
-        else:
-            super().handle_read()
-
-    def writable(self) -> bool:
-        if self.requests and not self._parked and self.total_outbufs_len < self.adj.send_bytes:
-            # Nothing is sent before the answer is whole: a socket that could be written to would
-            # keep the loop spinning until then.
-            return self.will_close or self.close_when_flushed
-        return self._parked or super().writable()
-
-    def service(self) -> None:
-        """Answer the next request, unless the answer to the one before is still here."""
-        if self.total_outbufs_len:
-            self._parked = True
-        else:
-            super().service()
-        if self.connected:
-            self._map.stir(self._fileno)
-            self.server.wake()
-            if self.server.task_dispatcher.leads() and self.writable():
-                self.handle_write()  # there is no need to wait for the socket
-
-    def _flush_some(self, do_close: bool = True) -> bool:
-        """Send what there is; by one thread at a time, and only the one that leads may close."""
-        with self.outbuf_lock:
-            flushed: bool = super()._flush_some(do_close and self.server.task_dispatcher.leads())
-            return flushed
+    parser_class = _Request
+    error_task_class = _Refusal
 
     def handle_write(self) -> None:
-        if not self._parked:
-            super().handle_write()
-            return
-        self._flush_exception(self._flush_some_if_lockable)
-        if self.will_close:
-            self.handle_close()
-        elif not self.total_outbufs_len:
-            self._parked = False
-            self.server.add_task(self)
+        # The thread that has answered a request may be asking for the body of the next one: both
+        # would send what is there. And the client may just have been found gone.
+        with self.outbuf_lock:
+            if self.socket is not None:
+                super().handle_write()
 
-    def handle_close(self) -> None:
-        if self.refused and self.connected and not self._lingering:
-            try:
-                self.socket.shutdown(socket.SHUT_WR)
-            except OSError:
-                pass  # the client has gone
-            else:
-                self._lingering = True
-                self.will_close = False
-                return
-        super().handle_close()
 
-    def give_up_if_stalled(self) -> None:
-        """Close the connection if it is its client's turn, and has been for too long."""
-        unread = self._lingering or self._parked
-        idle = time.monotonic() - self.last_activity
-        if idle > (STALLED if unread else IDLE) and (unread or not self.requests):
-            self.handle_close()
+class Threads:
+    """Sees to it that there are threads to answer with, whatever requests wait for.
+
+    Threads that compute only take the interpreter from each other, so usually there are few. While
+    all of them wait for other programs, such as a busy database, there are more.
+
+    Args:
+        app: the application, whose calls are watched.
+        usual: how many threads there are to begin with.
+    """
+
+    def __init__(self, app: Flask, usual: int) -> None:
+        self._app = app
+        self._usual = self._count = usual
+        self._begun: dict[int, float] = {}  # when, by the thread of each call
+        self._looked = self._computed = 0.0
+
+    def __call__(
+        self, environ: "WSGIEnvironment", start_response: "StartResponse"
+    ) -> Iterable[bytes]:
+        """Answer a request."""
+        thread = threading.get_ident()
+        self._begun[thread] = time.monotonic()
+        try:
+            return self._app(environ, start_response)
+        finally:
+            del self._begun[thread]
+
+    def adapt(self, set_count: Callable[[int], object]) -> None:
+        """Set the number of threads, as it has gone since the last call.
+
+        Args:
+            set_count: sets it.
+        """
+        now, computed = time.monotonic(), time.process_time()
+        idle = computed - self._computed < (now - self._looked) / 2
+        self._looked, self._computed = now, computed
+        waiting = sum(now - begun > LONG for begun in list(self._begun.values()))
+        count = self._count
+        if waiting >= count and idle:
+            count = min(2 * count, self._usual + MORE)
+        elif waiting < count / 2:
+            count = max(count // 2, self._usual)
+        if count != self._count:
+            self._count = count
+            set_count(count)
 
 
 class Server:
@@ -221,99 +210,87 @@ class Server:
             sockets = _listen(settings.host, settings.port)
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
             self.url = f"http://{host}:{sockets[0].getsockname()[1]}"
-        self._map = Sockets()
-        self._loop = Loop(self._map)
-        waitress = create_server(
-            app,
-            map=self._map,
-            sockets=sockets,
-            _dispatcher=Workers(settings.threads + settings.asking_threads),
-            max_request_body_size=settings.max_body_bytes + 1,  # waitress refuses its limit itself
-            connection_limit=_connection_limit(),
-            backlog=BACKLOG,
-            cleanup_interval=NEVER,  # `run` gives up who stalls
-            clear_untrusted_proxy_headers=False,  # orchmgmt.proxies knows whom to believe
-            ident="orchmgmt",
-        )
-        self._workers: Workers = waitress.task_dispatcher
+        self._threads = Threads(app, settings.usual_threads)
+        self._map: dict[int, Any] = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of send_bytes
+            self._waitress = create_server(
+                self._threads,
+                map=self._map,
+                sockets=sockets,
+                threads=settings.usual_threads,
+                max_request_body_size=settings.max_body_bytes + 1,  # it refuses its limit itself
+                connection_limit=_connection_limit(),
+                backlog=BACKLOG,
+                send_bytes=SEND_BYTES,
+                outbuf_high_watermark=HIGH_WATERMARK,
+                asyncore_use_poll=True,  # `select` takes no more than 1,024 files
+                clear_untrusted_proxy_headers=False,  # orchmgmt.proxies knows whom to believe
+                ident="orchmgmt",
+            )
         self._listeners = [it for it in self._map.values() if isinstance(it, BaseWSGIServer)]
         for listener in self._listeners:
             listener.channel_class = _Channel
-            listener.adj.send_bytes = SEND_BYTES  # as an argument it is deprecated
-            listener.adj.outbuf_high_watermark = HIGH_WATERMARK
-            listener.pull_trigger = _do_nothing  # a channel wakes the loop when it is ready
-            listener.wake = self._wake
-        self._trigger = self._listeners[0].trigger
-        self._deadline: float | None = None  # set when the server is told to stop
-        self._closed = False
-        self._closing = threading.RLock()  # a signal may come while it is held
+        self._stopping = self._ended = False
+        self._deadline: float | None = None  # once it takes no more connections
+        self._quiet: set[_Channel] = set()
         # One warning for every request that waits for a thread says nothing that matters.
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
     def run(self) -> None:
         """Serve until `stop`, then answer what has been received, and return."""
-        self._workers.run(self._turn, self._overdue)
-        with self._closing:
-            self._closed = True
-        wasyncore.close_all(self._map)
-        self._loop.close()
+        keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        keeper.start()
+        try:
+            self._waitress.run()
+        finally:
+            self._ended = True
+            keeper.join()
+            self._waitress.task_dispatcher.shutdown(timeout=GRACE)
+            for listener in self._listeners:
+                listener.close()
 
     def stop(self) -> None:
         """Make `run` return soon. May be called again, from a signal handler or any thread."""
+        self._stopping = True  # no lock, no pipe: a signal may have come in the midst of anything
+
+    def _keep(self) -> None:
+        while not self._ended:
+            time.sleep(TICK)
+            self._threads.adapt(self._waitress.task_dispatcher.set_thread_count)
+            if self._stopping:
+                self._listeners[0].trigger.pull_trigger(self._drain)
+
+    # waitress has no way to stop that answers what it has received: at SIGTERM it drops what it
+    # has not begun with, and whoever is still sending. So at every tick its loop calls `_drain`,
+    # which takes what the kernel has accepted, closes the door and then each connection that has
+    # nothing under way; without connections the loop ends. This needs the names that waitress
+    # gives, but does not document, to its listeners (`trigger`, `readable`, `handle_accept`,
+    # `accepting`), its connections (`requests`, `request`, `total_outbufs_len`, `will_close`,
+    # `handle_close`) and the map of both.
+
+    def _drain(self) -> None:
+        channels = {it for it in self._map.values() if isinstance(it, _Channel)}
         if self._deadline is None:
             self._deadline = time.monotonic() + PATIENCE
-        with self._closing:
-            if not self._closed:
-                self._wake()
-
-    def _wake(self) -> None:
-        """Have the sockets looked at, unless this thread is the one that is about to do so."""
-        if not self._workers.leads():
-            self._trigger.pull_trigger()
-
-    def _turn(self) -> bool:
-        """Look after the sockets once, and return whether to go on."""
-        patience = 1.0
-        if self._deadline is not None:
-            if self._listeners:
-                self._close_the_door()
-            if not self._drain(self._deadline):
-                return False
-            patience = 0.1
-        if self._loop.turn(0 if self._workers.behind else patience):
-            for channel in self._channels():
-                channel.give_up_if_stalled()
-        return True
-
-    def _overdue(self) -> bool:
-        """Return whether to stop without those who look after the sockets: they all wait."""
-        return self._deadline is not None and time.monotonic() > self._deadline + GRACE
-
-    def _channels(self) -> list[_Channel]:
-        return [it for it in self._map.values() if isinstance(it, _Channel)]
-
-    def _close_the_door(self) -> None:
-        """Take no more connections than those that are here."""
-        for _ in range(BACKLOG):  # accept those that the kernel has completed
-            self._loop.turn(0)
-        self._remove_socket_file()
-        while self._listeners:
-            wasyncore.dispatcher.close(self._listeners.pop())
-
-    def _drain(self, deadline: float) -> bool:
-        """Close the idle connections, and return whether to wait for others."""
-        busy = False
-        for channel in self._channels():
-            if channel.requests or channel.request is not None or channel.total_outbufs_len:
-                busy = True
-            else:
+            for listener in self._listeners:
+                for _ in range(BACKLOG):
+                    if listener.readable():
+                        listener.handle_accept()
+                listener.accepting = False
+                listener.socket.close()
+            self._remove_socket_file()
+        elif not channels:
+            self._map.clear()
+        elif time.monotonic() > self._deadline:
+            log.warning("some requests were not done after %d s: they are dropped", PATIENCE)
+            for channel in channels:
                 channel.handle_close()
-        if busy and time.monotonic() >= deadline:
-            log.warning(
-                "some requests were still being sent after %d s: they are dropped", PATIENCE
-            )
-            return False
-        return busy
+            self._map.clear()
+        quiet = {it for it in channels if _is_quiet(it)}
+        for channel in quiet & self._quiet:  # whose socket has been looked at in between
+            channel.will_close = True
+        self._quiet = quiet
 
     def _remove_socket_file(self) -> None:
         """Remove the Unix socket, unless somebody has put another into its place."""
@@ -322,6 +299,11 @@ class Server:
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(path).st_ino == inode:
                     os.unlink(path)
+
+
+def _is_quiet(channel: _Channel) -> bool:
+    reading = channel.request is not None and not isinstance(channel.request, _Rest)
+    return not (reading or channel.requests or channel.total_outbufs_len)
 
 
 class Signals:
@@ -363,10 +345,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
-
-
-def _do_nothing() -> None:
-    """Do nothing."""
 
 
 def _connection_limit() -> int:

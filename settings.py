@@ -83,7 +83,13 @@ class Settings:
         8441, "TCP port to listen on; 0 picks a free one", minimum=0, maximum=65535
     )
     unix_socket: str = _setting("", "Unix socket to listen on instead of an address and a port")
-    threads: int = _setting(4, "Threads that answer requests", minimum=1, maximum=256)
+    threads: int = _setting(
+        0,
+        "Threads that answer requests, beside those that wait for other programs; 0 is 1 with "
+        "SQLite, or 4 where PostgreSQL or other systems must be waited for",
+        minimum=0,
+        maximum=256,
+    )
     authentication_policy: str = _setting(
         "declared", "How requesters prove who they are", choices=AUTHENTICATION_POLICIES
     )
@@ -187,13 +193,14 @@ class Settings:
         return Naming(extended=self.normalization_mode == "extended")
 
     @property
-    def asking_threads(self) -> int:
-        """How many requests may wait for other systems at once, beside the `threads`."""
-        asks = (
+    def usual_threads(self) -> int:
+        """How many threads answer requests while none of them waits long."""
+        waits = (
             AUTHENTICATION_POLICIES[self.authentication_policy].asks
             or MANAGEMENT_POLICIES[self.management_policy].asks
+            or self.database_url.startswith("postgresql:")
         )
-        return ASKING_AT_ONCE if asks else 0
+        return self.threads or (4 if waits else 1)
 
     def needed(self, name: str, policy: str) -> str:
         """Return the text of a setting that a policy cannot do without.

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import unquote
 from weakref import WeakSet
@@ -27,7 +27,6 @@ from orchmgmt.models import (
     check_schema,
     prepare_schema,
 )
-from orchmgmt.workers import make_room
 
 WAL_PAUSE = 0.01  # seconds
 SQLITE_MINIMUM = (3, 35, 0)  # the first with RETURNING
@@ -125,12 +124,10 @@ class SqliteDatabase(Database):
     def _transaction(self, writing: bool) -> Iterator[None]:
         self._check_file()
         turn = self._writing if writing else self._reading
-        if turn is not None and not turn.acquire(blocking=False):
-            make_room()
-            if not turn.acquire(timeout=self._timeout):
-                raise Unavailable(BUSY)
+        if turn is not None and not turn.acquire(timeout=self._timeout):
+            raise Unavailable(BUSY)
         try:
-            with self._begun() if writing else self.engine.atomic("DEFERRED"):
+            with self.engine.atomic("IMMEDIATE" if writing else "DEFERRED"):
                 yield
         except (peewee.DatabaseError, sqlite3.DatabaseError) as error:
             # sqlite3 reports a damaged file as the bare base class; what goes wrong while rows are
@@ -142,23 +139,6 @@ class SqliteDatabase(Database):
         finally:
             if turn is not None:
                 turn.release()
-
-    @contextmanager
-    def _begun(self) -> Iterator[None]:
-        """A transaction of the only writer; as long as another process is it, let others work."""
-        with ExitStack() as transaction:
-            self.engine.execute_sql("PRAGMA busy_timeout = 0")
-            try:
-                transaction.enter_context(self.engine.atomic("IMMEDIATE"))
-                begun = True
-            except peewee.OperationalError:
-                begun = False  # the second try waits, or fails for the same reason
-            finally:
-                self.engine.execute_sql(f"PRAGMA busy_timeout = {int(self._timeout * 1000)}")
-            if not begun:
-                make_room()
-                transaction.enter_context(self.engine.atomic("IMMEDIATE"))
-            yield
 
     def check(self) -> None:
         super().check()

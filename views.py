@@ -112,11 +112,13 @@ def health_blueprint(store: Store) -> Blueprint:
 
 def _payload() -> Any:
     """The request's JSON; `None` when there is no body."""
-    try:
+    limit = (request.max_content_length or 0) - 1
+    length = request.content_length or 0
+    if length <= limit:
         body = request.get_data(cache=False)
-    except RequestEntityTooLarge as error:
-        error.description = body_too_large(request.max_content_length or 0)
-        raise
+        length = len(body)
+    if length > limit:
+        raise RequestEntityTooLarge(body_too_large(limit))
     if not body.strip(JSON_WHITE_SPACE):
         return None
     if not request.is_json:

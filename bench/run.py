@@ -1,6 +1,6 @@
-"""Measure the service beside the limit server, and write RESULTS.md.
+"""Measure the service beside the limit server, and under Granian, and write RESULTS.md.
 
-Both are measured in one run and in turn, so that what the machine does besides falls on both; what
+All are measured in one run and in turn, so that what the machine does besides falls on all; what
 counts are the ratios. wrk makes the load, on the same machine.
 
 Usage: run.py [--seconds N] [--rounds N] [--largest JOBS] [--only CASE] [--output FILE]
@@ -12,6 +12,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import socket
 import sqlite3
 import statistics
@@ -61,6 +62,9 @@ CASES = {
     "create_1": 0.5,
     "create_100": 0.5,
 }
+#: Granian with two workers answers at least so many times the queries of `orchmgmt serve`.
+TWO_WORKERS = 1.7
+
 GROWTH = ("page_of_10_jobs", "page_of_10_jobs_filtered", "job_by_id", "deep_page_of_10_jobs")
 
 
@@ -123,6 +127,40 @@ def running(command: list[str]) -> Iterator[Running]:
 def ours(path: Path) -> list[str]:
     return [ORCHMGMT, "serve", "--port", "0", "--database-url", f"sqlite:///{path}",
             "--history-max-age-days", "100000"]  # fmt: skip
+
+
+@contextmanager
+def granian(path: Path, workers: int) -> Iterator[Running]:
+    """The application under Granian, as docs/deploy.md has it, a thread for each worker."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("granian")), "--interface", "wsgi", "--factory",
+         "orchmgmt.app:create_app", "--workers", str(workers), "--blocking-threads", "1",
+         "--port", str(port)],
+        env={**os.environ, "ORCHMGMT_DATABASE_URL": f"sqlite:///{path}",
+             "ORCHMGMT_LOG_LEVEL": "ERROR"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(3 * workers):  # all of them have started
+            wait_for(f"{url}/health")
+            time.sleep(0.3)
+        yield Running(url, process)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # its workers too
+        process.wait()
+
+
+def wait_for(url: str) -> None:
+    while True:
+        try:
+            urlopen(url).read()
+        except URLError:
+            time.sleep(0.001)
+        else:
+            return
 
 
 def job(chance: random.Random, number: int, of: int) -> dict[str, str]:
@@ -195,6 +233,35 @@ def compare(folder: Path, options: argparse.Namespace) -> Iterator[list[str]]:
                 f"{them.rate:,.0f}", f"{them.p50:.2f}", f"{them.p99:.2f}", str(them.errors),
                 f"{ratio:.2f}{verdict}", f"{wanted:g}",
             ]  # fmt: skip
+
+
+def servers(folder: Path, options: argparse.Namespace) -> Iterator[list[str]]:
+    """The application under Granian, with one worker and with two, beside `orchmgmt serve`."""
+    data = folder / "servers.db"
+    fill(data, JOBS, LOCKS)
+    with (
+        running(ours(copy(data, folder / "default.db"))) as default,
+        granian(copy(data, folder / "one.db"), 1) as one,
+        granian(copy(data, folder / "two.db"), 2) as two,
+    ):
+        for case in CASES:
+            if options.only not in ("", case):
+                continue
+            rates: list[list[float]] = []
+            errors = 0
+            for _ in range(options.rounds):
+                seen = [
+                    server.load(case, LOCKS, options.seconds, CONNECTIONS)
+                    for server in (default, one, two)
+                ]
+                rates.append([it.rate for it in seen])
+                errors += sum(it.errors for it in seen)
+            medians = [statistics.median(column) for column in zip(*rates, strict=True)]
+            ratio = statistics.median(row[2] / row[0] for row in rates)
+            query = not case.startswith("create")
+            verdict = " **below**" if query and ratio < TWO_WORKERS else ""
+            yield [case, *(f"{it:,.0f}" for it in medians), str(errors),
+                   f"{ratio:.2f}{verdict}", f"{TWO_WORKERS:g}" if query else ""]  # fmt: skip
 
 
 def grow(folder: Path, options: argparse.Namespace) -> Iterator[list[str]]:
@@ -311,12 +378,7 @@ def start_time(folder: Path) -> float:
     for number in range(7):
         begin = time.perf_counter()
         with running(ours(folder / f"start-{number}.db")) as service:
-            while True:
-                try:
-                    urlopen(f"{service.url}/health").read()
-                    break
-                except URLError:
-                    time.sleep(0.001)
+            wait_for(f"{service.url}/health")
             times.append(time.perf_counter() - begin)
     return statistics.median(times)
 
@@ -382,6 +444,10 @@ def main() -> None:
             " errors | ratio | wanted |",
             compare(folder, options),
         )
+        server_table = table(
+            "| case | serve | Granian, 1 worker | 2 workers | errors | 2 to serve | wanted |",
+            servers(folder, options),
+        )
         if options.only:
             return
         growth_table = table(
@@ -412,11 +478,18 @@ def main() -> None:
 {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {versions}.
 
 Made by `make bench`: wrk with {CONNECTIONS} connections on the same machine; the service and the
-limit server (a bare Flask route with hand-written SQL on the same tables, behind the same waitress)
-in turn, {options.rounds} rounds of {options.seconds} s each. The ratio is the median of the rounds'
-ratios. {LOCKS:,} locks, {JOBS:,} jobs.
+limit server (a bare Flask route with hand-written SQL on the same tables, behind plain waitress
+with one thread) in turn, {options.rounds} rounds of {options.seconds} s each. The ratio is the
+median of the rounds' ratios. {LOCKS:,} locks, {JOBS:,} jobs.
 
 {main_table}
+
+## Granian
+
+Requests a second of the same application under `orchmgmt serve`, and under Granian \
+{version("granian")} with one worker and with two, each with one thread, in turn as above.
+
+{server_table}
 
 ## Growth
 

@@ -246,12 +246,8 @@ def traced(store: Any) -> Iterator[list[str]]:
     """The SQL that SQLite itself runs for this thread, with its values."""
     statements: list[str] = []
 
-    def note(sql: str) -> None:
-        if not sql.startswith("PRAGMA busy_timeout"):  # how long to wait, not what to do
-            statements.append(sql)
-
     connection = store.database.engine.connection()
-    connection.set_trace_callback(note)
+    connection.set_trace_callback(statements.append)
     try:
         yield statements
     finally:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from support import FUTURE, MANAGEMENT, OPERATOR, Answer, Service, lock
-from wire import JOB, job_entry, job_id, put, raw
+from wire import JOB, chunked, job_entry, job_id, put, raw
 
 BODIES = ["/lock/create", "/lock/query", "/history/query"]
 JSON = {"Authorization": OPERATOR, "Content-Type": "application/json"}
@@ -338,15 +338,6 @@ def test_the_limit_is_a_setting(start: Callable[..., Service], limit: int) -> No
     for excess in (1, 2, 100_000):
         answer = post(service, "/lock/query", b"{}".ljust(limit + excess))
         assert (answer.status, answer.error) == too_large(limit)
-
-
-def chunked(*chunks: bytes) -> bytes:
-    head = (
-        f"POST {MANAGEMENT}/lock/query HTTP/1.1\r\nAuthorization: {OPERATOR}\r\n"
-        "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
-        "Connection: close\r\n\r\n"
-    ).encode()
-    return head + b"".join(b"%x\r\n%s\r\n" % (len(it), it) for it in (*chunks, b""))
 
 
 def test_a_body_in_chunks_is_read(service: Service) -> None:

@@ -1,5 +1,6 @@
 """What the service is measured against gives the same answers."""
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -63,6 +64,16 @@ def test_the_limit_server_gives_our_answers(start, limit):
             if "temporary" in entry:
                 entry["temporary"] = bool(entry["temporary"])
         assert ours.json == theirs.json
+
+
+def test_the_application_is_measured_under_granian_too(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    run = importlib.import_module("run")
+    run.fill(tmp_path / "data.db", 10, 10)
+    with run.granian(tmp_path / "data.db", 1) as running:
+        assert Client(running.url).locks().json["count"] == 10
+    with pytest.raises(ConnectionError):
+        Client(running.url).locks()
 
 
 def test_the_requests_of_the_load_are_those_of_the_table():

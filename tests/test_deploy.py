@@ -21,9 +21,12 @@ from conftest import COMMAND
 from support import Client, Process, in_threads, lock
 
 from orchmgmt.server import CONNECTIONS, PATIENCE, RESERVED_FILES
+from orchmgmt.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
-UNIT = ROOT / "deploy" / "systemd" / "orchmgmt@.service"
+SYSTEMD = ROOT / "deploy" / "systemd"
+UNIT = SYSTEMD / "orchmgmt@.service"
+CLEAN = SYSTEMD / "orchmgmt-clean.service"
 UPSTREAM = ROOT / "deploy" / "nginx" / "orchmgmt-upstream-several.conf"
 
 
@@ -39,31 +42,48 @@ def tool(name):
 # systemd
 
 
-def unit_values(name):
-    return re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
+def unit_values(name, unit=UNIT):
+    return re.findall(rf"^{name}=(.*)$", unit.read_text(), re.MULTILINE)
 
 
 @pytest.fixture
-def unit(tmp_path):
-    """The unit, with the command of this environment in the place of the installed one."""
-    path = tmp_path / "orchmgmt@.service"
-    path.write_text(UNIT.read_text().replace("/opt/orchmgmt/bin/orchmgmt", COMMAND))
-    return path
+def units(tmp_path):
+    """The units, with the command of this environment in the place of the installed one."""
+    for unit in SYSTEMD.iterdir():
+        text = unit.read_text().replace("/opt/orchmgmt/bin/orchmgmt", COMMAND)
+        (tmp_path / unit.name).write_text(text)
+    return tmp_path
 
 
-def test_systemd_finds_no_fault_with_the_unit(unit):
-    instance = str(unit).replace("@", "@8441")
-    command = [tool("systemd-analyze"), "verify", "--man=no", instance]
+@pytest.mark.parametrize(
+    "name", ["orchmgmt@8441.service", "orchmgmt-clean.service", "orchmgmt-clean.timer"]
+)
+def test_systemd_finds_no_fault_with_the_units(units, name):
+    command = [tool("systemd-analyze"), "verify", "--man=no", str(units / name)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     if "Failed to initialize manager" in ended.stderr:
         pytest.skip("systemd-analyze cannot verify here: " + ended.stderr.splitlines()[0])
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_systemd_finds_the_unit_well_confined(unit):
+@pytest.mark.parametrize("unit", [UNIT, CLEAN], ids=lambda unit: unit.name)
+def test_systemd_finds_the_units_well_confined(units, unit):
     command = [tool("systemd-analyze"), "security", "--offline=true", "--threshold=20"]
-    ended = subprocess.run([*command, str(unit)], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        [*command, str(units / unit.name)], capture_output=True, text=True, timeout=60
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_the_cleaning_unit_cleans_what_the_server_uses(run, tmp_path):
+    for name in ("User", "Group", "Environment", "EnvironmentFile", "StateDirectory"):
+        assert unit_values(name, CLEAN) == unit_values(name)
+    (command,) = unit_values("ExecStart", CLEAN)
+    name, *arguments = shlex.split(command)
+    assert name == "/opt/orchmgmt/bin/orchmgmt"
+    database = {"ORCHMGMT_DATABASE_URL": f"sqlite:///{tmp_path}/orchmgmt.db"}
+    Store(database).close()
+    assert run(*arguments, env=database).stdout == "Deleted 0 expired locks and 0 old jobs.\n"
 
 
 def test_the_units_command_starts_and_its_limits_suffice(tmp_path):

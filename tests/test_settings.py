@@ -81,7 +81,7 @@ WRONG = [
     ("PORT", "65536", "a whole number from 0 to 65535"),
     ("PORT", "80.5", "a whole number from 0 to 65535"),
     ("PORT", "tcp://10.0.0.1:8441", "a whole number from 0 to 65535"),
-    ("THREADS", "0", "a whole number from 1 to 256"),
+    ("THREADS", "-1", "a whole number from 0 to 256"),
     ("AUTHENTICATION_POLICY", "none", "one of declared, outsourced, certificate"),
     ("MANAGEMENT_POLICY", "everyone", "one of sysop-only, whitelist, authorization"),
     ("SYSTEM_NAME", "b@b", "naming convention: B@b"),
@@ -184,7 +184,7 @@ def test_create_app_takes_a_mapping_over_the_environment(monkeypatch):
 
 def test_create_app_refuses_a_wrong_setting():
     with pytest.raises(SettingError, match="ORCHMGMT_THREADS must be"):
-        create_app({"DATABASE_URL": "sqlite:///:memory:", "THREADS": 0})
+        create_app({"DATABASE_URL": "sqlite:///:memory:", "THREADS": -1})
 
 
 def test_command_line_wins_over_environment(serve):
@@ -215,7 +215,7 @@ def test_wrong_value_ends_a_command_with_one_clear_line(run, name, value, says):
     ("command", "option", "value"),
     [
         (["serve"], "--port", "x"),
-        (["demo"], "--threads", "0"),
+        (["demo"], "--threads", "257"),
         (["lock", "export"], "--omit-empty", "perhaps"),
         (["lock", "import", "-"], "--normalization-mode", "none"),
         (["history", "export"], "--database-url", "mysql://x"),

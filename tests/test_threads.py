@@ -1,4 +1,4 @@
-"""Threads that answer, threads that wait, and the sockets that only one of them looks after."""
+"""Threads that answer and threads that wait, and requests that come in between."""
 
 import json
 import socket
@@ -6,7 +6,9 @@ import sqlite3
 import struct
 import threading
 import time
-from contextlib import ExitStack, closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -22,6 +24,19 @@ CREATE = f"POST {MANAGEMENT}/lock/create HTTP/1.1\r\nHost: test\r\nAuthorization
 def connect(service):
     address = urlsplit(service.url)
     return closing(socket.create_connection((address.hostname, address.port), timeout=30))
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def threads_of(server):
+    """How many threads the process has."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(status.split("Threads:")[1].split()[0])
 
 
 def create(name, *headers):
@@ -41,7 +56,7 @@ def read_answer(stream):
     return status, stream.read(length)
 
 
-@pytest.mark.postgresql  # where each request waits, so that another thread leads in between
+@pytest.mark.postgresql  # where several threads answer
 def test_a_request_that_waits_to_be_asked_for_gets_its_own_answer(start):
     service = start()
     wrong: list[object] = []
@@ -108,14 +123,23 @@ def test_a_server_whose_threads_all_wait_can_be_stopped(tmp_path, monkeypatch):
 
 
 @pytest.mark.sqlite
-def test_the_loop_takes_all_connections_that_wait(tmp_path):
-    settings = Settings(database_url=f"sqlite:///{tmp_path}/orchmgmt.db", port=0)
-    waiting = server.Server(create_app(settings), settings)
-    with ExitStack() as stack:
+def test_creates_that_wait_for_another_process_do_not_stop_readers(serve, tmp_path):
+    """One thread answers, until it waits; once nothing waits, one is enough again."""
+    server = serve("--database-timeout-seconds", "60")
+    assert server.locks().status == 200  # all its threads have started by now
+    usual = threads_of(server)
+    answers = []
+    database = sqlite3.connect(tmp_path / "orchmgmt.db", isolation_level=None)
+    with closing(database), ThreadPoolExecutor(12) as pool:
+        database.execute("BEGIN IMMEDIATE")
+        for number in range(12):
+            answers.append(pool.submit(server.create, lock(f"P{number}|s|1.0.0")))
         for _ in range(20):
-            stack.enter_context(connect(waiting))
-        before = len(waiting._map)
-        waiting._loop.turn(1)
-        assert len(waiting._map) == before + 20
-        waiting.stop()
-        waiting.run()
+            assert server.locks().json["count"] == 0
+            assert server.send("GET", "/health").status == 200
+        wait_until(lambda: threads_of(server) >= usual + 12)
+        assert not any(answer.done() for answer in answers)
+        database.execute("ROLLBACK")
+        assert [answer.result().status for answer in answers] == [201] * 12
+    wait_until(lambda: threads_of(server) == usual)
+    assert server.locks().json["count"] == 12

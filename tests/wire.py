@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
-from support import Answer, Service
+from support import MANAGEMENT, OPERATOR, Answer, Client, Service
 
 from orchmgmt.models import Lock
 from orchmgmt.store import Store
@@ -122,7 +122,17 @@ def expected(
     return {"entries": found[first : first + size], "count": len(found)}
 
 
-def raw(service: Service, request: bytes) -> Answer:
+def chunked(*chunks: bytes) -> bytes:
+    """A lock query whose body comes in chunks."""
+    head = (
+        f"POST {MANAGEMENT}/lock/query HTTP/1.1\r\nHost: test\r\nAuthorization: {OPERATOR}\r\n"
+        "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+        "Connection: close\r\n\r\n"
+    ).encode()
+    return head + b"".join(b"%x\r\n%s\r\n" % (len(it), it) for it in (*chunks, b""))
+
+
+def raw(service: Client, request: bytes) -> Answer:
     """Send bytes as they are, and read one answer to the end of the connection."""
     address = urlsplit(service.url)
     with socket.create_connection((str(address.hostname), address.port), timeout=30) as connection:
