@@ -129,6 +129,15 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
     parser_class = _Request
     error_task_class = _Refusal
 
+    @property
+    def last_activity(self) -> float:
+        """The time of day when something last happened, reckoned by a clock that nobody sets."""
+        return time.time() - (time.monotonic() - self._active)
+
+    @last_activity.setter
+    def last_activity(self, _: float) -> None:
+        self._active = time.monotonic()
+
     def handle_write(self) -> None:
         # The thread that has answered a request may be asking for the body of the next one: both
         # would send what is there. And the client may just have been found gone.
@@ -231,7 +240,8 @@ class Server:
         self._listeners = [it for it in self._map.values() if isinstance(it, BaseWSGIServer)]
         for listener in self._listeners:
             listener.channel_class = _Channel
-        self._stopping = self._ended = False
+        self._stopping = False
+        self._ended = threading.Event()
         self._deadline: float | None = None  # once it takes no more connections
         self._quiet: set[_Channel] = set()
         # One warning for every request that waits for a thread says nothing that matters.
@@ -244,7 +254,7 @@ class Server:
         try:
             self._waitress.run()
         finally:
-            self._ended = True
+            self._ended.set()
             keeper.join()
             self._waitress.task_dispatcher.shutdown(timeout=GRACE)
             for listener in self._listeners:
@@ -255,8 +265,7 @@ class Server:
         self._stopping = True  # no lock, no pipe: a signal may have come in the midst of anything
 
     def _keep(self) -> None:
-        while not self._ended:
-            time.sleep(TICK)
+        while not self._ended.wait(TICK):
             self._threads.adapt(self._waitress.task_dispatcher.set_thread_count)
             if self._stopping:
                 self._listeners[0].trigger.pull_trigger(self._drain)
