@@ -243,7 +243,7 @@ class Server:
         self._stopping = False
         self._ended = threading.Event()
         self._deadline: float | None = None  # once it takes no more connections
-        self._quiet: set[_Channel] = set()
+        self._known: set[_Channel] = set()  # of the last look at them
         # One warning for every request that waits for a thread says nothing that matters.
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
@@ -272,11 +272,11 @@ class Server:
 
     # waitress has no way to stop that answers what it has received: at SIGTERM it drops what it
     # has not begun with, and whoever is still sending. So at every tick its loop calls `_drain`,
-    # which takes what the kernel has accepted, closes the door and then each connection that has
-    # nothing under way; without connections the loop ends. This needs the names that waitress
-    # gives, but does not document, to its listeners (`trigger`, `readable`, `handle_accept`,
-    # `accepting`), its connections (`requests`, `request`, `total_outbufs_len`, `will_close`,
-    # `handle_close`) and the map of both.
+    # which takes what the kernel has accepted and closes the door. From then on each connection may
+    # end what it has under way, begins nothing more, and is closed; without any the loop ends. This
+    # needs the names that waitress gives, but does not document, to its listeners (`trigger`,
+    # `readable`, `handle_accept`, `accepting`), its connections (`requests`, `request`,
+    # `total_outbufs_len`, `will_close`, `handle_close`) and the map of both.
 
     def _drain(self) -> None:
         channels = {it for it in self._map.values() if isinstance(it, _Channel)}
@@ -296,10 +296,12 @@ class Server:
             for channel in channels:
                 channel.handle_close()
             self._map.clear()
-        quiet = {it for it in channels if _is_quiet(it)}
-        for channel in quiet & self._quiet:  # whose socket has been looked at in between
-            channel.will_close = True
-        self._quiet = quiet
+        for channel in channels & self._known:  # whose sockets have been read in between
+            if channel.request is None:
+                channel.parser_class = _Rest
+            if _is_quiet(channel):
+                channel.will_close = True
+        self._known = channels
 
     def _remove_socket_file(self) -> None:
         """Remove the Unix socket, unless somebody has put another into its place."""
