@@ -129,6 +129,15 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
     parser_class = _Request
     error_task_class = _Refusal
 
+    @property
+    def last_activity(self) -> float:
+        """The time of day when something last happened, reckoned by a clock that nobody sets."""
+        return time.time() - (time.monotonic() - self._active)
+
+    @last_activity.setter
+    def last_activity(self, _: float) -> None:
+        self._active = time.monotonic()
+
     def handle_write(self) -> None:
         # The thread that has answered a request may be asking for the body of the next one: both
         # would send what is there. And the client may just have been found gone.
@@ -231,9 +240,10 @@ class Server:
         self._listeners = [it for it in self._map.values() if isinstance(it, BaseWSGIServer)]
         for listener in self._listeners:
             listener.channel_class = _Channel
-        self._stopping = self._ended = False
+        self._stopping = False
+        self._ended = threading.Event()
         self._deadline: float | None = None  # once it takes no more connections
-        self._quiet: set[_Channel] = set()
+        self._known: set[_Channel] = set()  # of the last look at them
         # One warning for every request that waits for a thread says nothing that matters.
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
@@ -244,7 +254,7 @@ class Server:
         try:
             self._waitress.run()
         finally:
-            self._ended = True
+            self._ended.set()
             keeper.join()
             self._waitress.task_dispatcher.shutdown(timeout=GRACE)
             for listener in self._listeners:
@@ -255,19 +265,18 @@ class Server:
         self._stopping = True  # no lock, no pipe: a signal may have come in the midst of anything
 
     def _keep(self) -> None:
-        while not self._ended:
-            time.sleep(TICK)
+        while not self._ended.wait(TICK):
             self._threads.adapt(self._waitress.task_dispatcher.set_thread_count)
             if self._stopping:
                 self._listeners[0].trigger.pull_trigger(self._drain)
 
     # waitress has no way to stop that answers what it has received: at SIGTERM it drops what it
     # has not begun with, and whoever is still sending. So at every tick its loop calls `_drain`,
-    # which takes what the kernel has accepted, closes the door and then each connection that has
-    # nothing under way; without connections the loop ends. This needs the names that waitress
-    # gives, but does not document, to its listeners (`trigger`, `readable`, `handle_accept`,
-    # `accepting`), its connections (`requests`, `request`, `total_outbufs_len`, `will_close`,
-    # `handle_close`) and the map of both.
+    # which takes what the kernel has accepted and closes the door. From then on each connection may
+    # end what it has under way, begins nothing more, and is closed; without any the loop ends. This
+    # needs the names that waitress gives, but does not document, to its listeners (`trigger`,
+    # `readable`, `handle_accept`, `accepting`), its connections (`requests`, `request`,
+    # `total_outbufs_len`, `will_close`, `handle_close`) and the map of both.
 
     def _drain(self) -> None:
         channels = {it for it in self._map.values() if isinstance(it, _Channel)}
@@ -287,10 +296,12 @@ class Server:
             for channel in channels:
                 channel.handle_close()
             self._map.clear()
-        quiet = {it for it in channels if _is_quiet(it)}
-        for channel in quiet & self._quiet:  # whose socket has been looked at in between
-            channel.will_close = True
-        self._quiet = quiet
+        for channel in channels & self._known:  # whose sockets have been read in between
+            if channel.request is None:
+                channel.parser_class = _Rest
+            if _is_quiet(channel):
+                channel.will_close = True
+        self._known = channels
 
     def _remove_socket_file(self) -> None:
         """Remove the Unix socket, unless somebody has put another into its place."""

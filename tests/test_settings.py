@@ -178,7 +178,7 @@ def test_create_app_takes_a_mapping_over_the_environment(monkeypatch):
     monkeypatch.setenv("ORCHMGMT_DATABASE_URL", "sqlite:///:memory:")
     for mapping, limit in (({"MAX_BODY_BYTES": 20}, 20), ({}, 10)):
         app = create_app(mapping)
-        assert app.config["MAX_CONTENT_LENGTH"] == limit
+        assert store_of(app).settings.max_body_bytes == limit
         store_of(app).close()
 
 
