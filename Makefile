@@ -15,13 +15,15 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-# mypy finds the modules under the package's name through links to them.
+# mypy and import-linter find the modules under the package's name through links to them.
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf build/types && mkdir -p build/types/orchmgmt
-	ln -s ../../../py.typed $(addprefix ../../../,$(wildcard *.py)) build/types/orchmgmt
+	ln -s $(addprefix ../../../,py.typed $(wildcard *.py) $(patsubst %/__init__.py,%,$(wildcard */__init__.py))) build/types/orchmgmt
 	MYPYPATH=build/types $(BIN)/mypy -p orchmgmt
+	touch build/types/orchmgmt/__init__.py
+	PYTHONPATH=build/types $(BIN)/lint-imports
 
 bench: $(READY)
 	$(BIN)/python bench/run.py --output bench/RESULTS.md

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from flask import Flask
 
-from orchmgmt.database import Clock
+from orchmgmt.databases import Clock
 from orchmgmt.errors import register_error_handlers
-from orchmgmt.gate import Gate
-from orchmgmt.logs import start_logging
+from orchmgmt.policies.gate import Gate
+from orchmgmt.serving.logs import start_logging
 from orchmgmt.settings import Settings
 from orchmgmt.store import Store
 from orchmgmt.views import (
@@ -64,7 +64,7 @@ def create_app(
     app.register_blueprint(health_blueprint(store))
     register_error_handlers(app)
     if settings.metrics:
-        from orchmgmt.metrics import Metrics
+        from orchmgmt.serving.metrics import Metrics
 
         app.extensions["orchmgmt-metrics"] = Metrics(app, store)
     return app

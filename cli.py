@@ -15,17 +15,17 @@ from urllib.parse import quote
 
 import click
 
-from orchmgmt.backup import CannotBackUp, back_up
-from orchmgmt.database import without_password
+from orchmgmt.databases.backup import CannotBackUp, back_up
+from orchmgmt.databases.opening import without_password
 from orchmgmt.errors import Unavailable
-from orchmgmt.logs import start_logging
 from orchmgmt.models import READY, SCHEMA_VERSION, OldSchema, Opening, UnusableDatabase, WrongUrl
+from orchmgmt.serving.logs import start_logging
 from orchmgmt.settings import PREFIX, SettingError, Settings, describe, unknown_names
 from orchmgmt.store import Store
 from orchmgmt.transfer import BadLine, export_jobs, export_locks, import_jobs, import_locks
 
 if TYPE_CHECKING:
-    from orchmgmt.server import Signals
+    from orchmgmt.serving.server import Signals
 
 log = logging.getLogger("orchmgmt")
 
@@ -132,7 +132,7 @@ def main() -> None:
 @takes_settings(*OF_EVERYTHING)
 def serve(**options: Any) -> None:
     """Serve locks and history over HTTP, until SIGTERM or SIGINT."""
-    from orchmgmt.server import Signals
+    from orchmgmt.serving.server import Signals
 
     with Signals() as signals:
         with one_clear_line():
@@ -146,7 +146,7 @@ def demo(**options: Any) -> None:
     """Serve a fresh copy of the example database; nothing of it is kept."""
     age = f"{PREFIX}HISTORY_MAX_AGE_DAYS"
     environ = {age: DEMO_HISTORY_MAX_AGE_DAYS, **os.environ}
-    from orchmgmt.server import Signals
+    from orchmgmt.serving.server import Signals
 
     with Signals() as signals, tempfile.TemporaryDirectory(prefix="orchmgmt-demo-") as folder:
         copy = Path(folder, "orchmgmt.db")
@@ -161,8 +161,8 @@ def run_server(settings: Settings, signals: "Signals") -> None:
     """Serve until a signal says stop."""
     # Only a server needs these: the other commands start faster without them.
     from orchmgmt.app import create_app, store_of
-    from orchmgmt.cleaner import Cleaner
-    from orchmgmt.server import CannotListen, Server, is_loopback
+    from orchmgmt.serving.cleaner import Cleaner
+    from orchmgmt.serving.server import CannotListen, Server, is_loopback
 
     begin(settings)
     with one_clear_line():

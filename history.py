@@ -14,10 +14,8 @@ from uuid import uuid4
 
 from peewee import Case
 
-from orchmgmt.database import Database, Row
-from orchmgmt.errors import InvalidParameter, NotFound
-from orchmgmt.models import DONE, ERROR, IN_PROGRESS, PENDING, STATUSES, Job, JobCount
-from orchmgmt.query import (
+from orchmgmt.databases import Database, Row
+from orchmgmt.databases.queries import (
     BulkInsert,
     Page,
     Parameter,
@@ -26,6 +24,8 @@ from orchmgmt.query import (
     Statement,
     delete_in_batches,
 )
+from orchmgmt.errors import InvalidParameter, NotFound
+from orchmgmt.models import DONE, ERROR, IN_PROGRESS, PENDING, STATUSES, Job, JobCount
 from orchmgmt.schemas import JobEntry, Message
 from orchmgmt.settings import Settings
 from orchmgmt.values import strip, write_instant

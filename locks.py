@@ -6,10 +6,8 @@ from typing import Any
 
 from peewee import SQL, Select, fn
 
-from orchmgmt.database import Database, Row
-from orchmgmt.errors import InvalidParameter, NotFound
-from orchmgmt.models import Job, Lock, LockCount, NewLock
-from orchmgmt.query import (
+from orchmgmt.databases import Database, Row
+from orchmgmt.databases.queries import (
     BulkInsert,
     Page,
     Parameter,
@@ -19,6 +17,8 @@ from orchmgmt.query import (
     any_of,
     delete_in_batches,
 )
+from orchmgmt.errors import InvalidParameter, NotFound
+from orchmgmt.models import Job, Lock, LockCount, NewLock
 from orchmgmt.schemas import IN_THE_PAST, Reservation
 from orchmgmt.settings import Settings
 from orchmgmt.values import strip

@@ -13,10 +13,10 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_load, val
 from marshmallow import missing as absent
 
 from orchmgmt import values
-from orchmgmt.database import Row
+from orchmgmt.databases import Row
+from orchmgmt.databases.queries import Page
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.models import FINISHED, IN_PROGRESS, PENDING, STATUSES, TYPES, NewLock
-from orchmgmt.query import Page
 from orchmgmt.settings import Settings
 
 INTEGER_MAX = 2**63 - 1

@@ -31,14 +31,14 @@ ASKING_AT_ONCE = 32
 
 #: A new policy needs its class and its line here.
 AUTHENTICATION_POLICIES = {
-    "declared": Policy("orchmgmt.identity:Declared"),
-    "outsourced": Policy("orchmgmt.outsourced:Outsourced", asks=True),
-    "certificate": Policy("orchmgmt.certificate:Certificate"),
+    "declared": Policy("orchmgmt.policies.declared:Declared"),
+    "outsourced": Policy("orchmgmt.policies.outsourced:Outsourced", asks=True),
+    "certificate": Policy("orchmgmt.policies.certificate:Certificate"),
 }
 MANAGEMENT_POLICIES = {
-    "sysop-only": Policy("orchmgmt.permission:SysopOnly"),
-    "whitelist": Policy("orchmgmt.permission:Whitelist"),
-    "authorization": Policy("orchmgmt.authorization:Authorization", asks=True),
+    "sysop-only": Policy("orchmgmt.policies.sysop_only:SysopOnly"),
+    "whitelist": Policy("orchmgmt.policies.whitelist:Whitelist"),
+    "authorization": Policy("orchmgmt.policies.authorization:Authorization", asks=True),
 }
 
 _TRUE = {"true", "yes", "on", "1"}

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from time import sleep
 from types import TracebackType
 
-from orchmgmt.database import Clock, open_database
+from orchmgmt.databases import Clock
+from orchmgmt.databases.opening import open_database
 from orchmgmt.history import History
 from orchmgmt.locks import Locks
 from orchmgmt.models import READY, Opening

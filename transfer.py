@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
 
-from orchmgmt.database import Row
+from orchmgmt.databases import Row
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.locks import AlreadyLocked, TakenIds
 from orchmgmt.models import NewLock

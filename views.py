@@ -6,8 +6,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from orchmgmt.audit import audited, tell
-from orchmgmt.database import Row
+from orchmgmt.databases import Row
 from orchmgmt.errors import InvalidParameter, UnsupportedMediaType, body_too_large
 from orchmgmt.locks import AlreadyLocked
 from orchmgmt.schemas import (
@@ -21,6 +20,7 @@ from orchmgmt.schemas import (
     parse_json,
     write_json,
 )
+from orchmgmt.serving.audit import audited, tell
 from orchmgmt.store import Store
 
 JSON_WHITE_SPACE = b" \t\r\n"

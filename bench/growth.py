@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 from run import ORCHMGMT, running
 
+from orchmgmt.databases.queries import Page
 from orchmgmt.models import NewLock
-from orchmgmt.query import Page
 from orchmgmt.store import Store
 
 PAST, FUTURE = "2020-01-01T00:00:00Z", "2099-01-01T00:00:00Z"

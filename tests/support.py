@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from orchmgmt.app import create_app, store_of
-from orchmgmt.server import Server
+from orchmgmt.serving.server import Server
 
 MANAGEMENT = "/serviceorchestration/orchestration/mgmt"
 OPERATOR = "Bearer SYSTEM//Sysop"

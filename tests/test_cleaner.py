@@ -12,8 +12,8 @@ import pytest
 from support import FUTURE, lock
 
 from orchmgmt.app import create_app, store_of
-from orchmgmt.cleaner import Cleaner
-from orchmgmt.query import DELETE_BATCH
+from orchmgmt.databases.queries import DELETE_BATCH
+from orchmgmt.serving.cleaner import Cleaner
 from orchmgmt.store import Store
 
 pytestmark = pytest.mark.sqlite

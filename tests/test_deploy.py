@@ -20,7 +20,7 @@ import pytest
 from conftest import COMMAND
 from support import Client, Process, in_threads, lock
 
-from orchmgmt.server import CONNECTIONS, PATIENCE, RESERVED_FILES
+from orchmgmt.serving.server import CONNECTIONS, PATIENCE, RESERVED_FILES
 from orchmgmt.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from support import job, traced
 
+from orchmgmt.databases.queries import Page
 from orchmgmt.models import SCHEMA_VERSION, STATUSES, TYPES
-from orchmgmt.query import Page
 from orchmgmt.store import Store
 
 pytestmark = pytest.mark.sqlite

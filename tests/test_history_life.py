@@ -8,9 +8,9 @@ import pytest
 from support import FUTURE, in_threads, lock, traced
 from wire import execute
 
+from orchmgmt.databases.queries import Page
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.locks import AlreadyLocked
-from orchmgmt.query import Page
 from orchmgmt.store import Store
 
 UNKNOWN = "0b7e6f1e-3e0f-4f5a-9d3e-0a1b2c3d4e5f"

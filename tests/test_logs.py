@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from support import FUTURE, lock
 
-from orchmgmt.audit import SHOWN
-from orchmgmt.logs import Fields
+from orchmgmt.serving.audit import SHOWN
+from orchmgmt.serving.logs import written
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BOILER = "Boiler|heat|1.0.0"
@@ -24,7 +24,7 @@ def audit(caplog):
     caplog.set_level(logging.INFO, "orchmgmt.audit")
 
     def audit():
-        found = [it.msg for it in caplog.records if it.name == "orchmgmt.audit"]
+        found = [it.fields for it in caplog.records if it.name == "orchmgmt.audit"]
         caplog.clear()
         assert all(str(line).isascii() and str(line).isprintable() for line in found)
         return found
@@ -130,7 +130,7 @@ def test_a_long_value_is_cut(service, audit):
     ],
 )
 def test_fields_as_text(value, text):
-    assert str(Fields(a=value)) == text
+    assert written({"a": value}) == text
 
 
 def test_json_lines(serve, tmp_path):
@@ -156,7 +156,7 @@ def test_json_lines(serve, tmp_path):
 
 def test_a_traceback_is_a_key_of_its_json_line(run, tmp_path):
     script = (
-        "import logging; from orchmgmt.logs import start_logging;"
+        "import logging; from orchmgmt.serving.logs import start_logging;"
         "from orchmgmt.settings import Settings\n"
         "start_logging(Settings.read())\n"
         "try: 1 / 0\n"

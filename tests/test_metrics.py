@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support import MANAGEMENT, job, lock
 
 from orchmgmt.app import create_app
-from orchmgmt.cleaner import Cleaner
+from orchmgmt.serving.cleaner import Cleaner
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PAST = "2020-01-01T00:00:00Z"

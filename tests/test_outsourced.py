@@ -17,9 +17,9 @@ from standin import IDENTITY, PASSWORD, Cloud
 from support import MANAGEMENT, Answer, Process, Service, lock
 from wire import raw
 
-from orchmgmt import cloud as client
-from orchmgmt import outsourced
-from orchmgmt.query import Page
+from orchmgmt.databases.queries import Page
+from orchmgmt.policies import cloud as client
+from orchmgmt.policies import outsourced
 from orchmgmt.settings import ASKING_AT_ONCE, SettingError, Settings
 
 pytestmark = pytest.mark.sqlite

@@ -14,7 +14,8 @@ import pytest
 pytestmark = pytest.mark.sqlite
 
 TREE = Path(__file__).resolve().parents[1]
-MODULES = sorted(path.name for path in TREE.glob("*.py"))
+FOLDERS = [TREE, *(it.parent for it in TREE.glob("*/__init__.py"))]
+MODULES = sorted(str(it.relative_to(TREE)) for folder in FOLDERS for it in folder.glob("*.py"))
 OPERATIONS = {
     "/serviceorchestration/orchestration/mgmt/lock/create": "POST",
     "/serviceorchestration/orchestration/mgmt/lock/query": "POST",
@@ -23,6 +24,11 @@ OPERATIONS = {
     "/serviceorchestration/monitor/echo": "GET",
     "/health": "GET",
 }
+
+
+def dotted(name):
+    """The name by which a file is imported."""
+    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def pip(*arguments):
@@ -106,7 +112,7 @@ def test_installed_wheel_imports_from_any_folder(elsewhere, site):
 
 
 def test_every_module_imports_first(elsewhere):
-    names = [f"orchmgmt.{name.removesuffix('.py')}" for name in MODULES]
+    names = [f"orchmgmt.{dotted(name)}" for name in MODULES]
     code = (
         "import importlib, sys\n"
         f"for name in {names}:\n"
@@ -119,11 +125,12 @@ def test_every_module_imports_first(elsewhere):
 
 def test_modules_of_the_user_with_the_same_names_are_left_alone(elsewhere, tmp_path):
     for name in MODULES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"mine = {name!r}\n")
-    names = [name.removesuffix(".py") for name in MODULES]
+    names = [dotted(name) for name in MODULES]
     code = (
         "from orchmgmt.app import create_app, store_of\n"
-        "import orchmgmt.cli, orchmgmt.server, orchmgmt.transfer\n"
+        "import orchmgmt.cli, orchmgmt.serving.server, orchmgmt.transfer\n"
         "app = create_app({'DATABASE_URL': 'sqlite:///:memory:'})\n"
         "store_of(app).history.create('PULL', 'Alice', 'Bob', 'kelvinInfo')\n"
         "import importlib\n"

@@ -14,10 +14,10 @@ from cluster import PASSWORD, Cluster, name_of
 from support import FUTURE, in_threads, job, lock
 from wire import JOB, LOCK, PAST, connect, execute, job_entry, job_id, lock_entry, put
 
-from orchmgmt.database import ATTEMPTS, Conflict
+from orchmgmt.databases import ATTEMPTS, Conflict
+from orchmgmt.databases.queries import Page
 from orchmgmt.locks import TakenIds
 from orchmgmt.models import SCHEMA_VERSION, NewLock
-from orchmgmt.query import Page
 from orchmgmt.store import Store
 
 pytestmark = pytest.mark.postgresql

@@ -12,10 +12,10 @@ from cluster import Cluster, Proxy, name_of
 from support import FUTURE, lock
 from wire import LOCK, connect
 
-from orchmgmt import postgresql as module
 from orchmgmt.app import create_app, store_of
+from orchmgmt.databases import postgresql as module
+from orchmgmt.databases.queries import Page
 from orchmgmt.models import NewLock
-from orchmgmt.query import Page
 from orchmgmt.store import Store
 
 pytestmark = pytest.mark.postgresql

@@ -20,7 +20,7 @@ from support import FUTURE, MANAGEMENT, OPERATOR, Client, lock
 import orchmgmt.cli
 from orchmgmt.app import create_app, store_of
 from orchmgmt.cli import DEMO_HISTORY_MAX_AGE_DAYS
-from orchmgmt.server import Server
+from orchmgmt.serving.server import Server
 from orchmgmt.settings import describe
 
 pytestmark = pytest.mark.sqlite

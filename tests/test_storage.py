@@ -16,9 +16,9 @@ import pytest
 from support import FUTURE, in_threads, job, lock, traced
 
 from orchmgmt.app import create_app, store_of
+from orchmgmt.databases.queries import BATCH, Page
 from orchmgmt.locks import AlreadyLocked
 from orchmgmt.models import SCHEMA_VERSION, NewLock, UnusableDatabase
-from orchmgmt.query import BATCH, Page
 from orchmgmt.store import Store
 
 pytestmark = pytest.mark.sqlite

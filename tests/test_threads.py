@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import pytest
 from support import MANAGEMENT, OPERATOR, in_threads, lock
 
-from orchmgmt import server
 from orchmgmt.app import create_app
+from orchmgmt.serving import server
 from orchmgmt.settings import Settings
 
 CREATE = f"POST {MANAGEMENT}/lock/create HTTP/1.1\r\nHost: test\r\nAuthorization: {OPERATOR}\r\n"

@@ -234,7 +234,7 @@ class Server:
                 send_bytes=SEND_BYTES,
                 outbuf_high_watermark=HIGH_WATERMARK,
                 asyncore_use_poll=True,  # `select` takes no more than 1,024 files
-                clear_untrusted_proxy_headers=False,  # orchmgmt.proxies knows whom to believe
+                clear_untrusted_proxy_headers=False,  # the policies know whom to believe
                 ident="orchmgmt",
             )
         self._listeners = [it for it in self._map.values() if isinstance(it, BaseWSGIServer)]

@@ -5,10 +5,10 @@ from time import perf_counter
 
 from flask import Blueprint, Flask, Response, g, request
 
-from orchmgmt.cleaner import Cleaner
+from orchmgmt.databases.queries import Page
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import STATUSES
-from orchmgmt.query import Page
+from orchmgmt.serving.cleaner import Cleaner
 from orchmgmt.settings import SettingError
 from orchmgmt.store import Store
 

@@ -8,9 +8,9 @@ from collections import OrderedDict
 
 from flask import Request
 
-from orchmgmt.cloud import OtherSystem, own_side, seconds_until
 from orchmgmt.errors import Unidentified
-from orchmgmt.identity import INVALID_HEADER, AuthenticationPolicy, Requester, bearer
+from orchmgmt.policies import INVALID_HEADER, AuthenticationPolicy, Requester, bearer
+from orchmgmt.policies.cloud import OtherSystem, own_side, seconds_until
 from orchmgmt.settings import Settings
 from orchmgmt.values import strip
 

@@ -1,15 +1,21 @@
 """The gate before the operations: identity, then permission, and the access log of both."""
 
 import logging
+from pkgutil import resolve_name
+from typing import Any
 
 from flask import Blueprint, g, request
 
 from orchmgmt.errors import Forbidden, ServiceError
-from orchmgmt.identity import authentication_policy
-from orchmgmt.logs import Fields
-from orchmgmt.permission import Operation, management_policy
-from orchmgmt.proxies import TrustedProxies
-from orchmgmt.settings import Settings
+from orchmgmt.policies import AuthenticationPolicy, ManagementPolicy, Operation
+from orchmgmt.policies.proxies import TrustedProxies
+from orchmgmt.settings import (
+    AUTHENTICATION_POLICIES,
+    MANAGEMENT_POLICIES,
+    Policy,
+    SettingError,
+    Settings,
+)
 
 #: A refused request is a line at INFO, an allowed one at DEBUG. Nothing in a line is as somebody
 #: sent it: neither a token nor a control character gets in.
@@ -24,8 +30,12 @@ class Gate:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._identity = authentication_policy(settings)
-        self._permission = management_policy(settings)
+        self._identity: AuthenticationPolicy = _chosen(
+            AUTHENTICATION_POLICIES, settings.authentication_policy, settings
+        )
+        self._permission: ManagementPolicy = _chosen(
+            MANAGEMENT_POLICIES, settings.management_policy, settings
+        )
         self._proxies = TrustedProxies(settings)
 
     def guard(self, blueprint: Blueprint, service: str | None = None) -> Blueprint:
@@ -60,5 +70,17 @@ class Gate:
             client = self._proxies.client(request)
             operation = request.endpoint
             text = f"{outcome} {name} {operation} from {client}: {reason}"
-            fields = {"requester": name, "operation": operation, "client": client}
-            access.log(level, Fields(text, outcome=outcome, **fields, reason=reason))
+            fields = {"outcome": outcome, "requester": name, "operation": operation}
+            fields |= {"client": client, "reason": reason}
+            access.log(level, text, extra={"fields": fields})
+
+
+def _chosen(policies: dict[str, Policy], name: str, settings: Settings) -> Any:
+    """One of `policies`, made from the settings."""
+    try:
+        policy = resolve_name(policies[name].where)
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            f"the policy `{name}` needs {error.name}: pip install 'orchmgmt[{name}]'"
+        ) from None
+    return policy(settings)

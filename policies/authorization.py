@@ -1,8 +1,8 @@
 """The management policy `authorization`: ConsumerAuthorization says who may manage."""
 
-from orchmgmt.cloud import OtherSystem, own_side
-from orchmgmt.identity import Requester
-from orchmgmt.permission import Operation, Whitelist
+from orchmgmt.policies import Operation, Requester
+from orchmgmt.policies.cloud import OtherSystem, own_side
+from orchmgmt.policies.whitelist import Whitelist
 from orchmgmt.settings import Settings
 
 

@@ -1,11 +1,13 @@
-"""One database: how a request gets its transaction, and what its failures mean.
+"""The database: how a request gets its transaction, and what its failures mean.
 
-What differs between the kinds of database is in `sqlite.py` and `postgresql.py`, a subclass each.
+Here is what is common; what differs between the kinds of database is in `sqlite.py` and
+`postgresql.py`, a subclass each. `queries.py` builds the SQL that locks and history run,
+`opening.py` finds the kind that a URL names, and `backup.py` copies a SQLite file. Nothing here
+knows the wire, what a lock or a job means, the policies, or the server and its threads.
 """
 
 import logging
 import random
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import peewee
 
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import READY, Opening, Schema, UnusableDatabase, WrongUrl
+from orchmgmt.models import Schema
 from orchmgmt.values import write_second
 
 log = logging.getLogger("orchmgmt")
@@ -193,48 +195,3 @@ class Database(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close the connections; a later call opens a new one."""
-
-
-def open_database(
-    url: str,
-    timeout: float,
-    connections: int,
-    opening: Opening = READY,
-    clock: Clock | None = None,
-) -> Database:
-    """Open a database, and make its tables if it is empty.
-
-    Args:
-        url: the setting `DATABASE_URL`.
-        timeout: how long a statement waits for a busy database, in seconds.
-        connections: how many connections to PostgreSQL there may be at once.
-        opening: what may be done to it for that.
-        clock: what to go by instead of the machine's clock (SQLite) or the server's (PostgreSQL).
-
-    Raises:
-        UnusableDatabase: the database cannot be opened, or its schema is not ours.
-    """
-    scheme = url.partition("://")[0]
-    try:
-        if scheme == "sqlite":
-            from orchmgmt.sqlite import SqliteDatabase
-
-            return SqliteDatabase(url, timeout, opening, clock or time.time)
-        if scheme == "postgresql":
-            try:
-                from orchmgmt.postgresql import PostgresqlDatabase
-            except ImportError as error:
-                raise UnusableDatabase(
-                    f"it needs psycopg 3 ({error}): pip install 'orchmgmt[postgresql]'"
-                ) from error
-            return PostgresqlDatabase(url, timeout, connections, opening, clock)
-        raise WrongUrl("a database URL begins with sqlite:/// or postgresql://")
-    except UnusableDatabase as error:
-        error.args = (f"cannot use {without_password(url)}: {error}",)
-        raise
-
-
-def without_password(url: str) -> str:
-    """Return a database URL as it may be shown."""
-    url = re.sub("(://[^:@/]*):.*@", r"\1:***@", url)
-    return re.sub("(password=)[^&]*", r"\1***", url)

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
@@ -12,23 +13,16 @@ from orchmgmt.settings import Settings
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]+").fullmatch  # ASCII but for space, quote, = and \
 
 
-class Fields(dict[str, Any]):
-    """What a log call is given instead of a message, to be found again by name.
+def written(fields: Mapping[str, Any]) -> str:
+    """Return `name=value name=value`, with what is not plain ASCII quoted as JSON quotes it.
 
-    In a JSON log each name is a key.
+    A log call that is given the fields, too, as `extra={"fields": fields}`, has each as a key of
+    its own in a JSON log.
 
     Args:
-        text: the line in a text log; by default it is `name=value name=value`, with what is not
-            plain ASCII quoted as JSON quotes it.
         fields: texts, numbers, and lists of them.
     """
-
-    def __init__(self, text: str = "", /, **fields: Any) -> None:
-        super().__init__(fields)
-        self._text = text
-
-    def __str__(self) -> str:
-        return self._text or " ".join(f"{name}={_write(value)}" for name, value in self.items())
+    return " ".join(f"{name}={_write(value)}" for name, value in fields.items())
 
 
 def start_logging(settings: Settings) -> None:
@@ -60,8 +54,7 @@ class _Json(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if isinstance(record.msg, Fields):
-            line = {**record.msg, **line}
+        line = {**getattr(record, "fields", {}), **line}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         if record.stack_info:

@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 import peewee
 
-from orchmgmt.database import BUSY, SILENT, STREAM_BATCH, Clock, Database, Row, log
+from orchmgmt.databases import BUSY, SILENT, STREAM_BATCH, Clock, Database, Row, log
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import (
     MissingDatabase,

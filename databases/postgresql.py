@@ -23,7 +23,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from orchmgmt.database import BUSY, SILENT, STREAM_BATCH, Clock, Conflict, Database, Row, log
+from orchmgmt.databases import BUSY, SILENT, STREAM_BATCH, Clock, Conflict, Database, Row, log
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import Lock, Opening, Schema, UnusableDatabase, WrongUrl, prepare_schema
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from peewee import SQL, ColumnBase, Expression, Field, Insert, Model, Query, Value, fn
 
-from orchmgmt.database import Database, Row
+from orchmgmt.databases import Database, Row
 
 MAX_OFFSET = 2**63 - 1
 

@@ -14,8 +14,8 @@ from cryptography.x509.oid import NameOID, ObjectIdentifier
 from flask import Request
 
 from orchmgmt.errors import Forbidden, Unidentified
-from orchmgmt.identity import AuthenticationPolicy, Requester
-from orchmgmt.proxies import TrustedProxies
+from orchmgmt.policies import AuthenticationPolicy, Requester
+from orchmgmt.policies.proxies import TrustedProxies
 from orchmgmt.settings import PREFIX, SettingError, Settings
 from orchmgmt.values import strip
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from flask import Blueprint, Response, g, request
 
-from orchmgmt.logs import Fields
+from orchmgmt.serving.logs import written
 
 log = logging.getLogger("orchmgmt.audit")
 
@@ -25,13 +25,16 @@ def audited(blueprint: Blueprint, *operations: str) -> Blueprint:
     @blueprint.after_request
     def write(response: Response) -> Response:
         if request.endpoint in endpoints and log.isEnabledFor(logging.INFO):
-            line = Fields(requester=g.get("requester", "-"), operation=request.endpoint)
-            line["status"] = response.status_code
-            line["result"] = _result(response.status_code)
-            line.update(g.get("audit_details", {}))
+            fields = {
+                "requester": g.get("requester", "-"),
+                "operation": request.endpoint,
+                "status": response.status_code,
+                "result": _result(response.status_code),
+                **g.get("audit_details", {}),
+            }
             if "refusal" in g:
-                line["reason"] = _shortened(g.refusal)
-            log.info(line)
+                fields["reason"] = _shortened(g.refusal)
+            log.info(written(fields), extra={"fields": fields})
         return response
 
     return blueprint

@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 import peewee
 
+from orchmgmt.databases.sqlite import MEMORY, sqlite_path
 from orchmgmt.models import Opening, UnusableDatabase, check_schema
-from orchmgmt.sqlite import MEMORY, sqlite_path
 
 
 class CannotBackUp(Exception):

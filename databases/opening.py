@@ -1,0 +1,52 @@
+"""The kind of database that a URL names, and the URL as it may be shown."""
+
+import re
+import time
+
+from orchmgmt.databases import Clock, Database
+from orchmgmt.models import READY, Opening, UnusableDatabase, WrongUrl
+
+
+def open_database(
+    url: str,
+    timeout: float,
+    connections: int,
+    opening: Opening = READY,
+    clock: Clock | None = None,
+) -> Database:
+    """Open a database, and make its tables if it is empty.
+
+    Args:
+        url: the setting `DATABASE_URL`.
+        timeout: how long a statement waits for a busy database, in seconds.
+        connections: how many connections to PostgreSQL there may be at once.
+        opening: what may be done to it for that.
+        clock: what to go by instead of the machine's clock (SQLite) or the server's (PostgreSQL).
+
+    Raises:
+        UnusableDatabase: the database cannot be opened, or its schema is not ours.
+    """
+    scheme = url.partition("://")[0]
+    try:
+        if scheme == "sqlite":
+            from orchmgmt.databases.sqlite import SqliteDatabase
+
+            return SqliteDatabase(url, timeout, opening, clock or time.time)
+        if scheme == "postgresql":
+            try:
+                from orchmgmt.databases.postgresql import PostgresqlDatabase
+            except ImportError as error:
+                raise UnusableDatabase(
+                    f"it needs psycopg 3 ({error}): pip install 'orchmgmt[postgresql]'"
+                ) from error
+            return PostgresqlDatabase(url, timeout, connections, opening, clock)
+        raise WrongUrl("a database URL begins with sqlite:/// or postgresql://")
+    except UnusableDatabase as error:
+        error.args = (f"cannot use {without_password(url)}: {error}",)
+        raise
+
+
+def without_password(url: str) -> str:
+    """Return a database URL as it may be shown."""
+    url = re.sub("(://[^:@/]*):.*@", r"\1:***@", url)
+    return re.sub("(password=)[^&]*", r"\1***", url)

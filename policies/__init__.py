@@ -1,0 +1,85 @@
+"""Who is asking, and who may (contract, "Who is asking"): a file for each policy.
+
+An authentication policy finds out who sent a request, a management policy whether that system may
+manage. Each is a class that is made from the settings, which list them all, and has one method; the
+gate calls both. Here is what they share; `cloud.py` asks the cloud's other systems, and
+`proxies.py` says whom to believe. Nothing here knows locks, jobs, their database or the server.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+from flask import Request
+
+from orchmgmt.errors import Unidentified
+from orchmgmt.values import strip
+
+INVALID_HEADER = "Invalid authorization header"
+
+_BEARER = re.compile("Bearer ([^/]*)//(.*)", re.DOTALL).fullmatch
+
+
+@dataclass(frozen=True)
+class Requester:
+    """A system that has said who it is.
+
+    Attributes:
+        name: its SystemName.
+        operator: whether it is an operator of the cloud, who may do everything.
+    """
+
+    name: str
+    operator: bool
+
+
+class AuthenticationPolicy(Protocol):
+    """A way of finding out who sent a request."""
+
+    def identify(self, request: Request) -> Requester:
+        """Return who sent `request`.
+
+        Raises:
+            Unidentified: it does not say, or not in the way of this policy.
+            Forbidden: it says so, and is none that this policy lets in.
+            Unavailable: another system has to be asked, and does not answer.
+        """
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a requester wants to do.
+
+    Attributes:
+        service: the service definition, such as `serviceOrchestrationLockManagement`.
+        scope: which of its operations: `create`, `query` or `remove`.
+    """
+
+    service: str
+    scope: str
+
+
+class ManagementPolicy(Protocol):
+    """A rule for who may manage locks and history."""
+
+    def admits(self, requester: Requester, operation: Operation) -> bool:
+        """Return whether `requester` may do `operation`.
+
+        Raises:
+            Unavailable: another system has to be asked, and does not answer.
+        """
+
+
+def bearer(request: Request) -> tuple[str, str]:
+    """Return the two parts of `Authorization: Bearer <kind>//<value>`.
+
+    Raises:
+        Unidentified: the header is missing or malformed.
+    """
+    header = request.headers.get("Authorization", "")
+    if not strip(header):
+        raise Unidentified("No authorization header has been provided")
+    match = _BEARER(header)
+    if not match:
+        raise Unidentified(INVALID_HEADER)
+    return match[1], match[2]

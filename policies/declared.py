@@ -1,0 +1,32 @@
+"""The authentication policy `declared`: the requester says its name, and nothing is verified."""
+
+from flask import Request
+
+from orchmgmt.errors import Unidentified
+from orchmgmt.policies import INVALID_HEADER, AuthenticationPolicy, Requester, bearer
+from orchmgmt.settings import Settings
+from orchmgmt.values import strip
+
+OPERATOR = "Sysop"
+
+
+class Declared(AuthenticationPolicy):
+    """`declared`: the requester says its name, and nothing is verified."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._naming = settings.naming
+
+    def identify(self, request: Request) -> Requester:
+        """Return the system that `Authorization: Bearer SYSTEM//<name>` names.
+
+        Raises:
+            Unidentified: the header is missing or malformed.
+        """
+        kind, value = bearer(request)
+        try:
+            name = self._naming.system_name(strip(value))
+        except ValueError:
+            kind = ""
+        if kind != "SYSTEM":
+            raise Unidentified(INVALID_HEADER)
+        return Requester(name, operator=name == OPERATOR)
