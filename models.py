@@ -179,7 +179,8 @@ class Opening(NamedTuple):
 
     Attributes:
         create: make it, or its tables, when it is not there.
-        upgrade: bring the schema of an earlier version up to date.
+        upgrade: bring the schema of an earlier version up to date, and a SQLite file into the mode
+            that servers use.
     """
 
     create: bool = True

@@ -93,9 +93,12 @@ class SqliteDatabase(Database):
             if not self._in_memory:
                 with self.engine.atomic("DEFERRED"):  # before the file is changed in any way
                     check_schema(self.engine, opening)
-                _use_write_ahead_log(self.engine, timeout)
-            with self.engine.atomic("IMMEDIATE"):
+                if opening.upgrade:
+                    _use_write_ahead_log(self.engine, timeout)
+            with self.engine.atomic("IMMEDIATE") as transaction:
                 prepare_schema(self.engine, opening)
+                if not opening.upgrade:
+                    transaction.rollback()  # that it could be written to was all to find out
         except UnusableDatabase:
             self.close()
             raise

@@ -73,6 +73,18 @@ def test_an_earlier_schema_is_not_upgraded_by_the_way(run, earlier, command):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("command", [*LEAVES_IT[:3], LEAVES_IT[4]], ids=" ".join)
+def test_a_restored_backup_is_left_as_it_is(run, tmp_path, command):
+    used = ("--database-url", "sqlite:///used.db")
+    assert run("lock", "import", "-", *used, input="").returncode == 0
+    assert run("backup", "orchmgmt.db", *used).returncode == 0
+    path = tmp_path / "orchmgmt.db"
+    before = path.read_bytes()
+    ended = run(*command)
+    assert ended.returncode == 0, ended.stderr
+    assert path.read_bytes() == before
+
+
 def test_upgrade_says_what_there_is_to_do_and_does_it(run, earlier):
     path, version = earlier
     for _ in range(2):  # to look changes nothing
