@@ -26,7 +26,7 @@ from orchmgmt.databases.queries import (
 )
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import DONE, ERROR, IN_PROGRESS, PENDING, STATUSES, Job, JobCount
-from orchmgmt.schemas import JobEntry, Message
+from orchmgmt.schemas import JobEntry
 from orchmgmt.settings import Settings
 from orchmgmt.values import strip, write_instant
 
@@ -46,7 +46,7 @@ class History:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._entry = JobEntry(settings)
-        self._message = Message(default="")
+        self._message = self._entry.fields["message"]
         self._max_age = timedelta(days=settings.history_max_age_days)
         self._jobs = Selection(
             database,
@@ -154,7 +154,7 @@ class History:
         }
 
         def insert() -> None:
-            job = self._entry.read({**entry, "createdAt": self._database.now()})
+            job = self._entry.load({**entry, "createdAt": self._database.now()})
             self._insert.rows([(job_id, *_ROW_BUT_ID(job))])
 
         self._database.write(insert)
@@ -263,7 +263,7 @@ class History:
     def _change(self, statement: Statement, job_id: str, message: str, status: str) -> None:
         values = {
             "id": strip(job_id).lower(),
-            "message": self._message.read(message),
+            "message": self._message.deserialize(message),
             "status": status,
         }
 

@@ -243,7 +243,7 @@ class Locks:
             Unavailable: the database does not answer.
         """
         lock = NewLock(
-            **self._reservation.read(
+            **self._reservation.load(
                 {
                     "orchestrationJobId": job_id,
                     "serviceInstanceId": service_instance_id,

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from orchmgmt.databases import Row
 from orchmgmt.errors import InvalidParameter
+from orchmgmt.json_text import parse_json, write_json
 from orchmgmt.locks import AlreadyLocked, TakenIds
 from orchmgmt.models import NewLock
-from orchmgmt.schemas import EntrySchema, JobEntry, LockEntry, parse_json, write_json
+from orchmgmt.schemas import EntrySchema, JobEntry, LockEntry
 from orchmgmt.store import Store
 
 BATCH = 900
@@ -178,7 +179,7 @@ def _batches(schema: EntrySchema, lines: Iterable[bytes]) -> Iterator[list[Line]
         if not text.strip():
             continue
         try:
-            batch.append(Line(number, schema.read(parse_json(text))))
+            batch.append(Line(number, schema.load(parse_json(text))))
         except InvalidParameter as error:
             yield batch
             raise BadLine(number, error) from None

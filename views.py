@@ -8,6 +8,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from orchmgmt.databases import Row
 from orchmgmt.errors import InvalidParameter, UnsupportedMediaType, body_too_large
+from orchmgmt.json_text import parse_json, write_json
 from orchmgmt.locks import AlreadyLocked
 from orchmgmt.schemas import (
     EntrySchema,
@@ -17,8 +18,6 @@ from orchmgmt.schemas import (
     LockEntry,
     LockQuery,
     LockRemove,
-    parse_json,
-    write_json,
 )
 from orchmgmt.serving.audit import audited, tell
 from orchmgmt.store import Store
@@ -39,7 +38,7 @@ def lock_blueprint(store: Store) -> Blueprint:
     def create() -> Response:
         payload = _payload()
         try:
-            wanted = create_request.read(payload)
+            wanted = create_request.load(payload)
             tell(
                 locks=len(wanted),
                 instances=[lock.service_instance_id for lock in wanted],
@@ -50,14 +49,14 @@ def lock_blueprint(store: Store) -> Blueprint:
             raise
         except InvalidParameter:
             # A time that is past may count before this fault, in the form in which it was sent.
-            LockCreate(store.settings, present=store.now()).read(payload)
+            LockCreate(store.settings, present=store.now()).load(payload)
             raise
         tell(ids=[row[0] for row in rows])
         return _entries(entry, rows, len(rows), status=201)
 
     @blueprint.post("/query")
     def query() -> Response:
-        return _entries(entry, *locks.find(*query_request.read(_payload())))
+        return _entries(entry, *locks.find(*query_request.load(_payload())))
 
     @blueprint.delete("/remove", defaults={"owner": ""})
     @blueprint.delete("/remove/", defaults={"owner": ""})
@@ -82,7 +81,7 @@ def history_blueprint(store: Store) -> Blueprint:
 
     @blueprint.post("/query")
     def query() -> Response:
-        return _entries(entry, *store.history.find(*query_request.read(_payload())))
+        return _entries(entry, *store.history.find(*query_request.load(_payload())))
 
     return blueprint
 

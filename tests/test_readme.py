@@ -134,7 +134,7 @@ def test_the_example_database_holds_valid_locks_and_jobs(tmp_path: Path) -> None
             entries = [entry for rows in batches for entry in schema.dump(rows)]
             assert len(entries) > 30
             for entry in entries:
-                loaded = schema.read(entry)
+                loaded = schema.load(entry)
                 assert schema.dump([tuple(loaded[name] for name in schema.fields)]) == [entry]
         statuses = store.database.rows("SELECT DISTINCT status, type FROM orchestration_job")
     assert len(statuses) == len(models.STATUSES) * len(models.TYPES)

@@ -1,0 +1,342 @@
+"""The types of the contract's table "Values", as marshmallow fields.
+
+Each brings a JSON value to its canonical form, or says what is wrong with it.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+from marshmallow import fields
+from marshmallow import missing as absent
+
+from orchmgmt import values
+from orchmgmt.errors import InvalidParameter
+from orchmgmt.models import STATUSES, TYPES
+
+INTEGER_MAX = 2**63 - 1
+INTEGER_MIN = -(2**63)
+
+# What counts first: a wrong JSON type, then what is missing, then a value's form, then its name,
+# then values that are good by themselves and not together.
+WRONG_TYPE, INCOMPLETE, MALFORMED, MISNAMED, CONTRADICTORY = range(5)
+
+
+class Fault(InvalidParameter):
+    """What is wrong with a value, in the contract's words.
+
+    Attributes:
+        rank: how early it counts among several.
+    """
+
+    def __init__(self, rank: int, message: str) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
+def is_blank(value: Any) -> bool:
+    """Return whether a JSON value is the same as none."""
+    return value is None or (isinstance(value, str) and not values.strip(value))
+
+
+def camel_case(name: str) -> str:
+    """Return a field's name as the wire has it: `expires_at` is `expiresAt`."""
+    first, *others = name.split("_")
+    return first + "".join(map(str.capitalize, others))
+
+
+class Value(fields.Field[Any]):
+    """A value of the contract: `null`, the empty string and white space are the same as absent.
+
+    Args:
+        missing: the message when there is no value; without one the value is optional.
+        invalid: the message, before the value, when it is malformed; by default the type's own.
+        default: what stands for no value.
+        data_key: the key, if it is not the field's name in camelCase.
+    """
+
+    type_name: ClassVar[str] = "a string"
+    invalid: str | None = None
+
+    def __init__(
+        self,
+        *,
+        missing: str | None = None,
+        invalid: str | None = None,
+        default: Any = absent,
+        data_key: str | None = None,
+    ) -> None:
+        super().__init__(data_key=data_key, load_default=default)
+        self.missing = missing
+        self.invalid = invalid or self.invalid
+
+    def deserialize(self, value: Any, attr: Any = None, data: Any = None, **kwargs: Any) -> Any:
+        """Return the canonical form of `value`, or what stands for none.
+
+        Raises:
+            Fault: there is no value and must be, or it is malformed.
+        """
+        if isinstance(value, str):
+            value = values.strip(value)
+        if value is absent or value is None or value == "":
+            if self.missing is not None:
+                raise Fault(INCOMPLETE, self.missing)
+            return self.load_default
+        return self._convert(value)
+
+    def _convert(self, value: Any) -> Any:
+        """Return the canonical form of what is not blank."""
+        if not isinstance(value, str):
+            raise self._wrong_type()
+        try:
+            return self._canonical(value)
+        except ValueError as error:
+            if self.invalid is None:
+                raise Fault(MISNAMED, str(error)) from None
+            raise Fault(MALFORMED, f"{self.invalid}: {value}") from None
+
+    def _canonical(self, text: str) -> Any:
+        return text
+
+    def _wrong_type(self, expected: str | None = None) -> Fault:
+        key = self.data_key or f"an element of {self.parent.data_key}"  # type: ignore[union-attr]
+        return Fault(WRONG_TYPE, f"{key} must be {expected or self.type_name}")
+
+
+class Name(Value):
+    """A value that the application's naming normalises."""
+
+    @cached_property
+    def _naming(self) -> values.Naming:
+        naming: values.Naming = self.root.settings.naming  # type: ignore[union-attr]
+        return naming
+
+
+class SystemName(Name):
+    """A system's name, PascalCase."""
+
+    def _canonical(self, text: str) -> str:
+        return self._naming.system_name(text)
+
+
+class ServiceName(Name):
+    """A service definition's name, camelCase."""
+
+    def _canonical(self, text: str) -> str:
+        return self._naming.service_name(text)
+
+
+class ServiceInstanceId(Name):
+    """`SystemName|ServiceName|Version`."""
+
+    def _canonical(self, text: str) -> str:
+        return self._naming.service_instance_id(text)
+
+
+class Uuid(Value):
+    """A UUID, returned in lower case."""
+
+    def _canonical(self, text: str) -> str:
+        return values.uuid(text)
+
+
+class JobId(Uuid):
+    """The id of an orchestration job."""
+
+    invalid = "Invalid orchestration job id"
+
+
+class SubscriptionId(Uuid):
+    """The id of the subscription that triggered a job."""
+
+    invalid = "Invalid subscription id"
+
+
+class DateTime(Value):
+    """A moment, in whole seconds of UTC.
+
+    Args:
+        round_up: count a fraction as the whole second, instead of cutting it off.
+        stored: the moment must be one that can be returned: a year from 1 to 9999.
+    """
+
+    def __init__(self, *, round_up: bool = False, stored: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._second = values.second_from if round_up else values.second_until
+        self._stored = stored
+
+    def _canonical(self, text: str) -> str:
+        second = self._second(text)
+        if self._stored and second in (values.START_OF_TIME, values.END_OF_TIME):
+            raise ValueError
+        return second
+
+
+class FutureDateTime(DateTime):
+    """A DateTime that has not come yet, as far as the schema knows what time it is.
+
+    Args:
+        past: the message, before the value, when it has.
+    """
+
+    def __init__(self, *, past: str, **kwargs: Any) -> None:
+        super().__init__(round_up=True, **kwargs)
+        self._past = past
+
+    def _canonical(self, text: str) -> str:
+        second = super()._canonical(text)
+        if second <= self.root.present:  # type: ignore[union-attr]
+            raise Fault(MALFORMED, f"{self._past}: {text}")
+        if second == values.END_OF_TIME:
+            raise ValueError
+        return second
+
+
+class Number(Value):
+    """A JSON integer of 64 bits, or a string of its digits.
+
+    Args:
+        minimum: the smallest.
+        maximum: the largest.
+    """
+
+    type_name = "an integer"
+
+    def __init__(
+        self, *, minimum: int = INTEGER_MIN, maximum: int = INTEGER_MAX, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self._minimum = minimum
+        self._maximum = maximum
+
+    def _convert(self, value: Any) -> int:
+        if isinstance(value, str):
+            digits = value.removeprefix("-")
+            if not (digits.isascii() and digits.isdigit() and len(digits) <= 20):
+                raise self._wrong_type()
+            value = int(value)
+        if type(value) is not int:
+            raise self._wrong_type()
+        if not self._minimum <= value <= self._maximum:
+            raise self._wrong_type(f"from {self._minimum} to {self._maximum}")
+        return value
+
+
+class Choice(Value):
+    """One of a few words, in any letter case."""
+
+    words: ClassVar[Sequence[str]]
+
+    def _canonical(self, text: str) -> str:
+        # Only ASCII letters have a case here: "ſ".upper() would be an S.
+        word = text.upper() if text.isascii() else ""
+        if word not in self.words:
+            raise ValueError
+        return word
+
+
+class Direction(Choice):
+    """Ascending or descending."""
+
+    words = ("ASC", "DESC")
+
+    def _canonical(self, text: str) -> str:
+        try:
+            return super()._canonical(text)
+        except ValueError:
+            message = "Direction is invalid. Only ASC or DESC are allowed"
+            raise Fault(MALFORMED, message) from None
+
+
+class JobStatus(Choice):
+    """How far a job got."""
+
+    words = STATUSES
+    invalid = "Invalid status"
+
+
+class JobType(Choice):
+    """Who asked for a job: the requester itself, or a subscription."""
+
+    words = TYPES
+    invalid = "Invalid type"
+
+
+class Flag(Value):
+    """A JSON boolean."""
+
+    type_name = "true or false"
+
+    def _convert(self, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise self._wrong_type()
+        return value
+
+
+class Message(Value):
+    """Free text. What no database or JSON text can hold becomes U+FFFD: a message is never lost."""
+
+    def _canonical(self, text: str) -> str:
+        text = text.replace("\0", "\ufffd")
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+class SortField(Value):
+    """One of a table's fields that a query may sort by, returned as the model calls it.
+
+    Args:
+        names: those fields, as the model calls them.
+    """
+
+    def __init__(self, *names: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._names = {camel_case(name): name for name in names}
+
+    def _canonical(self, text: str) -> str:
+        if text not in self._names:
+            allowed = ", ".join(self._names)
+            message = f"Sort field is invalid. Only the following are allowed: [{allowed}]"
+            raise Fault(MALFORMED, message)
+        return self._names[text]
+
+
+class ListOf(fields.List[Any]):
+    """A filter's list of values; absent, `null` and `[]` are the same.
+
+    Args:
+        element: the type of its elements.
+        empty: the message when an element is missing.
+        missing: the message when the list is; without one the list is optional.
+        data_key: as `Value` has it.
+    """
+
+    def __init__(
+        self,
+        element: Value,
+        *,
+        empty: str,
+        missing: str | None = None,
+        data_key: str | None = None,
+    ) -> None:
+        super().__init__(element, data_key=data_key)
+        self.missing = missing
+        self._empty = element.missing = empty
+
+    def deserialize(self, value: Any, attr: Any = None, data: Any = None, **kwargs: Any) -> Any:
+        """Return the values in canonical form, or that there are none.
+
+        Raises:
+            Fault: an element is missing, or what is wrong with the first bad one.
+        """
+        if value is absent or value is None or value == []:
+            if self.missing is not None:
+                raise Fault(INCOMPLETE, self.missing)
+            return absent
+        if not isinstance(value, list):
+            raise Fault(WRONG_TYPE, f"{self.data_key} must be a list")
+        try:
+            return [self.inner.deserialize(element) for element in value]
+        except Fault:
+            if any(map(is_blank, value)):
+                raise Fault(INCOMPLETE, self._empty) from None
+            raise
