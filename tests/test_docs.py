@@ -149,14 +149,14 @@ def test_an_earlier_database_is_upgraded_as_the_page_says(
     shutil.copyfile(ROOT / "tests" / "data" / "schema-1.sqlite", tmp_path / "orchmgmt.db")
     text = section("operations.md", "Upgrade")
     assert run_blocks(text, tmp_path) == [0, 0, 0, 0]
-    assert "an upgrade is to do" in capfd.readouterr().out
+    assert "an upgrade to 3 is to do" in capfd.readouterr().out
     assert {it.name for it in tmp_path.iterdir()} >= {
         "before-upgrade.db",
         "locks.jsonl",
         "jobs.jsonl",
     }
     assert run_blocks(text.split("2. Stop")[0], tmp_path) == [0]
-    assert "an upgrade is to do" not in capfd.readouterr().out
+    assert "there is nothing to do" in capfd.readouterr().out
 
 
 def test_the_end_of_a_list_and_of_a_certificate_is_seen_as_the_page_says(

@@ -133,7 +133,7 @@ def test_the_log_tells_of_start_and_stop_in_a_line_each(serve, tmp_path):
     assert process.stop() == 0
     started, stopped = log_of(tmp_path).splitlines()
     assert started.endswith(
-        f" INFO orchmgmt: orchmgmt {version('orchmgmt')} serves sqlite:///orchmgmt.db on "
+        f" INFO orchmgmt: orchmgmt {version('orchmgmt')} serves sqlite:///{tmp_path}/orchmgmt.db on "
         f"{process.url}; authentication policy declared, management policy whitelist"
     )
     assert stopped.endswith(" INFO orchmgmt: stopped")
