@@ -279,9 +279,9 @@ def test_expired_locks_are_passed_over(run, tmp_path):
     entries[2]["expiresAt"] = PAST  # neither its id nor its instance counts: it is not there
     ended = run("lock", "import", "-", input=lines(*entries))
     assert ended.returncode == 0
-    assert (
-        ended.stdout
-        == f"Imported 1 locks into sqlite:///{tmp_path}/orchmgmt.db; 2 had expired and were passed over.\n"
+    database = f"sqlite:///{tmp_path}/orchmgmt.db"
+    assert ended.stdout == (
+        f"Imported 1 locks into {database}; 2 had expired and were passed over.\n"
     )
     assert exported(run, "lock") == [lock_entry()]
 
