@@ -21,6 +21,6 @@ WORKDIR /data
 VOLUME /data
 EXPOSE 8441
 # It asks where these variables say: give another port or a Unix socket by them, not by an option.
-HEALTHCHECK --interval=10s --timeout=6s --start-period=5s CMD ["/opt/orchmgmt/bin/python", "-c", "import http.client, os, socket, sys; path = os.environ.get('ORCHMGMT_UNIX_SOCKET'); c = http.client.HTTPConnection('127.0.0.1', int(os.environ['ORCHMGMT_PORT'])); c.sock = socket.socket(socket.AF_UNIX if path else socket.AF_INET); c.sock.settimeout(5); c.sock.connect(path or (c.host, c.port)); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
+HEALTHCHECK --interval=10s --timeout=6s --start-period=5s CMD ["/opt/orchmgmt/bin/python", "-c", "import http.client, os, socket, sys; e = os.environ; path = e.get('ORCHMGMT_UNIX_SOCKET'); c = http.client.HTTPConnection('localhost', timeout=5); c.sock = socket.socket(socket.AF_UNIX) if path else socket.create_connection((e['ORCHMGMT_HOST'], e['ORCHMGMT_PORT']), 5); c.sock.settimeout(5); path and c.sock.connect(path); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["/opt/orchmgmt/bin/orchmgmt"]
 CMD ["serve"]

@@ -42,6 +42,8 @@ def create_app(
     elif not isinstance(settings, Settings):
         settings = Settings.read(settings)
     gate = Gate(settings)
+    if settings.metrics:
+        from orchmgmt.serving.metrics import Metrics
     store = Store(settings, clock)
 
     app = Flask(__name__, static_folder=None)
@@ -64,8 +66,6 @@ def create_app(
     app.register_blueprint(health_blueprint(store))
     register_error_handlers(app)
     if settings.metrics:
-        from orchmgmt.serving.metrics import Metrics
-
         app.extensions["orchmgmt-metrics"] = Metrics(app, store)
     return app
 

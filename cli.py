@@ -16,7 +16,7 @@ from urllib.parse import quote
 import click
 
 from orchmgmt.databases.backup import CannotBackUp, back_up
-from orchmgmt.databases.opening import without_password
+from orchmgmt.databases.opening import shown
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import READY, SCHEMA_VERSION, OldSchema, Opening, UnusableDatabase, WrongUrl
 from orchmgmt.serving.logs import start_logging
@@ -186,7 +186,7 @@ def run_server(settings: Settings, signals: "Signals") -> None:
         log.info(
             "orchmgmt %s serves %s on %s; authentication policy %s, management policy %s",
             version("orchmgmt"),
-            without_password(settings.database_url),
+            shown(settings.database_url),
             server.url,
             settings.authentication_policy,
             settings.management_policy,
@@ -256,7 +256,7 @@ def import_history(file: BinaryIO, **options: Any) -> None:
     """
     with opened(options, READY) as store, progress(file) as lines:
         count = import_jobs(store, lines)
-    click.echo(f"Imported {count} jobs into {without_password(store.settings.database_url)}.")
+    click.echo(f"Imported {count} jobs into {shown(store.settings.database_url)}.")
 
 
 @history.command("export")
@@ -285,7 +285,7 @@ def import_lock(file: BinaryIO, **options: Any) -> None:
     with opened(options, READY) as store, progress(file) as lines:
         imported, expired = import_locks(store, lines)
     click.echo(
-        f"Imported {imported} locks into {without_password(store.settings.database_url)}; "
+        f"Imported {imported} locks into {shown(store.settings.database_url)}; "
         f"{expired} had expired and were passed over."
     )
 

@@ -252,7 +252,7 @@ def prepare_schema(database: Database, opening: Opening, shared: bool = False) -
         if not shared:  # versions differ in their counts alone
             _forget_counts(database)
             _count(database)
-        log.info("upgraded the schema from version %d to %d", version, SCHEMA_VERSION)
+        log.info("upgrading the schema from version %d to %d", version, SCHEMA_VERSION)
     if version < SCHEMA_VERSION or not shared:
         # This also fails where nothing can be written, as opening a file does not.
         Schema.update(version=SCHEMA_VERSION).bind(database).execute()

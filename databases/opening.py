@@ -1,7 +1,9 @@
 """The kind of database that a URL names, and the URL as it may be shown."""
 
+import os
 import re
 import time
+from urllib.parse import quote
 
 from orchmgmt.databases import Clock, Database
 from orchmgmt.models import READY, Opening, UnusableDatabase, WrongUrl
@@ -42,11 +44,14 @@ def open_database(
             return PostgresqlDatabase(url, timeout, connections, opening, clock)
         raise WrongUrl("a database URL begins with sqlite:/// or postgresql://")
     except UnusableDatabase as error:
-        error.args = (f"cannot use {without_password(url)}: {error}",)
+        error.args = (f"cannot use {shown(url)}: {error}",)
         raise
 
 
-def without_password(url: str) -> str:
-    """Return a database URL as it may be shown."""
+def shown(url: str) -> str:
+    """Return a database URL as it may be shown: without its password, and with the whole path."""
+    if re.match("sqlite:///(?!/|:memory:)", url):
+        folder = quote(os.getcwd())
+        return url.replace("///", f"///{folder}/", 1)
     url = re.sub("(://[^:@/]*):.*@", r"\1:***@", url)
     return re.sub("(password=)[^&]*", r"\1***", url)

@@ -196,7 +196,7 @@ def test_deletes_in_small_batches_each_a_transaction_with_a_pause(open_store, pa
     connection.set_trace_callback(None)
     left.append(len(rows(path, table)))
     batches = [before - after for before, after in pairwise(left) if before > after]
-    assert len(batches) == len(pauses) + 1 >= 3
+    assert 3 <= len(batches) <= len(pauses) + 1  # the last one may have found nothing
     assert max(batches) <= DELETE_BATCH <= 1000
     assert min(pauses) > 0
     assert left[-1] == 0

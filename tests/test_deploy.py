@@ -136,7 +136,9 @@ def image(tmp_path_factory):
         found = list(ROOT.glob(pattern))
         assert found, pattern
         for path in found:
-            shutil.copy(path, folder / "source")
+            target = folder / "source" / path.relative_to(ROOT)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(path, target)
 
     def here(text):
         return re.sub(r"/(opt/orchmgmt|data)\b", rf"{folder}/\1", text)

@@ -128,7 +128,9 @@ def test_authorization_starts_with_what_is_said(
     assert serve(env=environ(section("policies.md", "`authorization`"))).locks().status == 200
 
 
-@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{it.name}" for it in DOCS.iterdir())])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{it.name}" for it in DOCS.iterdir())]
+)
 def test_links_lead_somewhere(page: str) -> None:
     path = DOCS.parent / page
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
@@ -149,14 +151,14 @@ def test_an_earlier_database_is_upgraded_as_the_page_says(
     shutil.copyfile(ROOT / "tests" / "data" / "schema-1.sqlite", tmp_path / "orchmgmt.db")
     text = section("operations.md", "Upgrade")
     assert run_blocks(text, tmp_path) == [0, 0, 0, 0]
-    assert "an upgrade is to do" in capfd.readouterr().out
+    assert "an upgrade to 3 is to do" in capfd.readouterr().out
     assert {it.name for it in tmp_path.iterdir()} >= {
         "before-upgrade.db",
         "locks.jsonl",
         "jobs.jsonl",
     }
     assert run_blocks(text.split("2. Stop")[0], tmp_path) == [0]
-    assert "an upgrade is to do" not in capfd.readouterr().out
+    assert "there is nothing to do" in capfd.readouterr().out
 
 
 def test_the_end_of_a_list_and_of_a_certificate_is_seen_as_the_page_says(
@@ -178,3 +180,21 @@ def test_the_alerts_name_metrics_that_there_are() -> None:
     named = set(re.findall(r"orchmgmt_\w+", text))
     assert named
     assert named <= known
+
+
+def test_the_picture_of_the_parts_is_that_of_the_code() -> None:
+    text = (DOCS / "architecture.md").read_text()
+    named = re.findall(r"\b((?:(?:policies|databases|serving)/)?[a-z_]+\.py)\b", text)
+    folders = ["", *(f"{it.parent.name}/" for it in ROOT.glob("*/__init__.py"))]
+    for name in named:
+        assert any((ROOT / folder / name).is_file() for folder in folders), name
+    for folder in folders[1:]:
+        assert f"[`{folder}`]" in text
+        assert (ROOT / folder / "__init__.py").read_text().startswith('"""')
+
+
+def test_the_commands_for_contributors_are_in_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^make (\w+) ", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert len(targets) == 4
+    assert all(f"\n{target}: " in makefile for target in targets)

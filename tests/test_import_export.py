@@ -274,14 +274,14 @@ def test_ids_go_on_after_the_largest_imported(service):
     assert entry["id"] == 1001
 
 
-def test_expired_locks_are_passed_over(run):
+def test_expired_locks_are_passed_over(run, tmp_path):
     entries = [lock_entry(), lock_entry("A|b|1.0.0", id=8, expiresAt=PAST), lock_entry(id=9)]
     entries[2]["expiresAt"] = PAST  # neither its id nor its instance counts: it is not there
     ended = run("lock", "import", "-", input=lines(*entries))
     assert ended.returncode == 0
-    assert (
-        ended.stdout
-        == "Imported 1 locks into sqlite:///orchmgmt.db; 2 had expired and were passed over.\n"
+    database = f"sqlite:///{tmp_path}/orchmgmt.db"
+    assert ended.stdout == (
+        f"Imported 1 locks into {database}; 2 had expired and were passed over.\n"
     )
     assert exported(run, "lock") == [lock_entry()]
 

@@ -41,7 +41,7 @@ def test_the_readme_shows_the_audit(start, audit):
     service.remove("Alice", "instanceIds=Boiler%7Cheat%7C1.0.0")
     service.post("/lock/create", {}, Authorization="Bearer SYSTEM//Alice")
     (shown,) = re.findall("<!-- audit -->\n```\n(.*?)```", README, re.DOTALL)
-    assert [str(line) for line in audit()] == shown.splitlines()
+    assert [written(line) for line in audit()] == shown.splitlines()
 
 
 def test_queries_and_other_paths_leave_no_line(service, audit):

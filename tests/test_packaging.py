@@ -157,7 +157,7 @@ def test_command_of_the_installed_wheel_works(elsewhere, site, tmp_path):
     script = str(site / "bin" / "orchmgmt")
     assert elsewhere(script, "--version").startswith("orchmgmt ")
     (tmp_path / "none.jsonl").touch()
-    imported = "Imported 0 jobs into sqlite:///orchmgmt.db.\n"
+    imported = f"Imported 0 jobs into sqlite:///{tmp_path}/orchmgmt.db.\n"
     assert elsewhere(script, "history", "import", "none.jsonl") == imported
     assert elsewhere(script, "clean") == "Deleted 0 expired locks and 0 old jobs.\n"
     assert (tmp_path / "orchmgmt.db").is_file()

@@ -132,9 +132,10 @@ def test_the_log_tells_of_start_and_stop_in_a_line_each(serve, tmp_path):
     process = serve("--management-policy", "whitelist")
     assert process.stop() == 0
     started, stopped = log_of(tmp_path).splitlines()
+    database = f"sqlite:///{tmp_path}/orchmgmt.db"
     assert started.endswith(
-        f" INFO orchmgmt: orchmgmt {version('orchmgmt')} serves sqlite:///orchmgmt.db on "
-        f"{process.url}; authentication policy declared, management policy whitelist"
+        f" INFO orchmgmt: orchmgmt {version('orchmgmt')} serves {database} on {process.url}; "
+        "authentication policy declared, management policy whitelist"
     )
     assert stopped.endswith(" INFO orchmgmt: stopped")
 

@@ -109,8 +109,8 @@ def test_upgrade_says_what_there_is_to_do_and_does_it(run, earlier):
 def test_an_import_upgrades_and_says_so(run, earlier):
     path, version = earlier
     ended = run("history", "import", "-", input="")
-    assert ended.stdout == "Imported 0 jobs into sqlite:///orchmgmt.db.\n"
-    assert f"upgraded the schema from version {version} to {SCHEMA_VERSION}" in ended.stderr
+    assert ended.stdout == f"Imported 0 jobs into sqlite:///{path}.\n"
+    assert f"upgrading the schema from version {version} to {SCHEMA_VERSION}" in ended.stderr
     assert version_of(path) == SCHEMA_VERSION
 
 
@@ -120,8 +120,8 @@ def test_a_server_upgrades_and_says_so(serve, earlier, tmp_path):
     assert server.locks().json["count"] == 10
     assert server.stop() == 0
     upgraded, started, _ = (tmp_path / "server-0.log").read_text().splitlines()
-    assert upgraded.endswith(f"upgraded the schema from version {version} to {SCHEMA_VERSION}")
-    assert "serves sqlite:///orchmgmt.db" in started
+    assert upgraded.endswith(f"upgrading the schema from version {version} to {SCHEMA_VERSION}")
+    assert f"serves sqlite:///{path}" in started
     assert version_of(path) == SCHEMA_VERSION
 
 
