@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from cluster import Cluster, Proxy, name_of
@@ -26,6 +27,14 @@ TIMEOUT = 0.5
 SOON = TIMEOUT + 4
 
 ECHO = "/serviceorchestration/monitor/echo"
+
+OPERATIONS = Path(__file__).resolve().parents[1] / "docs" / "operations.md"
+
+
+def logged(caplog, *phrases):
+    """Whether the log says each of these, and docs/operations.md that it does."""
+    page = OPERATIONS.read_text().split("\n## PostgreSQL\n")[1]
+    return all(f"`{it}" in page and it in caplog.text for it in phrases)
 
 
 @pytest.fixture(scope="module")
@@ -177,13 +186,15 @@ def test_server_is_told_to_look_after_its_clients(url):
 
 
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
-def test_frozen_server_is_a_503_in_time(start, server, url, request_):
+def test_frozen_server_is_a_503_in_time(start, server, url, request_, caplog):
     service = start(DATABASE_URL=url, DATABASE_TIMEOUT_SECONDS=TIMEOUT)
     assert service.send("GET", "/health").status == 200
     with server.frozen():
         for _ in range(2):  # on an open connection, and on none
             assert refused_soon(lambda: request_(service))
             assert service.send("GET", ECHO).body == b"Got it!"
+    assert logged(caplog, "the database does not answer: ", "wait timeout expired")
+    assert logged(caplog, "couldn't get a connection")
     until(lambda: works(service, "Back"), SOON)
 
 
@@ -328,7 +339,7 @@ def replicated():
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
 
-def test_commit_that_a_standby_has_not_confirmed_is_no_success(start, replicated):
+def test_commit_that_a_standby_has_not_confirmed_is_no_success(start, replicated, caplog):
     url = replicated.create_database()
     service = start(DATABASE_URL=url, DATABASE_TIMEOUT_SECONDS=TIMEOUT)
     patient = start(DATABASE_URL=url, DATABASE_TIMEOUT_SECONDS=30)
@@ -340,6 +351,8 @@ def test_commit_that_a_standby_has_not_confirmed_is_no_success(start, replicated
             assert refused_soon(lambda number=number: service.create(lock(f"A{number}|b|1.0.0")))
             assert service.locks().status == 200
             assert service.send("GET", "/health").status == 200
+        assert logged(caplog, "the database does not answer: ", "wait timeout expired")
+        assert "canceling" not in caplog.text
         # Those whose commits were given up leave nothing behind that waits on the server.
         until(lambda: not other.execute(WAITING).fetchall())
 
@@ -356,6 +369,7 @@ def test_commit_that_a_standby_has_not_confirmed_is_no_success(start, replicated
             other.execute(f"SELECT {end}(pid) FROM ({WAITING}) AS waiting")
             thread.join()
             assert answers == [503]
+    assert logged(caplog, "canceling wait for synchronous replication")
     replicated.reload(synchronous_standby_names="''")
     until(lambda: works(service, "After") and works(patient, "Afterwards"), SOON)
 
@@ -375,7 +389,7 @@ def test_commit_is_on_disk_whatever_the_server_says(server, url, where):
 # Read-only servers
 
 
-def test_database_that_was_read_only_for_a_while_serves_again(start, server, url):
+def test_database_that_was_read_only_for_a_while_serves_again(start, server, url, caplog):
     service = start(DATABASE_URL=url)
     assert works(service, "Before")
     with server.connect() as other:
@@ -385,6 +399,7 @@ def test_database_that_was_read_only_for_a_while_serves_again(start, server, url
             assert service.locks().json["count"] == 1
             for name in ("create", "remove", "health"):
                 assert refused_soon(lambda name=name: REQUESTS[name](service))
+        assert logged(caplog, "the database does not answer: ", "read-only transaction")
         other.execute(f"ALTER DATABASE {name_of(url)} RESET default_transaction_read_only")
     # The connections that reads have made and used meanwhile would be read-only for ever.
     until(lambda: works(service, "After"), 2)
