@@ -1,0 +1,126 @@
+"""Locks and jobs as Python programs see them: what the client and the embedded API return and take.
+
+The names are those of the wire in Python's letter case. Only the standard library is needed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime, timezone
+from typing import Any, ClassVar, TypeVar
+
+E = TypeVar("E", bound="Entry")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What locks and jobs have in common: how they are written on the wire (contract, "Values")."""
+
+    TIMES: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def from_wire(cls: type[E], entry: Mapping[str, Any]) -> E:
+        """Return the entry of an answer, whose keys without a value may be empty or left out.
+
+        Raises:
+            ValueError: a time is malformed.
+        """
+        found = {it.name: entry[key] for it in fields(cls) if (key := _camel_case(it.name)) in entry}
+        for name in cls.TIMES:
+            found[name] = read_time(found[name]) if found.get(name) else None
+        return cls(**found)
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return what a request holds; what has no value is left out.
+
+        Raises:
+            ValueError: a time has no zone.
+        """
+        entry: dict[str, Any] = {}
+        for it in fields(self):
+            value = getattr(self, it.name)
+            if isinstance(value, datetime):
+                value = write_time(value)
+            if value is not None and value != "":
+                entry[_camel_case(it.name)] = value
+        return entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lock(Entry):
+    """One service instance, reserved for one owner until it expires (contract, "Lock").
+
+    Attributes:
+        service_instance_id: `SystemName|ServiceName|Version`.
+        owner: the system that holds it.
+        expires_at: the moment from which it is no more, with a zone.
+        temporary: whether a job holds it, so that nobody but the job or time removes it.
+        orchestration_job_id: that job's UUID; empty for others.
+        id: the number that the service gave it, above those of all locks before; `None` until then.
+    """
+
+    TIMES = ("expires_at",)
+
+    service_instance_id: str
+    owner: str
+    expires_at: datetime | None
+    temporary: bool = False
+    orchestration_job_id: str = ""
+    id: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Entry):
+    """One orchestration that was asked for, and how far it got (contract, "History").
+
+    Attributes:
+        type: `PULL` (asked for by the requester) or `PUSH` (by a subscription).
+        requester_system: the system that asked.
+        target_system: the system that the result is for.
+        service_definition: the service that is looked for.
+        status: `PENDING`, `IN_PROGRESS`, `DONE` or `ERROR`.
+        id: its UUID; empty until the service gives it one.
+        subscription_id: the UUID of the subscription that triggered it, if one did.
+        message: free text.
+        created_at: when it was asked for, with a zone.
+        started_at: when it was begun, or `None`.
+        finished_at: when it ended, or `None`.
+    """
+
+    TIMES = ("created_at", "started_at", "finished_at")
+
+    type: str
+    requester_system: str
+    target_system: str
+    service_definition: str
+    status: str = "PENDING"
+    id: str = ""
+    subscription_id: str = ""
+    message: str = ""
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+def read_time(text: str) -> datetime:
+    """Return the moment that a DateTime of an answer names, in UTC.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc)
+
+
+def write_time(moment: datetime) -> str:
+    """Return a moment as a DateTime, in UTC; a fraction of a second stays.
+
+    Raises:
+        ValueError: it has no zone, so nobody knows which moment it is.
+    """
+    if moment.tzinfo is None:
+        raise ValueError(f"{moment} has no zone, such as timezone.utc")
+    return moment.astimezone(timezone.utc).replace(tzinfo=None).isoformat() + "Z"
+
+
+def _camel_case(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(map(str.capitalize, others))
