@@ -24,7 +24,9 @@ class Entry:
         Raises:
             ValueError: a time is malformed.
         """
-        found = {it.name: entry[key] for it in fields(cls) if (key := _camel_case(it.name)) in entry}
+        found = {
+            it.name: entry[key] for it in fields(cls) if (key := _camel_case(it.name)) in entry
+        }
         for name in cls.TIMES:
             found[name] = read_time(found[name]) if found.get(name) else None
         return cls(**found)

@@ -136,12 +136,9 @@ def register_error_handlers(app: Flask) -> None:
     def http_error(error: HTTPException) -> Response | HTTPException:
         if error.response is not None or error.code is None or error.code < 400:
             return error  # a redirection
-        headers = dict(error.get_headers())
-        headers.pop("Content-Type", None)
-        message = error.description or error.name
-        if error.code == HTTPStatus.NOT_FOUND:
-            message = "There is no such path"
-        return respond(error.code, message, headers)
+        unknown = error.code == HTTPStatus.NOT_FOUND
+        message = "There is no such path" if unknown else error.description or error.name
+        return respond(error.code, message, dict(error.get_headers()))
 
     @app.errorhandler(Exception)
     def crash(error: Exception) -> Response:

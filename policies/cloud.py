@@ -9,15 +9,12 @@ import logging
 import ssl
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import datetime
 from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import urllib3
 
@@ -96,8 +93,8 @@ class OwnSide:
         self._patience = settings.connect_timeout_seconds + settings.read_timeout_seconds
         self._pool = _pool(settings)
         self._places = threading.BoundedSemaphore(ASKING_AT_ONCE)
-        self._login: _Login | None = None
         self._authorization: str | None = None
+        self._login: _Login | None = None
         if settings.authentication_policy == "outsourced":
             self._login = _Login(self, settings)
         elif settings.authentication_policy == "declared":
@@ -111,78 +108,63 @@ class OwnSide:
         Args:
             system: who is asked.
             method: the HTTP method.
-            path: where below its base URL.
+            path: where below its base URL, escaped.
             payload: what is sent, as JSON; `None` is no body.
 
         Raises:
             Unavailable: it does not answer with 200 and JSON in time, or too many wait already.
         """
-        with self._place(system):
-            login = self._login
-            own = login.token() if login else self._authorization
-            status, body = self.exchange(system, method, path, payload, own)
-            if status == HTTPStatus.UNAUTHORIZED and login:
-                own = login.token(refused=own)
-                status, body = self.exchange(system, method, path, payload, own)
-        if status != HTTPStatus.OK:
-            raise system.unavailable(f"status {status}")
-        return parsed(system, body)
-
-    @contextmanager
-    def _place(self, system: OtherSystem) -> Iterator[None]:
-        """One of the places of those that wait: a slow system must leave threads to the others."""
+        # A slow system must leave threads to those who do not need it.
         if not self._places.acquire(blocking=False):
             raise system.unavailable("too many requests wait for it already")
         try:
-            yield
+            own = self._login.authorization() if self._login else self._authorization
+            status, answer = self.exchange(system, method, path, payload, own)
+            if status == HTTPStatus.UNAUTHORIZED and self._login:
+                own = self._login.authorization(refused=own)
+                status, answer = self.exchange(system, method, path, payload, own)
         finally:
             self._places.release()
+        if status != HTTPStatus.OK:
+            raise system.unavailable(f"status {status}")
+        return answer
 
     def exchange(
-        self,
-        system: OtherSystem,
-        method: str,
-        path: str,
-        payload: object,
-        authorization: str | None,
-    ) -> tuple[int, bytes]:
-        """Send one request and return the status and the body of its answer.
+        self, system: OtherSystem, method: str, path: str, payload: object, own: str | None
+    ) -> tuple[int, Any]:
+        """Send one request with the header `Authorization: <own>`.
+
+        Returns:
+            The status of the answer, and the JSON of a 200.
 
         Raises:
-            Unavailable: the answer does not come in time, or is too large.
+            Unavailable: the answer does not come in time, is too large or no JSON.
         """
         headers = {"Accept": "application/json"}
-        if authorization:
-            headers["Authorization"] = authorization
-        body = None
-        if payload is not None:
-            headers["Content-Type"] = "application/json"
-            body = json.dumps(payload).encode()
+        if own:
+            headers["Authorization"] = own
         deadline = time.monotonic() + self._patience
         _silent.here = True
         try:
-            response = self._pool.request(
+            with self._pool.request(
                 method,
-                f"{system.url}/{quote(path)}",
-                body=body,
+                f"{system.url}/{path}",
+                json=payload,
                 headers=headers,
                 retries=False,
                 redirect=False,
                 preload_content=False,
                 decode_content=False,
-            )
-            try:
-                answer = b""
+            ) as response:
+                body = b""
                 while block := response.read1(ANSWER_BYTES):
-                    answer += block
-                    if len(answer) > ANSWER_BYTES:
+                    body += block
+                    if len(body) > ANSWER_BYTES:
                         raise system.unavailable("its answer is too large")
                     if time.monotonic() > deadline:
                         raise system.unavailable("its answer comes too slowly")
-                return response.status, answer
-            finally:
-                response.close()  # what was read to its end has already gone back to the pool
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            return response.status, json.loads(body) if response.status == HTTPStatus.OK else None
+        except (urllib3.exceptions.HTTPError, OSError, ValueError, RecursionError) as error:
             raise system.unavailable(_reason(error)) from None
         finally:
             _silent.here = False
@@ -196,11 +178,12 @@ class _Login:
         self._identity = OtherSystem("identity service", settings, "identity_url", "outsourced")
         self._password = _password(settings)
         self._lock = threading.Lock()
-        self._token: str | None = None
+        self._authorization: str | None = None
         self._renewal = 0.0
-        self._under_way: Future[str] | None = None
+        self._failure = ""
+        self._failed = 0.0
 
-    def token(self, refused: str | None = None) -> str:
+    def authorization(self, refused: str | None = None) -> str:
         """Return this system's `Authorization`.
 
         Args:
@@ -209,26 +192,19 @@ class _Login:
         Raises:
             Unavailable: the identity service does not let this system log in.
         """
-        with self._lock:
-            token = self._token
-            if token and token != refused and time.monotonic() < self._renewal:
-                return token
-            others = self._under_way
-            mine = self._under_way = Future() if others is None else others
+        came = time.monotonic()
         # One thread logs in, and the others share what comes of it: a login may end the one before.
-        if others is None:
-            try:
-                mine.set_result(self._log_in())
-            except BaseException as error:
-                mine.set_exception(error)
-                raise
-            finally:
-                with self._lock:
-                    self._under_way = None
-        failure = mine.exception()
-        if failure is not None:
-            raise Unavailable(str(failure)) from None
-        return mine.result()
+        with self._lock:
+            if self._failed > came:
+                raise Unavailable(self._failure)
+            known = self._authorization
+            if known is None or known == refused or time.monotonic() >= self._renewal:
+                try:
+                    known = self._authorization = self._log_in()
+                except Unavailable as failure:
+                    self._failure, self._failed = str(failure), time.monotonic()
+                    raise
+            return known
 
     def _log_in(self) -> str:
         credentials = {
@@ -236,23 +212,19 @@ class _Login:
             "credentials": {"password": self._password},
         }
         began = time.monotonic()
-        status, body = self._own.exchange(self._identity, "POST", "login", credentials, None)
+        status, answer = self._own.exchange(self._identity, "POST", "login", credentials, None)
         if status == HTTPStatus.UNAUTHORIZED:
             raise self._identity.unavailable("it refuses this system's name or password")
         if status != HTTPStatus.OK:
             raise self._identity.unavailable(f"status {status} to the login")
-        answer = parsed(self._identity, body)
         try:
             token, end = answer["token"], answer["expirationTime"]
-            lifetime = seconds_until(end)
+            self._renewal = began + LOGIN_AGES * seconds_until(end)
             if not isinstance(token, str) or not token.isascii() or not token.isprintable():
                 raise ValueError
         except (TypeError, KeyError, ValueError):
             raise self._identity.unavailable("its answer to the login is malformed") from None
-        with self._lock:
-            self._token = f"Bearer IDENTITY-TOKEN//{token}"
-            self._renewal = began + LOGIN_AGES * lifetime
-            return self._token
+        return f"Bearer IDENTITY-TOKEN//{token}"
 
 
 @lru_cache(maxsize=16)
@@ -272,20 +244,8 @@ def seconds_until(moment: object) -> float:
     """
     if not isinstance(moment, str):
         raise ValueError
-    end = datetime.fromisoformat(second_until(moment).removesuffix("Z"))
-    return end.replace(tzinfo=timezone.utc).timestamp() - time.time()
-
-
-def parsed(system: OtherSystem, body: bytes) -> Any:
-    """Return the JSON that another system sent.
-
-    Raises:
-        Unavailable: it is none.
-    """
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        raise system.unavailable("its answer is not JSON") from None
+    end = datetime.fromisoformat(second_until(moment).replace("Z", "+00:00"))
+    return end.timestamp() - time.time()
 
 
 def _pool(settings: Settings) -> urllib3.PoolManager:

@@ -67,12 +67,10 @@ class Gate:
 
     def _log(self, level: int, outcome: str, name: str, reason: str) -> None:
         if access.isEnabledFor(level):
-            client = self._proxies.client(request)
-            operation = request.endpoint
-            text = f"{outcome} {name} {operation} from {client}: {reason}"
-            fields = {"outcome": outcome, "requester": name, "operation": operation}
-            fields |= {"client": client, "reason": reason}
-            access.log(level, text, extra={"fields": fields})
+            fields = {"outcome": outcome, "requester": name, "operation": request.endpoint}
+            fields |= {"client": self._proxies.client(request), "reason": reason}
+            line = "%(outcome)s %(requester)s %(operation)s from %(client)s: %(reason)s"
+            access.log(level, line, fields, extra={"fields": fields})
 
 
 def _chosen(policies: dict[str, Policy], name: str, settings: Settings) -> Any:

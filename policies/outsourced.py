@@ -90,20 +90,16 @@ class _Remembered:
     def get(self, key: bytes) -> Requester | None:
         with self._lock:
             requester, end = self._entries.get(key, (None, 0.0))
-            if requester is None:
-                return None
-            if time.monotonic() >= end:
-                del self._entries[key]
+            if requester is None or time.monotonic() >= end:
                 return None
             self._entries.move_to_end(key)
             return requester
 
     def put(self, key: bytes, requester: Requester, since: float, lifetime: float) -> None:
         seconds = min(self._seconds, lifetime)
-        if seconds <= 0:
-            return
-        with self._lock:
-            self._entries[key] = requester, since + seconds
-            self._entries.move_to_end(key)
-            if len(self._entries) > REMEMBERED_AT_MOST:
-                self._entries.popitem(last=False)
+        if seconds > 0:
+            with self._lock:
+                self._entries[key] = requester, since + seconds
+                self._entries.move_to_end(key)
+                if len(self._entries) > REMEMBERED_AT_MOST:
+                    self._entries.popitem(last=False)
