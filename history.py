@@ -12,18 +12,10 @@ from operator import itemgetter
 from typing import Any
 from uuid import uuid4
 
-from peewee import Case
+from peewee import SQL, Case
 
 from orchmgmt.databases import Database, Row
-from orchmgmt.databases.queries import (
-    BulkInsert,
-    Page,
-    Parameter,
-    Pause,
-    Selection,
-    Statement,
-    delete_in_batches,
-)
+from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import DONE, ERROR, IN_PROGRESS, PENDING, STATUSES, Job, JobCount
 from orchmgmt.schemas import JobEntry
@@ -63,56 +55,36 @@ class History:
             default_sort="created_at",
             known=self._known if database.one_writer else None,
         )
-        self._counts = Statement(database, JobCount.select())
+        self._counts = database.sql(JobCount.select())
         self._insert = BulkInsert(database, COLUMNS, lambda insert: insert)
         self._upsert = BulkInsert(
             database,
             COLUMNS,
             lambda insert: insert.on_conflict(conflict_target=[Job.id], preserve=COLUMNS[1:]),
         )
-        this_job = Job.id == Parameter("id").node
-        message = Parameter("message").node
-        status = Parameter("status").node
-        moment = Parameter("now").node
-        kept_or_new = Case(None, [(message == "", Job.message)], message)
-        self._start = Statement(
-            database,
-            Job.update(
-                {
-                    Job.status: status,
-                    Job.started_at: moment,
-                    Job.finished_at: "",
-                    Job.message: kept_or_new,
-                }
-            ).where(this_job),
+        place = database.place
+        this_job = Job.id == place("id")
+        message = place("message")
+        nothing = SQL("''")
+        changes = {
+            Job.status: place("status"),
+            Job.message: Case(None, [(message == nothing, Job.message)], message),
+        }
+        started = {Job.started_at: place("now"), Job.finished_at: nothing}
+        self._start = database.sql(Job.update({**changes, **started}).where(this_job))
+        ended = {Job.finished_at: place("now")}
+        self._end = database.sql(
+            Job.update({**changes, **ended}).where(this_job, Job.status == SQL(f"'{IN_PROGRESS}'"))
         )
-        self._end = Statement(
-            database,
-            Job.update(
-                {
-                    Job.status: status,
-                    Job.finished_at: moment,
-                    Job.message: kept_or_new,
-                }
-            ).where(this_job, Job.status == IN_PROGRESS),
-        )
-        self._status = Statement(database, Job.select(Job.status).where(this_job))
-        self._delete_old = Statement(
-            database,
-            Job.delete().where(
-                database.among(
-                    Job.id,
-                    # A job that starts anew meanwhile must stay.
-                    database.locking(
-                        Job.select(Job.id)
-                        # Not `<> ""`, which would walk through all unfinished jobs first.
-                        .where(Job.finished_at > "", Job.finished_at < Parameter("before").node)
-                        .order_by(Job.finished_at)
-                        .limit(Parameter("limit").node),
-                        "UPDATE SKIP LOCKED",
-                    ),
-                )
-            ),
+        self._status = database.sql(Job.select(Job.status).where(this_job))
+        self._delete_old = database.deletion(
+            Job.id,
+            Job.select(Job.id)
+            # Not `<> ''`, which would walk through all unfinished jobs first.
+            .where(Job.finished_at > nothing, Job.finished_at < place("before"))
+            .order_by(Job.finished_at)
+            .limit(place("limit")),
+            "UPDATE SKIP LOCKED",  # a job that starts anew meanwhile must stay
         )
 
     def create(
@@ -253,14 +225,14 @@ class History:
         if wanted.keys() - {"statuses", "type"}:
             return None
         statuses, type = wanted.get("statuses", STATUSES), wanted.get("type")
-        rows: list[tuple[str, str, int]] = self._counts.rows({})
+        rows: list[tuple[str, str, int]] = self._database.rows(self._counts)
         return sum(
             jobs
             for status, its_type, jobs in rows
             if status in statuses and type in (None, its_type)
         )
 
-    def _change(self, statement: Statement, job_id: str, message: str, status: str) -> None:
+    def _change(self, sql: str, job_id: str, message: str, status: str) -> None:
         values = {
             "id": strip(job_id).lower(),
             "message": self._message.deserialize(message),
@@ -268,9 +240,9 @@ class History:
         }
 
         def change() -> None:
-            if statement.change({**values, "now": self._database.now()}):
+            if self._database.change(sql, {**values, "now": self._database.now()}):
                 return
-            found = self._status.rows(values)
+            found = self._database.rows(self._status, values)
             if not found:
                 raise NotFound(f"There is no orchestration job {job_id}")
             raise InvalidParameter(

@@ -4,19 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
-from peewee import SQL, Select, fn
+from peewee import SQL, fn
 
 from orchmgmt.databases import Database, Row
-from orchmgmt.databases.queries import (
-    BulkInsert,
-    Page,
-    Parameter,
-    Pause,
-    Selection,
-    Statement,
-    any_of,
-    delete_in_batches,
-)
+from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import Job, Lock, LockCount, NewLock
 from orchmgmt.schemas import IN_THE_PAST, Reservation
@@ -78,7 +69,7 @@ class Locks:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._reservation = Reservation(settings)
-        moment = Parameter("now").node
+        place = database.place
         self._active = Selection(
             database,
             Lock,
@@ -88,22 +79,20 @@ class Locks:
                 "orchestration_job_ids": Lock.orchestration_job_id,
                 "owners": Lock.owner,
             },
-            conditions={
-                "expires_before": (Lock.expires_at, lambda field, value: field < value),
-                "expires_after": (Lock.expires_at, lambda field, value: field > value),
-            },
-            always=(Lock.expires_at, lambda field: field > moment),
             default_sort="id",
+            conditions={
+                "expires_before": Lock.expires_at < place("expires_before"),
+                "expires_after": Lock.expires_at > place("expires_after"),
+            },
+            always=[database.off_path(Lock.expires_at) > place("now")],
             known=self._known if database.one_writer else None,
         )
-        self._count = Statement(
-            database,
-            LockCount.select(
-                LockCount.locks - Lock.select(fn.COUNT(SQL("*"))).where(Lock.expires_at <= moment)
-            ),
+        expired = Lock.expires_at <= place("now")
+        self._count = database.sql(
+            LockCount.select(LockCount.locks - Lock.select(fn.COUNT(SQL("*"))).where(expired))
         )
-        with_ids = any_of(database, Lock.id, "ids")
-        among = any_of(database, Lock.service_instance_id, "service_instance_ids")
+        with_ids = database.any_of(Lock.id, "ids")
+        among = database.any_of(Lock.service_instance_id, "service_instance_ids")
         # A lock that has expired is as good as none.
         self._insert = BulkInsert(
             database,
@@ -111,27 +100,25 @@ class Locks:
             lambda insert: insert.on_conflict(
                 conflict_target=[Lock.service_instance_id],
                 preserve=[Lock.id, *COLUMNS],
-                where=Lock.expires_at <= moment,
+                where=Lock.expires_at <= database.next_place,
             ).returning(Lock.service_instance_id, Lock.id),
         )
-        self._select_like = Statement(database, Lock.select().where(with_ids | among))
-        self._delete_ids = Statement(database, Lock.delete().where(with_ids))
-        self._delete_expired = self._delete(
-            Lock.select(Lock.id).where(Lock.expires_at <= moment).limit(Parameter("limit").node),
-            "UPDATE SKIP LOCKED",
+        self._select_like = database.sql(Lock.select().where(with_ids | among))
+        self._delete_ids = database.sql(Lock.delete().where(with_ids))
+        self._delete_expired = database.deletion(
+            Lock.id, Lock.select(Lock.id).where(expired).limit(place("limit")), "UPDATE SKIP LOCKED"
         )
-        is_owner = database.off_path(Lock.owner) == Parameter("owner").node
+        is_owner = database.off_path(Lock.owner) == place("owner")
         owned = (is_owner, among, ~Lock.temporary)  # an owner may hold any number of locks
-        self._delete_owned = self._delete(Lock.select(Lock.id).where(*owned).order_by(IN_TURN))
-        of_job = (Lock.orchestration_job_id == Parameter("job_id").node, Lock.temporary)
-        self._delete_of_job = self._delete(Lock.select(Lock.id).where(*of_job).order_by(IN_TURN))
-        self._select_unfinished = Statement(
-            database,
-            database.locking(
-                Job.select(Job.id).where(Job.id == Parameter("id").node, Job.finished_at == ""),
-                "SHARE",
-            ),
+        self._delete_owned = database.deletion(
+            Lock.id, Lock.select(Lock.id).where(*owned).order_by(IN_TURN)
         )
+        of_job = (Lock.orchestration_job_id == place("job_id"), Lock.temporary)
+        self._delete_of_job = database.deletion(
+            Lock.id, Lock.select(Lock.id).where(*of_job).order_by(IN_TURN)
+        )
+        unfinished = Job.select(Job.id).where(Job.id == place("id"), Job.finished_at == SQL("''"))
+        self._select_unfinished = database.sql(database.locking(unfinished, "SHARE"))
 
     def create(self, locks: Sequence[NewLock]) -> list[Row]:
         """Make all of `locks` or none; return their rows in the same order.
@@ -187,12 +174,10 @@ class Locks:
 
     def keep_others_off(self) -> None:
         """Let nobody else write locks until the end of a `Database.write`."""
-        self._database.keep_others_off(Lock)
+        self._database.keep_others_off(Lock.id)
 
     def restore(self, locks: Mapping[int, NewLock]) -> None:
         """Insert locks on different instances under known ids, within a `Database.write`.
-
-        Others must be kept off.
 
         A lock that is there already, same id, instance and owner, is replaced.
 
@@ -203,11 +188,11 @@ class Locks:
         """
         if not locks:
             return
-        self._database.count_on_from(Lock.id, max(locks))
+        self._database.keep_others_off(Lock.id, max(locks))
         instances = [lock.service_instance_id for lock in locks.values()]
         like = {"ids": list(locks), "service_instance_ids": instances}
         replaced, taken, held = [], {}, []
-        for lock_id, *columns in self._select_like.rows(like):
+        for lock_id, *columns in self._database.rows(self._select_like, like):
             there, mine = NewLock(*columns), locks.get(lock_id)
             instance = there.service_instance_id
             if mine and mine.service_instance_id != instance:
@@ -220,7 +205,7 @@ class Locks:
             raise TakenIds(taken)
         if held:
             raise AlreadyLocked(held)
-        self._delete_ids.change({"ids": replaced})
+        self._database.change(self._delete_ids, {"ids": replaced})
         rows = [(lock_id, *lock) for lock_id, lock in locks.items()]
         self._insert.rows(rows, self._database.now())
 
@@ -256,7 +241,8 @@ class Locks:
 
         def insert() -> dict[str, int]:
             self._demand_future([lock])
-            if not self._select_unfinished.rows({"id": lock.orchestration_job_id}):
+            this_job = {"id": lock.orchestration_job_id}
+            if not self._database.rows(self._select_unfinished, this_job):
                 raise NotFound(f"There is no unfinished orchestration job {job_id}")
             ids = self.insert([lock])
             self._demand_future([lock])
@@ -273,7 +259,8 @@ class Locks:
         Raises:
             Unavailable: the database does not answer.
         """
-        return self._database.write(self._delete_of_job.change, {"job_id": strip(job_id).lower()})
+        values = {"job_id": strip(job_id).lower()}
+        return self._database.write(self._database.change, self._delete_of_job, values)
 
     def find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
         """Return a page of the active locks that match, and how many match in all.
@@ -310,7 +297,7 @@ class Locks:
             Unavailable: the database does not answer.
         """
         values = {"owner": owner, "service_instance_ids": service_instance_ids}
-        return self._database.write(self._delete_owned.change, values)
+        return self._database.write(self._database.change, self._delete_owned, values)
 
     def delete_expired(self, moment: str, pause: Pause) -> int:
         """Delete the locks that had expired by then, in batches; return how many.
@@ -321,11 +308,6 @@ class Locks:
         """
         return delete_in_batches(self._database, self._delete_expired, {"now": moment}, pause)
 
-    def _delete(self, chosen: Select, how: str = "UPDATE") -> Statement:
-        """The statement that deletes the locks that a query of ids chooses."""
-        query = self._database.among(Lock.id, self._database.locking(chosen, how))
-        return Statement(self._database, Lock.delete().where(query))
-
     def _demand_future(self, locks: Iterable[NewLock]) -> None:
         present = self._database.now()
         for lock in locks:
@@ -334,4 +316,7 @@ class Locks:
 
     def _known(self, wanted: Mapping[str, Any]) -> int | None:
         """How many active locks there are: all but those that have expired, which are few."""
-        return None if wanted else self._count.number({"now": self._database.now()})
+        if wanted:
+            return None
+        ((count,),) = self._database.rows(self._count, {"now": self._database.now()})
+        return int(count)

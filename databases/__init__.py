@@ -10,7 +10,7 @@ import logging
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar
 
@@ -25,6 +25,9 @@ log = logging.getLogger("orchmgmt")
 P = ParamSpec("P")
 T = TypeVar("T")
 Row = tuple[Any, ...]
+
+#: What a statement is run with: a value for each name that has a place, or for each next place.
+Values = Mapping[str, Any] | Sequence[Any]
 
 #: Returns the present in seconds since the epoch.
 Clock = Callable[[], float]
@@ -54,6 +57,8 @@ class Database(ABC):
 
     engine: peewee.Database
     one_writer: bool
+
+    _place: str  # how a statement marks the place of a value that has a name
 
     def read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what `work` returns, all that it reads being of one moment.
@@ -117,31 +122,49 @@ class Database(ABC):
     def _transaction(self, writing: bool) -> AbstractContextManager[None]:
         """Return one transaction of this thread, which ends as its block does."""
 
-    @abstractmethod
-    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+    def place(self, name: str) -> peewee.SQL:
+        """Return the place in a query of the value of this name, which is given as it runs."""
+        return peewee.SQL(self._place.format(name))
+
+    @property
+    def next_place(self) -> peewee.SQL:
+        """The place of the next value, in a query whose values have no names."""
+        return peewee.SQL(self.engine.param)
+
+    def sql(self, query: peewee.Query) -> str:
+        """Return the SQL of a query, which is built once and run with new values each time."""
+        sql, literals = query.bind(self.engine).sql()
+        assert not literals, f"a value without a place: {sql}"
+        return str(sql)
+
+    def rows(self, sql: str, values: Values = ()) -> list[Row]:
         """Return the rows of one statement, as plain tuples. For use inside `read` or `write`."""
+        cursor = self._execute(sql, values)
+        return cursor.fetchall() if cursor.description else []
+
+    def change(self, sql: str, values: Values = ()) -> int:
+        """Return how many rows one statement changed. For use inside `write`."""
+        count: int = self._execute(sql, values).rowcount
+        return count
 
     @abstractmethod
-    def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[list[Row]]:
+    def stream(self, sql: str, values: Values = ()) -> Iterator[list[Row]]:
         """Return the rows of one statement in batches, as they are read. For use inside `read`."""
 
     @abstractmethod
-    def change(self, sql: str, parameters: Sequence[Any] = ()) -> int:
-        """Return how many rows one statement changed. For use inside `write`."""
+    def _execute(self, sql: str, values: Values) -> Any:
+        """Run one statement of this thread's transaction, and return its cursor."""
 
     @abstractmethod
-    def any_of(self, column: peewee.ColumnBase, values: peewee.Value) -> peewee.Expression:
-        """Return the condition that `column` is among `values`, the place of a `list_value`."""
-
-    @abstractmethod
-    def list_value(self, values: list[Any]) -> Any:
-        """Return a list as one value to bind, however long it is."""
+    def any_of(self, column: peewee.ColumnBase, name: str) -> peewee.Expression:
+        """Return the condition that `column` is among the list of this name, however long."""
 
     @abstractmethod
     def off_path(self, column: peewee.ColumnBase) -> peewee.ColumnBase:
         """Return `column` so that conditions on it do not decide which index is used."""
 
-    @abstractmethod
+    # What follows is for several writers; one alone has nobody to agree with.
+
     def locking(self, query: peewee.Select, how: str) -> peewee.Select:
         """Return `query` so that others leave the rows that it reads alone until the end.
 
@@ -150,16 +173,22 @@ class Database(ABC):
             how: `SHARE`, `UPDATE` in the order of the query, or `UPDATE SKIP LOCKED` to pass over
                 those that others work on.
         """
+        return query
 
-    @abstractmethod
-    def among(self, column: peewee.Field, query: peewee.Select) -> peewee.Expression:
-        """Return the condition that `column` is among the few values that `query` finds first."""
+    def deletion(self, key: peewee.Field, chosen: peewee.Select, how: str = "UPDATE") -> str:
+        """Return the SQL that deletes the few rows whose keys a query finds.
 
-    @abstractmethod
+        Args:
+            key: the column that the rows are deleted by.
+            chosen: the query.
+            how: as `locking` has it.
+        """
+        return self.sql(key.model.delete().where(key.in_(chosen)))
+
     def passing_id(self) -> int | None:
         """Return what to insert as the id of a row that `settle_ids` will give its id for good."""
+        return None
 
-    @abstractmethod
     def settle_ids(
         self, ids: peewee.AutoField, key: peewee.Field, inserted: dict[str, int], order: list[str]
     ) -> dict[str, int]:
@@ -171,24 +200,20 @@ class Database(ABC):
             ids: the column, which counts up.
             key: the column that the rows are named by.
             inserted: the id that each has as it was inserted.
-            order: the keys in their order.
+            order: the keys in their order, in which a single writer has inserted the rows.
 
         Returns:
             The id that each has from now on.
         """
+        return inserted
 
     @abstractmethod
-    def keep_others_off(self, model: type[peewee.Model]) -> None:
-        """Let nobody else write to a table until the end. For the beginning of a `write`."""
-
-    @abstractmethod
-    def count_on_from(self, ids: peewee.AutoField, highest: int) -> None:
-        """See that ids given later are above `highest`, before a row with that id is inserted.
-
-        For use inside a `write` that keeps others off; undone with it.
+    def keep_others_off(self, ids: peewee.AutoField, highest: int = 0) -> None:
+        """Let nobody else write to a table until the end of a `write`, for its ids are put in.
 
         Args:
-            ids: the column, which counts up.
+            ids: the table's column that counts up. Ids given later are above `highest`, if the
+                `write` succeeds.
             highest: the largest id that will be inserted.
         """
 

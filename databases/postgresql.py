@@ -10,7 +10,7 @@ import random
 import select
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from math import ceil
 from typing import Any
@@ -23,7 +23,17 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from orchmgmt.databases import BUSY, SILENT, STREAM_BATCH, Clock, Conflict, Database, Row, log
+from orchmgmt.databases import (
+    BUSY,
+    SILENT,
+    STREAM_BATCH,
+    Clock,
+    Conflict,
+    Database,
+    Row,
+    Values,
+    log,
+)
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import Lock, Opening, Schema, UnusableDatabase, WrongUrl, prepare_schema
 
@@ -110,6 +120,7 @@ class PostgresqlDatabase(Database):
     """
 
     one_writer = False
+    _place = "%({})s"
 
     def __init__(
         self, url: str, timeout: float, connections: int, opening: Opening, clock: Clock | None
@@ -173,15 +184,7 @@ class PostgresqlDatabase(Database):
             with self.engine.atomic():
                 self.engine.execute_sql(f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK})")
                 prepare_schema(self.engine, opening, shared=True)
-                self._mend_ids()
-
-    def _mend_ids(self) -> None:
-        """See that the ids to come are above those that are there: others may have put them in."""
-        ids = Lock.id
-        (highest,) = self.engine.execute(Lock.select(peewee.fn.MAX(ids))).fetchone()
-        if highest is not None and highest > _last_given(self.engine.execute_sql, ids):
-            _keep_others_off(self.engine.execute_sql, Lock)
-            _count_on_from(self.engine.execute_sql, ids, highest)
+                _mend_ids(self.engine.connection(), Lock.id)
 
     @contextmanager
     def _transaction(self, writing: bool) -> Iterator[None]:
@@ -195,8 +198,7 @@ class PostgresqlDatabase(Database):
                 yield
                 connection.commit()
         except errors.UniqueViolation as error:
-            with self.engine.connection_context(), self.engine.atomic():
-                self._mend_ids()
+            self.write_once(lambda: _mend_ids(self._current.connection, Lock.id))
             raise Conflict(BUSY) from error
         except _CONFLICTS as error:
             raise Conflict(BUSY) from error
@@ -294,36 +296,26 @@ class PostgresqlDatabase(Database):
         current = self._current
         return float(current.time + time.monotonic() - current.since)
 
-    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        cursor = self._execute(sql, parameters)
-        return cursor.fetchall() if cursor.description else []
-
-    def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[list[Row]]:
+    def stream(self, sql: str, values: Values = ()) -> Iterator[list[Row]]:
         # Who reads this may take its time, and keeps nobody waiting.
         self._execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         # Only a cursor on the server does not send all rows at once.
         with self._current.connection.cursor("stream") as cursor:
-            cursor.execute(sql, parameters)
+            cursor.execute(sql, values)
             while rows := cursor.fetchmany(STREAM_BATCH):
                 yield rows
-
-    def change(self, sql: str, parameters: Sequence[Any] = ()) -> int:
-        return self._execute(sql, parameters).rowcount
 
     def check(self) -> None:
         # Changes nothing, and is refused where nothing can be changed.
         table = Schema._meta.table_name
         self.write_once(self.change, f"UPDATE {table} SET version = version WHERE FALSE")
 
-    def _execute(self, sql: str, parameters: Sequence[Any] = ()) -> psycopg.Cursor[Row]:
-        cursor: psycopg.Cursor[Row] = self._current.connection.execute(sql, parameters)
+    def _execute(self, sql: str, values: Values = ()) -> psycopg.Cursor[Row]:
+        cursor: psycopg.Cursor[Row] = self._current.connection.execute(sql, values)
         return cursor
 
-    def any_of(self, column: peewee.ColumnBase, values: peewee.Value) -> peewee.Expression:
-        return column == peewee.fn.ANY(values)
-
-    def list_value(self, values: list[Any]) -> list[Any]:
-        return values
+    def any_of(self, column: peewee.ColumnBase, name: str) -> peewee.Expression:
+        return column == peewee.fn.ANY(self.place(name))
 
     def off_path(self, column: peewee.ColumnBase) -> peewee.ColumnBase:
         return column  # PostgreSQL knows best: it keeps statistics of the values
@@ -331,9 +323,10 @@ class PostgresqlDatabase(Database):
     def locking(self, query: peewee.Select, how: str) -> peewee.Select:
         return query.for_update(f"FOR {how}")  # type: ignore[arg-type]  # the stub is too narrow
 
-    def among(self, column: peewee.Field, query: peewee.Select) -> peewee.Expression:
-        # As an array the values are looked up one by one, whatever the planner thinks of LIMIT.
-        return column == peewee.fn.ANY(peewee.fn.ARRAY(query))
+    def deletion(self, key: peewee.Field, chosen: peewee.Select, how: str = "UPDATE") -> str:
+        # As an array the keys are looked up one by one, whatever the planner thinks of LIMIT.
+        keys = peewee.fn.ARRAY(self.locking(chosen, how))
+        return self.sql(key.model.delete().where(key == peewee.fn.ANY(keys)))
 
     def passing_id(self) -> int:
         # The sequence counts on before a row waits for those who are there before it: too early.
@@ -353,11 +346,8 @@ class PostgresqlDatabase(Database):
             )
         )
 
-    def keep_others_off(self, model: type[peewee.Model]) -> None:
-        _keep_others_off(self._execute, model)
-
-    def count_on_from(self, ids: peewee.AutoField, highest: int) -> None:
-        _count_on_from(self._execute, ids, highest)
+    def keep_others_off(self, ids: peewee.AutoField, highest: int = 0) -> None:
+        _keep_others_off(self._current.connection, ids, highest)
 
     def close(self) -> None:
         if self._pool is not None:
@@ -365,21 +355,31 @@ class PostgresqlDatabase(Database):
             atexit.unregister(self.close)
 
 
-def _keep_others_off(execute: Callable[..., Any], model: type[peewee.Model]) -> None:
-    execute(f"LOCK TABLE {model._meta.table_name} IN SHARE ROW EXCLUSIVE MODE")
+def _mend_ids(connection: psycopg.Connection[Row], ids: peewee.AutoField) -> None:
+    """See that the ids to come are above those that are there: others may have put them in."""
+    largest = f"SELECT max({ids.column_name}) FROM {ids.model._meta.table_name}"
+    ((highest,),) = connection.execute(largest).fetchall()
+    if highest is not None and highest > _last_given(connection, ids):
+        _keep_others_off(connection, ids, highest)
 
 
-def _count_on_from(execute: Callable[..., Any], ids: peewee.AutoField, highest: int) -> None:
-    if _last_given(execute, ids) < highest:
+def _keep_others_off(
+    connection: psycopg.Connection[Row], ids: peewee.AutoField, highest: int
+) -> None:
+    table = ids.model._meta.table_name
+    connection.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
+    if _last_given(connection, ids) < highest:
         # Unlike setval, this is undone with the transaction.
-        column = f"{ids.model._meta.table_name} ALTER {ids.column_name}"
-        execute(f"ALTER TABLE {column} RESTART WITH {highest + 1}")
+        restart = f"ALTER TABLE {table} ALTER {ids.column_name} RESTART WITH {highest + 1}"
+        connection.execute(restart)
 
 
-def _last_given(execute: Callable[..., Any], ids: peewee.AutoField) -> int:
+def _last_given(connection: psycopg.Connection[Row], ids: peewee.AutoField) -> int:
     column = (ids.model._meta.table_name, ids.column_name)
-    (sequence,) = execute("SELECT pg_get_serial_sequence(%s, %s)", column).fetchone()
-    (last,) = execute(f"SELECT last_value - (NOT is_called)::int FROM {sequence}").fetchone()
+    find = "SELECT pg_get_serial_sequence(%s, %s)"
+    ((sequence,),) = connection.execute(find, column).fetchall()
+    last_given = f"SELECT last_value - (NOT is_called)::int FROM {sequence}"
+    ((last,),) = connection.execute(last_given).fetchall()
     return int(last)
 
 

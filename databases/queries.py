@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from peewee import SQL, ColumnBase, Expression, Field, Insert, Model, Query, Value, fn
+from peewee import SQL, Expression, Field, Insert, Model, Select, fn
 
 from orchmgmt.databases import Database, Row
 
@@ -28,8 +28,6 @@ Pause = Callable[[float], bool | None]
 
 #: Returns how many rows match filters, if that is known without counting them.
 Known = Callable[[Mapping[str, Any]], int | None]
-
-Condition = Callable[[ColumnBase], Expression]
 
 #: A query's filters, and whether each has several values.
 Shape = tuple[tuple[str, bool], ...]
@@ -52,78 +50,15 @@ class Page:
     descending: bool = True
 
 
-class Parameter:
-    """The place of a value that is bound when a statement runs.
-
-    Args:
-        name: the value's name.
-        several: the value is a list.
-    """
-
-    def __init__(self, name: str, several: bool = False) -> None:
-        self.name = name
-        self.several = several
-
-    @property
-    def node(self) -> Value:
-        """This place in a peewee expression."""
-        return Value(self, converter=False)
-
-
-def any_of(database: Database, column: ColumnBase, name: str) -> Expression:
-    """The condition that `column` is among the list bound to the parameter `name`."""
-    return database.any_of(column, Parameter(name, several=True).node)
-
-
-class Statement:
-    """A peewee query as SQL, built once and run with new values each time.
-
-    Args:
-        database: where it runs.
-        query: the query, in which `Parameter(name).node` stands for a value.
-    """
-
-    def __init__(self, database: Database, query: Query) -> None:
-        self._database = database
-        self.sql, self._parameters = query.bind(database.engine).sql()
-
-    def rows(self, values: Mapping[str, Any]) -> list[Row]:
-        """Return the rows that the statement gives with these values."""
-        return self._database.rows(self.sql, self._bind(values))
-
-    def number(self, values: Mapping[str, Any]) -> int:
-        """Return the one number that the statement gives with these values."""
-        number: int = self.rows(values)[0][0]
-        return number
-
-    def stream(self, values: Mapping[str, Any]) -> Iterator[list[Row]]:
-        """Return the same rows in batches, as they are read."""
-        return self._database.stream(self.sql, self._bind(values))
-
-    def change(self, values: Mapping[str, Any]) -> int:
-        """Return how many rows the statement changed with these values."""
-        return self._database.change(self.sql, self._bind(values))
-
-    def _bind(self, values: Mapping[str, Any]) -> list[Any]:
-        return [
-            parameter
-            if not isinstance(parameter, Parameter)
-            else self._database.list_value(values[parameter.name])
-            if parameter.several
-            else values[parameter.name]
-            for parameter in self._parameters
-        ]
-
-
 def delete_in_batches(
-    database: Database, delete: Statement, values: Mapping[str, Any], pause: Pause
+    database: Database, delete: str, values: Mapping[str, Any], pause: Pause
 ) -> int:
     """Run a DELETE with a limit until nothing is left, each time in a short transaction of its own.
 
     Args:
         database: where it runs.
-        delete: the statement, with a parameter `limit`.
-        values: the values of its other parameters.
+        delete: its SQL, with a place for `limit`.
+        values: the values of its other places.
         pause: what to call between two transactions. Those who wait for the only writer get their
             turn meanwhile: they sleep between two tries, so it must be longer than what it follows.
 
@@ -136,7 +71,8 @@ def delete_in_batches(
 
     def batch() -> tuple[int, float]:
         begun = time.monotonic()
-        return delete.change({**values, "limit": limit}), time.monotonic() - begun
+        changed = database.change(delete, {**values, "limit": limit})
+        return changed, time.monotonic() - begun
 
     limit, deleted = DELETE_BATCH, 0
     while True:
@@ -154,6 +90,7 @@ class BulkInsert:
         database: where they run.
         columns: the columns of a row.
         complete: makes the whole query of a plain one (what to do with a conflict, what to return).
+            For a value of its own it has `Database.next_place`.
     """
 
     def __init__(
@@ -162,7 +99,7 @@ class BulkInsert:
         self._database = database
         self._columns = columns
         self._complete = complete
-        self._prepare = lru_cache(maxsize=BATCH)(self._build)
+        self._sql = lru_cache(maxsize=BATCH)(self._build)
 
     def rows(self, rows: Sequence[Row], *more: Any) -> list[Row]:
         """Insert `rows`, a statement per batch; return what the statements return.
@@ -175,16 +112,13 @@ class BulkInsert:
         for start in range(0, len(rows), BATCH):
             batch = rows[start : start + BATCH]
             values = [value for row in batch for value in row]
-            returned += self._database.rows(self._prepare(len(batch)), [*values, *more])
+            returned += self._database.rows(self._sql(len(batch)), [*values, *more])
         return returned
 
     def _build(self, rows: int) -> str:
-        place = Parameter("value").node
-        query = self._columns[0].model.insert_many(
-            [[place] * len(self._columns)] * rows, fields=list(self._columns)
-        )
-        sql: str = self._complete(query).bind(self._database.engine).sql()[0]
-        return sql
+        places = [self._database.next_place] * len(self._columns)
+        insert = self._columns[0].model.insert_many([places] * rows, fields=list(self._columns))
+        return self._database.sql(self._complete(insert))
 
 
 class Selection:
@@ -196,10 +130,10 @@ class Selection:
         filters: for each filter, the field whose value must be the filter's value, or among them;
             those that usually leave the fewest rows first. Each has an index that goes on in the
             default order.
-        conditions: for each further filter, its field and what makes its condition.
-        always: a field and what makes its condition: one that every row returned must meet, and
-            nearly every row does. Its parameter `now` is the present.
         default_sort: the field to sort by when the request names none.
+        conditions: for each further filter, its condition, with a place of its name.
+        always: conditions that every row returned must meet, and nearly every row does. The place
+            `now` is the present.
         known: tells how many rows match some of the filters, or none.
     """
 
@@ -209,17 +143,16 @@ class Selection:
         model: type[Model],
         filters: Mapping[str, Field],
         default_sort: str,
-        conditions: Mapping[str, tuple[Field, Callable[[ColumnBase, Value], Expression]]]
-        | None = None,
-        always: tuple[Field, Condition] | None = None,
+        conditions: Mapping[str, Expression] | None = None,
+        always: Sequence[Expression] = (),
         known: Known | None = None,
     ) -> None:
         self._database = database
         self._model = model
         self._filters = filters
+        self._default_sort = default_sort
         self._conditions = conditions or {}
         self._always = always
-        self._default_sort = default_sort
         self._known = known or (lambda wanted: None)
         self._select = lru_cache(maxsize=1024)(self._build_select)
         self._count = lru_cache(maxsize=1024)(self._build_count)
@@ -238,34 +171,33 @@ class Selection:
 
         For use inside `Database.read`.
         """
+        values = {"now": self._database.now(), "limit": MAX_OFFSET, "offset": 0}
         select = self._select((), None, self._default_sort, False)
-        yield from select.stream({"now": self._database.now(), "limit": MAX_OFFSET, "offset": 0})
+        yield from self._database.stream(select, values)
 
     def _find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
         offset = min(page.number * page.size, MAX_OFFSET)
         values = {"now": self._database.now(), "limit": page.size, "offset": offset}
-        several: dict[str, bool] = {}
         for name, value in wanted.items():
-            is_list = isinstance(value, list)
-            several[name] = is_list and len(value) > 1
-            values[name] = value[0] if is_list and not several[name] else value
-        shape = tuple(several.items())
-        sort_field = page.sort_field or self._default_sort
+            values[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
+        shape = tuple((name, isinstance(values[name], list)) for name in wanted)
 
         matching = self._known(wanted)
         if matching is None:
-            path = self._narrowest(several)
+            path = self._narrowest(wanted)
         elif matching <= offset:
             return [], matching
         else:
-            in_order = [] if page.sort_field else [it for it in several if not several[it]]
+            in_order = [] if page.sort_field else [name for name, several in shape if not several]
             path = self._cheapest(wanted, in_order, (offset + page.size) / matching)
-        rows = self._select(shape, path, sort_field, page.descending).rows(values)
+        sort_field = page.sort_field or self._default_sort
+        rows = self._database.rows(self._select(shape, path, sort_field, page.descending), values)
         if matching is not None:
             return rows, matching
         if len(rows) < page.size and (rows or not offset):
             return rows, offset + len(rows)  # the last page: nothing is left to count
-        return rows, self._count(shape).number(values)
+        ((count,),) = self._database.rows(self._count(shape), values)
+        return rows, count
 
     def _cheapest(
         self, wanted: Mapping[str, Any], in_order: Container[str], part: float
@@ -291,44 +223,31 @@ class Selection:
 
     def _build_select(
         self, shape: Shape, path: str | None, sort_field: str, descending: bool
-    ) -> Statement:
-        model = self._model
-        key, order = model._meta.primary_key, [getattr(model, sort_field)]
+    ) -> str:
+        key, order = self._model._meta.primary_key, [getattr(self._model, sort_field)]
         if order[0] is not key:
             order.append(key)
-        where = self._where(shape, path)
-        if self._always is not None:
-            field, condition = self._always
-            where.append(condition(self._database.off_path(field)))
         query = (
-            model.select()
+            self._model.select()
             .order_by(*[field.desc() if descending else field.asc() for field in order])
-            .limit(Parameter("limit").node)
-            .offset(Parameter("offset").node)
+            .limit(self._database.place("limit"))
+            .offset(self._database.place("offset"))
         )
-        return Statement(self._database, query.where(*where) if where else query)
+        return self._filtered(query, shape, path)
 
-    def _build_count(self, shape: Shape) -> Statement:
+    def _build_count(self, shape: Shape) -> str:
         query = self._model.select(fn.COUNT(SQL("*")))
-        where = self._where(shape, self._narrowest(dict(shape)))
-        if self._always is not None:
-            field, condition = self._always
-            where.append(condition(self._database.off_path(field) if shape else field))
-        return Statement(self._database, query.where(*where) if where else query)
+        return self._filtered(query, shape, self._narrowest(dict(shape)))
 
-    def _where(self, shape: Shape, path: str | None) -> list[Expression]:
-        """The conditions of the filters; only the path's may be looked up in an index."""
-        where = []
+    def _filtered(self, query: Select, shape: Shape, path: str | None) -> str:
+        """The SQL of a query with its filters, of which only the path's may use an index."""
+        where = list(self._always)
         for name, several in shape:
             if name in self._conditions:
-                field, condition = self._conditions[name]
-                where.append(condition(field, Parameter(name).node))
-            else:
-                field = self._filters[name]
-                column = field if name == path else self._database.off_path(field)
-                where.append(
-                    any_of(self._database, column, name)
-                    if several
-                    else column == Parameter(name).node
-                )
-        return where
+                where.append(self._conditions[name])
+                continue
+            field = self._filters[name]
+            column = field if name == path else self._database.off_path(field)
+            among = self._database.any_of(column, name)
+            where.append(among if several else column == self._database.place(name))
+        return self._database.sql(query.where(*where) if where else query)

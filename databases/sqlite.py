@@ -9,7 +9,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import unquote
@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 import peewee
 
-from orchmgmt.databases import BUSY, SILENT, STREAM_BATCH, Clock, Database, Row, log
+from orchmgmt.databases import BUSY, SILENT, STREAM_BATCH, Clock, Database, Row, Values, log
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import (
     MissingDatabase,
@@ -63,6 +63,7 @@ class SqliteDatabase(Database):
     """
 
     one_writer = True
+    _place = ":{}"
 
     def __init__(self, url: str, timeout: float, opening: Opening, clock: Clock) -> None:
         self._clock = clock
@@ -153,48 +154,28 @@ class SqliteDatabase(Database):
             log.error("%s or its folder cannot be written to", path)
             raise Unavailable(SILENT)
 
-    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        rows: list[Row] = self.engine.execute_sql(sql, parameters).fetchall()
-        return rows
-
-    def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[list[Row]]:
-        cursor = self.engine.execute_sql(sql, parameters)
+    def stream(self, sql: str, values: Values = ()) -> Iterator[list[Row]]:
+        cursor = self._execute(sql, values)
         while rows := cursor.fetchmany(STREAM_BATCH):
             yield rows
 
-    def change(self, sql: str, parameters: Sequence[Any] = ()) -> int:
-        count: int = self.engine.execute_sql(sql, parameters).rowcount
-        return count
+    def _execute(self, sql: str, values: Values) -> sqlite3.Cursor:
+        if isinstance(values, Mapping):
+            values = {
+                name: json.dumps(value) if isinstance(value, list) else value
+                for name, value in values.items()
+            }
+        cursor: sqlite3.Cursor = self.engine.execute_sql(sql, values)
+        return cursor
 
-    def any_of(self, column: peewee.ColumnBase, values: peewee.Value) -> peewee.Expression:
-        listed = (peewee.SQL("(SELECT value FROM json_each("), values, peewee.SQL("))"))
-        return column.in_(peewee.NodeList(listed))
-
-    def list_value(self, values: list[Any]) -> str:
-        return json.dumps(values)
+    def any_of(self, column: peewee.ColumnBase, name: str) -> peewee.Expression:
+        return column.in_(peewee.SQL(f"(SELECT value FROM json_each({self._place.format(name)}))"))
 
     def off_path(self, column: peewee.ColumnBase) -> peewee.ColumnBase:
         return peewee.NodeList((peewee.SQL("+"), column), glue="")
 
-    def locking(self, query: peewee.Select, how: str) -> peewee.Select:
-        return query  # there is no other writer
-
-    def among(self, column: peewee.Field, query: peewee.Select) -> peewee.Expression:
-        return column.in_(query)
-
-    def passing_id(self) -> None:
-        return None  # the only writer gets ids in the order in which it inserts
-
-    def settle_ids(
-        self, ids: peewee.AutoField, key: peewee.Field, inserted: dict[str, int], order: list[str]
-    ) -> dict[str, int]:
-        return inserted
-
-    def keep_others_off(self, model: type[peewee.Model]) -> None:
-        pass  # there are none
-
-    def count_on_from(self, ids: peewee.AutoField, highest: int) -> None:
-        pass  # AUTOINCREMENT sees to it
+    def keep_others_off(self, ids: peewee.AutoField, highest: int = 0) -> None:
+        pass  # there are none, and AUTOINCREMENT counts on from any id
 
     def close(self) -> None:
         for connection in list(self._connections):

@@ -60,7 +60,8 @@ def insert(store: Store, table: str, *entries: dict[str, Any]) -> None:
     places = ",".join("?" * len(keys))
     database = store.database
     if table == LOCK:
-        database.write_once(database.count_on_from, Lock.id, max(entry["id"] for entry in entries))
+        highest = max(entry["id"] for entry in entries)
+        database.write_once(database.keep_others_off, Lock.id, highest)
     sql = f"INSERT INTO {table} ({columns}) VALUES ({places})"
     execute(store, sql, *([entry[key] for key in keys] for entry in entries))
 
