@@ -5,10 +5,11 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, TypeVar
 from urllib.parse import quote
@@ -105,21 +106,22 @@ def printable(text: str) -> str:
     return "".join(it if it.isprintable() else "\N{REPLACEMENT CHARACTER}" for it in text)
 
 
+def begin(options: dict[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings, start to log, and say which variables are probably misspelt."""
+    with one_clear_line():
+        settings = Settings.read(options, environ=environ)
+    start_logging(settings)
+    for name in unknown_names(environ):
+        log.warning("%s is not a setting and has no effect", name)
+    return settings
+
+
 @contextmanager
 def opened(options: dict[str, Any], opening: Opening = AS_IT_IS) -> Iterator[Store]:
     """Open the store that the settings name."""
-    with one_clear_line():
-        settings = Settings.read(options)
-        begin(settings)
-        with Store(settings, opening=opening) as store:
-            yield store
-
-
-def begin(settings: Settings) -> None:
-    """Start to log, and say which variables are probably misspelt."""
-    start_logging(settings)
-    for name in unknown_names(os.environ):
-        log.warning("%s is not a setting and has no effect", name)
+    settings = begin(options)
+    with one_clear_line(), Store(settings, opening=opening) as store:
+        yield store
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -135,26 +137,21 @@ def serve(**options: Any) -> None:
     from orchmgmt.serving.server import Signals
 
     with Signals() as signals:
-        with one_clear_line():
-            settings = Settings.read(options)
-        run_server(settings, signals)
+        run_server(begin(options), signals)
 
 
 @main.command()
 @takes_settings(*OF_THE_DEMO, history_max_age_days=DEMO_HISTORY_MAX_AGE_DAYS)
 def demo(**options: Any) -> None:
     """Serve a fresh copy of the example database; nothing of it is kept."""
-    age = f"{PREFIX}HISTORY_MAX_AGE_DAYS"
-    environ = {age: DEMO_HISTORY_MAX_AGE_DAYS, **os.environ}
     from orchmgmt.serving.server import Signals
 
+    environ = {f"{PREFIX}HISTORY_MAX_AGE_DAYS": DEMO_HISTORY_MAX_AGE_DAYS, **os.environ}
     with Signals() as signals, tempfile.TemporaryDirectory(prefix="orchmgmt-demo-") as folder:
         copy = Path(folder, "orchmgmt.db")
         shutil.copyfile(EXAMPLE, copy)
         options["database_url"] = f"sqlite:///{quote(str(copy))}"
-        with one_clear_line():
-            settings = Settings.read(options, environ=environ)
-        run_server(settings, signals)
+        run_server(begin(options, environ), signals)
 
 
 def run_server(settings: Settings, signals: "Signals") -> None:
@@ -164,7 +161,6 @@ def run_server(settings: Settings, signals: "Signals") -> None:
     from orchmgmt.serving.cleaner import Cleaner
     from orchmgmt.serving.server import CannotListen, Server, is_loopback
 
-    begin(settings)
     with one_clear_line():
         app = create_app(settings)
     with store_of(app) as store:
@@ -214,19 +210,21 @@ def clean(**options: Any) -> None:
 @takes_settings(*OF_THE_STORE)
 def upgrade(check: bool, **options: Any) -> None:
     """Bring the schema of the database up to date, as servers and imports do when they start."""
-    try:
-        with opened(options):
-            click.echo(f"The schema has version {SCHEMA_VERSION}: there is nothing to do.")
-            return
-    except NoDatabase as failure:
-        if not isinstance(failure.__context__, OldSchema):
-            raise
-        earlier = failure.__context__.version
-    if check:
-        click.echo(f"The schema has version {earlier}: an upgrade to {SCHEMA_VERSION} is to do.")
-        sys.exit(SOMETHING_TO_DO)
-    with opened(options, Opening(create=False)):
-        click.echo(f"Upgraded the schema from version {earlier} to {SCHEMA_VERSION}.")
+    settings = begin(options)
+    with one_clear_line():
+        try:
+            with Store(settings, opening=AS_IT_IS):
+                click.echo(f"The schema has version {SCHEMA_VERSION}: there is nothing to do.")
+                return
+        except OldSchema as error:
+            earlier = error.version
+        if check:
+            click.echo(
+                f"The schema has version {earlier}: an upgrade to {SCHEMA_VERSION} is to do."
+            )
+            sys.exit(SOMETHING_TO_DO)
+        with Store(settings, opening=Opening(create=False)):
+            click.echo(f"Upgraded the schema from version {earlier} to {SCHEMA_VERSION}.")
 
 
 @main.command()
@@ -234,9 +232,8 @@ def upgrade(check: bool, **options: Any) -> None:
 @takes_settings("database_url", *OF_THE_LOG)
 def backup(file: Path, **options: Any) -> None:
     """Copy the database to a new FILE, as it is at one moment, while servers use it."""
+    settings = begin(options)
     with one_clear_line():
-        settings = Settings.read(options)
-        begin(settings)
         size = back_up(settings.database_url, file)
     click.echo(f"Copied {size} bytes to {file}.")
 
@@ -306,21 +303,20 @@ def output(name: str) -> Iterator[TextIO]:
     path = Path(name).resolve()
     try:
         if name == "-":
-            with open(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False) as file:
-                yield file
+            with open(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False) as stream:
+                yield stream
         elif path.exists() and not path.is_file():  # a device or a pipe stays what it is
-            with path.open("w", encoding="utf-8") as file:
-                yield file
+            with path.open("w", encoding="utf-8") as stream:
+                yield stream
         else:
-            partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-            try:
-                with partial.open("x", encoding="utf-8") as file:
+            # click's own atomic files replace what was there even where the export fails.
+            with tempfile.TemporaryDirectory(prefix="orchmgmt-", dir=path.parent) as folder:
+                whole = Path(folder, "export")
+                with whole.open("w", encoding="utf-8") as file:
                     yield file
                 if path.exists():
-                    shutil.copymode(path, partial)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+                    shutil.copymode(path, whole)
+                whole.replace(path)
     except BrokenPipeError:
         raise  # the reader has had enough: click ends the command without a word
     except OSError as error:
@@ -330,18 +326,15 @@ def output(name: str) -> Iterator[TextIO]:
 @contextmanager
 def progress(file: BinaryIO) -> Iterator[Iterator[bytes]]:
     """Read a file's lines, showing how far it is if somebody watches."""
+    shown = sys.stderr if sys.stderr.isatty() else StringIO()
     with tempfile.TemporaryFile() as spool:
         if not file.seekable():
             # An import keeps all others from writing: it must not wait for a slow pipe.
             shutil.copyfileobj(file, spool)
             spool.seek(0)
             file = spool
-        if not sys.stderr.isatty():
-            yield iter(file)
-            return
-        with click.progressbar(
-            length=os.fstat(file.fileno()).st_size, label="Importing", file=sys.stderr
-        ) as bar:
+        size = os.fstat(file.fileno()).st_size
+        with click.progressbar(length=size, label="Importing", file=shown) as bar:
 
             def lines() -> Iterator[bytes]:
                 for line in file:

@@ -8,7 +8,8 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, get_type_hints
+from functools import partial
+from typing import Any
 
 from orchmgmt.values import Naming, strip
 
@@ -41,8 +42,11 @@ MANAGEMENT_POLICIES = {
     "authorization": Policy("orchmgmt.policies.authorization:Authorization", asks=True),
 }
 
-_TRUE = {"true", "yes", "on", "1"}
-_FALSE = {"false", "no", "off", "0"}
+_BOOLEANS = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
+_DECIMAL = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?").fullmatch
 
 
 class SettingError(ValueError):
@@ -54,12 +58,11 @@ def _setting(
     help: str,
     *,
     choices: Iterable[str] = (),
-    minimum: float | None = None,
-    maximum: float | None = None,
+    within: tuple[float, float] | None = None,
     secret: bool = False,
 ) -> Any:
-    limits = {"help": help, "choices": tuple(choices), "minimum": minimum, "maximum": maximum}
-    return field(default=default, repr=not secret, metadata=limits)
+    row = {"help": help, "choices": tuple(choices), "within": within}
+    return field(default=default, repr=not secret, metadata=row)
 
 
 @dataclass(frozen=True)
@@ -73,22 +76,19 @@ class Settings:
         "% escapes a character as in any URL",
     )
     database_timeout_seconds: float = _setting(
-        5.0, "How long a request waits for a busy database", minimum=0.0, maximum=3600.0
+        5.0, "How long a request waits for a busy database", within=(0.0, 3600.0)
     )
     database_connections: int = _setting(
-        20, "Connections to PostgreSQL that a process has at most", minimum=1, maximum=1000
+        20, "Connections to PostgreSQL that a process has at most", within=(1, 1000)
     )
     host: str = _setting("127.0.0.1", "Address to listen on")
-    port: int = _setting(
-        8441, "TCP port to listen on; 0 picks a free one", minimum=0, maximum=65535
-    )
+    port: int = _setting(8441, "TCP port to listen on; 0 picks a free one", within=(0, 65535))
     unix_socket: str = _setting("", "Unix socket to listen on instead of an address and a port")
     threads: int = _setting(
         0,
         "Threads that answer requests, beside those that wait for other programs; 0 is 1 with "
         "SQLite, or 4 where PostgreSQL or other systems must be waited for",
-        minimum=0,
-        maximum=256,
+        within=(0, 256),
     )
     authentication_policy: str = _setting(
         "declared", "How requesters prove who they are", choices=AUTHENTICATION_POLICIES
@@ -126,13 +126,13 @@ class Settings:
     certificate_file: str = _setting("", "PEM file of this system's own certificate, for those two")
     key_file: str = _setting("", "PEM file of its key, if that is another file")
     identity_cache_seconds: float = _setting(
-        10.0, "How long a verified token is remembered; 0 never", minimum=0.0, maximum=3600.0
+        10.0, "How long a verified token is remembered; 0 never", within=(0.0, 3600.0)
     )
     connect_timeout_seconds: float = _setting(
-        2.0, "How long a connection to those two may take", minimum=0.05, maximum=300.0
+        2.0, "How long a connection to those two may take", within=(0.05, 300.0)
     )
     read_timeout_seconds: float = _setting(
-        5.0, "How long their answer may take", minimum=0.05, maximum=300.0
+        5.0, "How long their answer may take", within=(0.05, 300.0)
     )
     cloud: str = _setting("", "<cloud>.<organisation> that a client certificate must name")
     client_certificate_header: str = _setting(
@@ -148,19 +148,19 @@ class Settings:
         choices=("extended", "simple"),
     )
     max_page_size: int = _setting(
-        1000, "Largest page that a query returns, in entries", minimum=1, maximum=1_000_000
+        1000, "Largest page that a query returns, in entries", within=(1, 1_000_000)
     )
     max_body_bytes: int = _setting(
-        4 * 1024 * 1024, "Largest request body, in bytes", minimum=1, maximum=2**31
+        4 * 1024 * 1024, "Largest request body, in bytes", within=(1, 2**31)
     )
     omit_empty: bool = _setting(
         False, "Leave keys without a value out of entries instead of giving an empty string"
     )
     history_max_age_days: float = _setting(
-        15.0, "Age at which the cleaner deletes a finished job, in days", minimum=0.0, maximum=1e6
+        15.0, "Age at which the cleaner deletes a finished job, in days", within=(0.0, 1e6)
     )
     cleaner_interval_seconds: float = _setting(
-        30.0, "Pause between two rounds of the cleaner, in seconds", minimum=0.05, maximum=86400.0
+        30.0, "Pause between two rounds of the cleaner, in seconds", within=(0.05, 86400.0)
     )
     log_level: str = _setting(
         "INFO",
@@ -177,15 +177,16 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        for setting, names in (
-            ("MANAGEMENT_WHITELIST", self.management_whitelist),
-            ("SYSTEM_NAME", (self.system_name,)),
-        ):
-            for name in names:
-                try:
-                    self.naming.system_name(strip(name))
-                except ValueError as error:
-                    raise SettingError(f"{PREFIX}{setting}: {error}") from None
+        names = {
+            "MANAGEMENT_WHITELIST": self.management_whitelist,
+            "SYSTEM_NAME": (self.system_name,),
+        }
+        for setting, texts in names.items():
+            try:
+                for text in texts:
+                    self.naming.system_name(strip(text))
+            except ValueError as error:
+                raise SettingError(f"{PREFIX}{setting}: {error}") from None
 
     @property
     def naming(self) -> Naming:
@@ -234,13 +235,10 @@ class Settings:
             SettingError: a value is wrong, or a name in `layers` is no setting.
         """
         known = {setting.name: setting for setting in fields(cls)}
-        values: dict[str, Any] = {}
         environ = os.environ if environ is None else environ
-        for name, setting in known.items():
-            text = environ.get(PREFIX + name.upper(), "")
-            if strip(text):
-                values[name] = _parse(setting, text)
-        for layer in layers:
+        variables = {name: environ.get(PREFIX + name.upper(), "") for name in known}
+        values: dict[str, Any] = {}
+        for layer in ({name: text for name, text in variables.items() if strip(text)}, *layers):
             for key, value in layer.items():
                 name = key.removeprefix(PREFIX).lower()
                 if name not in known:
@@ -272,7 +270,7 @@ def describe() -> list[Described]:
         Described(
             PREFIX + setting.name.upper(),
             write(setting.default),
-            " or ".join(setting.metadata["choices"]) or _TYPES[_type(setting)][1],
+            " or ".join(setting.metadata["choices"]) or _TYPES[type(setting.default)][1],
             setting.metadata["help"],
         )
         for setting in fields(Settings)
@@ -288,31 +286,25 @@ def write(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _type(setting: Field[Any]) -> Any:
-    return get_type_hints(Settings)[setting.name]
-
-
 def _parse(setting: Field[Any], value: object) -> Any:
-    convert, type_name = _TYPES[_type(setting)]
     if value == setting.default == "":
         return ""
-    limits = setting.metadata
+    convert, wanted = _TYPES[type(setting.default)]
+    choices, within = setting.metadata["choices"], setting.metadata["within"]
+    if choices:
+        wanted = "one of " + ", ".join(choices)
+    elif within:
+        wanted += f" from {write(within[0])} to {write(within[1])}"
     try:
         result = convert(value)
-        if limits["choices"]:
-            result = {word.lower(): word for word in limits["choices"]}[result.lower()]
-        if limits["minimum"] is not None and not limits["minimum"] <= result <= limits["maximum"]:
+        if choices:
+            return {word.lower(): word for word in choices}[result.lower()]
+        if within and not within[0] <= result <= within[1]:
             raise ValueError
-    except (ValueError, TypeError, KeyError):
-        wanted = type_name
-        if limits["choices"]:
-            wanted = "one of " + ", ".join(limits["choices"])
-        elif limits["minimum"] is not None:
-            wanted += f" from {write(limits['minimum'])} to {write(limits['maximum'])}"
-        name = PREFIX + setting.name.upper()
+        return result
+    except (ValueError, TypeError, KeyError, OverflowError):
         but = f", not {value!r}" if setting.repr else ""
-        raise SettingError(f"{name} must be {wanted}{but}") from None
-    return result
+        raise SettingError(f"{PREFIX}{setting.name.upper()} must be {wanted}{but}") from None
 
 
 def _text(value: object) -> str:
@@ -322,28 +314,14 @@ def _text(value: object) -> str:
 
 
 def _boolean(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    word = _text(value).lower()
-    if word not in _TRUE | _FALSE:
+    return value if isinstance(value, bool) else _BOOLEANS[_text(value).lower()]
+
+
+def _number(kind: type[float], value: object) -> float:
+    right = _DECIMAL(strip(value)) if isinstance(value, str) else isinstance(value, (int, kind))
+    if not right or isinstance(value, bool):
         raise ValueError
-    return word in _TRUE
-
-
-def _whole(value: object) -> int:
-    if isinstance(value, str) and re.fullmatch("-?[0-9]{1,18}", strip(value)):
-        return int(value)
-    if type(value) is not int:
-        raise ValueError
-    return value
-
-
-def _number(value: object) -> float:
-    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]{1,18})?", strip(value)):
-        return float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError
-    return float(value)
+    return kind(value)  # type: ignore[arg-type]
 
 
 def _list(value: object) -> tuple[str, ...]:
@@ -353,10 +331,11 @@ def _list(value: object) -> tuple[str, ...]:
     return tuple(_text(part) for part in parts if part != "")
 
 
-_TYPES: dict[Any, tuple[Callable[[object], Any], str]] = {
+#: For the type of a default: how a value is read, and what it must be.
+_TYPES: dict[type, tuple[Callable[[object], Any], str]] = {
     str: (_text, "text"),
     bool: (_boolean, "true or false"),
-    int: (_whole, "a whole number"),
-    float: (_number, "a number"),
-    tuple[str, ...]: (_list, "a list separated by commas"),
+    int: (partial(_number, int), "a whole number"),
+    float: (partial(_number, float), "a number"),
+    tuple: (_list, "a list separated by commas"),
 }
