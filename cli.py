@@ -90,15 +90,17 @@ def takes_settings(*names: str, **defaults: str) -> Callable[[Command], Command]
     return decorate
 
 
-@contextmanager
-def one_clear_line() -> Iterator[None]:
-    """End the command with one line where the user can mend the cause."""
-    try:
-        yield
-    except (SettingError, WrongUrl, CannotBackUp, BadLine) as error:
-        raise Failure(printable(str(error))) from None
-    except (UnusableDatabase, Unavailable) as error:
-        raise NoDatabase(printable(str(error))) from None
+class Group(click.Group):
+    """Commands that end with one clear line where the user can mend the cause."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(context)
+        except (SettingError, WrongUrl, CannotBackUp, BadLine) as error:
+            raise Failure(printable(str(error))) from None
+        except (UnusableDatabase, Unavailable) as error:
+            raise NoDatabase(printable(str(error))) from None
 
 
 def printable(text: str) -> str:
@@ -108,23 +110,22 @@ def printable(text: str) -> str:
 
 def begin(options: dict[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
     """Read the settings, start to log, and say which variables are probably misspelt."""
-    with one_clear_line():
-        settings = Settings.read(options, environ=environ)
+    settings = Settings.read(options, environ=environ)
     start_logging(settings)
     for name in unknown_names(environ):
         log.warning("%s is not a setting and has no effect", name)
     return settings
 
 
-@contextmanager
-def opened(options: dict[str, Any], opening: Opening = AS_IT_IS) -> Iterator[Store]:
+def opened(options: dict[str, Any], opening: Opening = AS_IT_IS) -> Store:
     """Open the store that the settings name."""
-    settings = begin(options)
-    with one_clear_line(), Store(settings, opening=opening) as store:
-        yield store
+    return Store(begin(options), opening=opening)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(version("orchmgmt"), prog_name="orchmgmt", message="%(prog)s %(version)s")
 def main() -> None:
     """Orchestration lock and history management of an Eclipse Arrowhead 5 local cloud."""
@@ -161,8 +162,7 @@ def run_server(settings: Settings, signals: "Signals") -> None:
     from orchmgmt.serving.cleaner import Cleaner
     from orchmgmt.serving.server import CannotListen, Server, is_loopback
 
-    with one_clear_line():
-        app = create_app(settings)
+    app = create_app(settings)
     with store_of(app) as store:
         try:
             server = Server(app, settings)
@@ -211,20 +211,17 @@ def clean(**options: Any) -> None:
 def upgrade(check: bool, **options: Any) -> None:
     """Bring the schema of the database up to date, as servers and imports do when they start."""
     settings = begin(options)
-    with one_clear_line():
-        try:
-            with Store(settings, opening=AS_IT_IS):
-                click.echo(f"The schema has version {SCHEMA_VERSION}: there is nothing to do.")
-                return
-        except OldSchema as error:
-            earlier = error.version
-        if check:
-            click.echo(
-                f"The schema has version {earlier}: an upgrade to {SCHEMA_VERSION} is to do."
-            )
-            sys.exit(SOMETHING_TO_DO)
-        with Store(settings, opening=Opening(create=False)):
-            click.echo(f"Upgraded the schema from version {earlier} to {SCHEMA_VERSION}.")
+    try:
+        with Store(settings, opening=AS_IT_IS):
+            click.echo(f"The schema has version {SCHEMA_VERSION}: there is nothing to do.")
+            return
+    except OldSchema as error:
+        earlier = error.version
+    if check:
+        click.echo(f"The schema has version {earlier}: an upgrade to {SCHEMA_VERSION} is to do.")
+        sys.exit(SOMETHING_TO_DO)
+    with Store(settings, opening=Opening(create=False)):
+        click.echo(f"Upgraded the schema from version {earlier} to {SCHEMA_VERSION}.")
 
 
 @main.command()
@@ -232,9 +229,7 @@ def upgrade(check: bool, **options: Any) -> None:
 @takes_settings("database_url", *OF_THE_LOG)
 def backup(file: Path, **options: Any) -> None:
     """Copy the database to a new FILE, as it is at one moment, while servers use it."""
-    settings = begin(options)
-    with one_clear_line():
-        size = back_up(settings.database_url, file)
+    size = back_up(begin(options).database_url, file)
     click.echo(f"Copied {size} bytes to {file}.")
 
 
@@ -302,11 +297,10 @@ def output(name: str) -> Iterator[TextIO]:
     """Open what an export writes to; a file comes into its place once it is complete."""
     path = Path(name).resolve()
     try:
-        if name == "-":
-            with open(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False) as stream:
-                yield stream
-        elif path.exists() and not path.is_file():  # a device or a pipe stays what it is
-            with path.open("w", encoding="utf-8") as stream:
+        # Standard output, a device or a pipe stays what it is.
+        if name == "-" or (path.exists() and not path.is_file()):
+            target = sys.stdout.fileno() if name == "-" else path
+            with open(target, "w", encoding="utf-8", closefd=name != "-") as stream:
                 yield stream
         else:
             # click's own atomic files replace what was there even where the export fails.

@@ -56,12 +56,6 @@ class NotFound(ServiceError):
     status = HTTPStatus.NOT_FOUND
 
 
-class UnsupportedMediaType(ServiceError):
-    """The body is not declared to be JSON (415)."""
-
-    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-
-
 class Unavailable(ServiceError):
     """The database, or a server that must be asked, does not answer now (503)."""
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from flask import Blueprint, Response, request
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
 from orchmgmt.databases import Row
-from orchmgmt.errors import InvalidParameter, UnsupportedMediaType, body_too_large
+from orchmgmt.errors import InvalidParameter, body_too_large
 from orchmgmt.json_text import parse_json, write_json
 from orchmgmt.locks import AlreadyLocked
 from orchmgmt.schemas import (
