@@ -4,18 +4,13 @@ from collections.abc import Mapping
 
 from flask import Flask
 
+from orchmgmt import views
 from orchmgmt.databases import Clock
 from orchmgmt.errors import register_error_handlers
 from orchmgmt.policies.gate import Gate
 from orchmgmt.serving.logs import start_logging
 from orchmgmt.settings import Settings
 from orchmgmt.store import Store
-from orchmgmt.views import (
-    health_blueprint,
-    history_blueprint,
-    lock_blueprint,
-    monitor_blueprint,
-)
 
 ROOT = "/serviceorchestration"
 MANAGEMENT = f"{ROOT}/orchestration/mgmt"
@@ -55,15 +50,15 @@ def create_app(
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
     app.register_blueprint(
-        gate.guard(lock_blueprint(store), "serviceOrchestrationLockManagement"),
+        gate.guard(views.lock_blueprint(store), "serviceOrchestrationLockManagement"),
         url_prefix=f"{MANAGEMENT}/lock",
     )
     app.register_blueprint(
-        gate.guard(history_blueprint(store), "serviceOrchestrationHistoryManagement"),
+        gate.guard(views.history_blueprint(store), "serviceOrchestrationHistoryManagement"),
         url_prefix=f"{MANAGEMENT}/history",
     )
-    app.register_blueprint(gate.guard(monitor_blueprint()), url_prefix=f"{ROOT}/monitor")
-    app.register_blueprint(health_blueprint(store))
+    app.register_blueprint(gate.guard(views.monitor_blueprint()), url_prefix=f"{ROOT}/monitor")
+    app.register_blueprint(views.health_blueprint(store))
     register_error_handlers(app)
     if settings.metrics:
         app.extensions["orchmgmt-metrics"] = Metrics(app, store)

@@ -50,7 +50,7 @@ class Value(fields.Field[Any]):
 
     Args:
         missing: the message when there is no value; without one the value is optional.
-        invalid: the message, before the value, when it is malformed; by default the type's own.
+        invalid: the message when it is malformed, with `{}` for the value; by default the type's.
         default: what stands for no value.
         data_key: the key, if it is not the field's name in camelCase.
     """
@@ -93,7 +93,7 @@ class Value(fields.Field[Any]):
         except ValueError as error:
             if self.invalid is None:
                 raise Fault(MISNAMED, str(error)) from None
-            raise Fault(MALFORMED, f"{self.invalid}: {value}") from None
+            raise Fault(MALFORMED, self.invalid.format(value)) from None
 
     def _canonical(self, text: str) -> Any:
         return text
@@ -143,13 +143,13 @@ class Uuid(Value):
 class JobId(Uuid):
     """The id of an orchestration job."""
 
-    invalid = "Invalid orchestration job id"
+    invalid = "Invalid orchestration job id: {}"
 
 
 class SubscriptionId(Uuid):
     """The id of the subscription that triggered a job."""
 
-    invalid = "Invalid subscription id"
+    invalid = "Invalid subscription id: {}"
 
 
 class DateTime(Value):
@@ -158,36 +158,27 @@ class DateTime(Value):
     Args:
         round_up: count a fraction as the whole second, instead of cutting it off.
         stored: the moment must be one that can be returned: a year from 1 to 9999.
+        past: the message, with `{}` for the value, when it is past, as far as the schema knows.
     """
 
-    def __init__(self, *, round_up: bool = False, stored: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        round_up: bool = False,
+        stored: bool = False,
+        past: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        self._second = values.second_from if round_up else values.second_until
+        self._round_up = round_up
         self._stored = stored
-
-    def _canonical(self, text: str) -> str:
-        second = self._second(text)
-        if self._stored and second in (values.START_OF_TIME, values.END_OF_TIME):
-            raise ValueError
-        return second
-
-
-class FutureDateTime(DateTime):
-    """A DateTime that has not come yet, as far as the schema knows what time it is.
-
-    Args:
-        past: the message, before the value, when it has.
-    """
-
-    def __init__(self, *, past: str, **kwargs: Any) -> None:
-        super().__init__(round_up=True, **kwargs)
         self._past = past
 
     def _canonical(self, text: str) -> str:
-        second = super()._canonical(text)
-        if second <= self.root.present:  # type: ignore[union-attr]
-            raise Fault(MALFORMED, f"{self._past}: {text}")
-        if second == values.END_OF_TIME:
+        second = values.second(text, self._round_up)
+        if self._past and second <= self.root.present:  # type: ignore[union-attr]
+            raise Fault(MALFORMED, self._past.format(text))
+        if self._stored and second in (values.START_OF_TIME, values.END_OF_TIME):
             raise ValueError
         return second
 
@@ -239,27 +230,21 @@ class Direction(Choice):
     """Ascending or descending."""
 
     words = ("ASC", "DESC")
-
-    def _canonical(self, text: str) -> str:
-        try:
-            return super()._canonical(text)
-        except ValueError:
-            message = "Direction is invalid. Only ASC or DESC are allowed"
-            raise Fault(MALFORMED, message) from None
+    invalid = "Direction is invalid. Only ASC or DESC are allowed"
 
 
 class JobStatus(Choice):
     """How far a job got."""
 
     words = STATUSES
-    invalid = "Invalid status"
+    invalid = "Invalid status: {}"
 
 
 class JobType(Choice):
     """Who asked for a job: the requester itself, or a subscription."""
 
     words = TYPES
-    invalid = "Invalid type"
+    invalid = "Invalid type: {}"
 
 
 class Flag(Value):
@@ -289,14 +274,14 @@ class SortField(Value):
     """
 
     def __init__(self, *names: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
         self._names = {camel_case(name): name for name in names}
+        allowed = ", ".join(self._names)
+        message = f"Sort field is invalid. Only the following are allowed: [{allowed}]"
+        super().__init__(invalid=message, **kwargs)
 
     def _canonical(self, text: str) -> str:
         if text not in self._names:
-            allowed = ", ".join(self._names)
-            message = f"Sort field is invalid. Only the following are allowed: [{allowed}]"
-            raise Fault(MALFORMED, message)
+            raise ValueError
         return self._names[text]
 
 
@@ -305,22 +290,17 @@ class ListOf(fields.List[Any]):
 
     Args:
         element: the type of its elements.
-        empty: the message when an element is missing.
-        missing: the message when the list is; without one the list is optional.
+        what: what the messages call its elements.
+        needed: whether there must be some.
         data_key: as `Value` has it.
     """
 
     def __init__(
-        self,
-        element: Value,
-        *,
-        empty: str,
-        missing: str | None = None,
-        data_key: str | None = None,
+        self, element: Value, what: str, *, needed: bool = False, data_key: str | None = None
     ) -> None:
         super().__init__(element, data_key=data_key)
-        self.missing = missing
-        self._empty = element.missing = empty
+        self.missing = f"{what} list empty" if needed else None
+        self._empty = element.missing = f"{what} list contains empty element"
 
     def deserialize(self, value: Any, attr: Any = None, data: Any = None, **kwargs: Any) -> Any:
         """Return the values in canonical form, or that there are none.

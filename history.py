@@ -24,7 +24,7 @@ from orchmgmt.values import strip, write_instant
 
 COLUMNS = list(Job._meta.sorted_fields)
 
-_ROW_BUT_ID = itemgetter(*[column.name for column in COLUMNS[1:]])
+_ROW = itemgetter(*[column.name for column in COLUMNS])
 
 
 class History:
@@ -56,7 +56,6 @@ class History:
             known=self._known if database.one_writer else None,
         )
         self._counts = database.sql(JobCount.select())
-        self._insert = BulkInsert(database, COLUMNS, lambda insert: insert)
         self._upsert = BulkInsert(
             database,
             COLUMNS,
@@ -126,8 +125,7 @@ class History:
         }
 
         def insert() -> None:
-            job = self._entry.load({**entry, "createdAt": self._database.now()})
-            self._insert.rows([(job_id, *_ROW_BUT_ID(job))])
+            self.put([self._entry.load({**entry, "createdAt": self._database.now()})])
 
         self._database.write(insert)
         return job_id
@@ -199,11 +197,8 @@ class History:
             jobs: jobs as `JobEntry` loads them; one without an id is new, and of several with
                 one id the last counts.
         """
-        rows = {}
-        for job in jobs:
-            job_id = job["id"] or str(uuid4())
-            rows[job_id] = (job_id, *_ROW_BUT_ID(job))
-        self._upsert.rows(list(rows.values()))
+        rows = [_ROW({**job, "id": job["id"] or str(uuid4())}) for job in jobs]
+        self._upsert.rows(list({row[0]: row for row in rows}.values()))
 
     def delete_old(self, moment: str, pause: Pause) -> int:
         """Delete the jobs that had ended the maximum age before then, in batches.
@@ -227,9 +222,7 @@ class History:
         statuses, type = wanted.get("statuses", STATUSES), wanted.get("type")
         rows: list[tuple[str, str, int]] = self._database.rows(self._counts)
         return sum(
-            jobs
-            for status, its_type, jobs in rows
-            if status in statuses and type in (None, its_type)
+            jobs for status, kind, jobs in rows if status in statuses and type in (None, kind)
         )
 
     def _change(self, sql: str, job_id: str, message: str, status: str) -> None:

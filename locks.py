@@ -20,7 +20,19 @@ COLUMNS = [getattr(Lock, name) for name in NewLock._fields]
 IN_TURN = Lock.service_instance_id
 
 
-class AlreadyLocked(InvalidParameter):
+class Conflicts(InvalidParameter):
+    """Locks that cannot be put where others are.
+
+    Attributes:
+        reasons: for each of them what is in its way, by its id or its service instance.
+    """
+
+    def __init__(self, message: str, reasons: Mapping[int | str, str]) -> None:
+        super().__init__(message)
+        self.reasons = reasons
+
+
+class AlreadyLocked(Conflicts):
     """Service instances that somebody holds.
 
     Attributes:
@@ -28,27 +40,20 @@ class AlreadyLocked(InvalidParameter):
     """
 
     def __init__(self, service_instance_ids: Sequence[str]) -> None:
-        super().__init__(f"Already locked: {', '.join(service_instance_ids)}")
+        reasons: dict[int | str, str] = {it: _held(it) for it in service_instance_ids}
+        super().__init__(_held(", ".join(service_instance_ids)), reasons)
         self.service_instance_ids = list(service_instance_ids)
+
+
+def _held(instances: str) -> str:
+    return f"Already locked: {instances}"
 
 
 class InThePast(InvalidParameter):
     """A lock would have expired before it is made."""
 
     def __init__(self, expires_at: str) -> None:
-        super().__init__(f"{IN_THE_PAST}: {expires_at}")
-
-
-class TakenIds(InvalidParameter):
-    """Lock ids that belong to other service instances than those given.
-
-    Attributes:
-        instances: the instance that each of them belongs to.
-    """
-
-    def __init__(self, instances: Mapping[int, str]) -> None:
-        super().__init__(f"Locks of other service instances: {', '.join(map(str, instances))}")
-        self.instances = dict(instances)
+        super().__init__(IN_THE_PAST.format(expires_at))
 
 
 class DuplicatedInstance(InvalidParameter):
@@ -134,19 +139,17 @@ class Locks:
             AlreadyLocked: somebody holds one of the service instances.
             Unavailable: the database does not answer.
         """
+        return self._database.write(self._create, locks)
 
-        def create() -> dict[str, int]:
-            self._demand_future(locks)
-            seen: set[str] = set()
-            for lock in locks:
-                if lock.service_instance_id in seen:
-                    raise DuplicatedInstance(lock.service_instance_id)
-                seen.add(lock.service_instance_id)
-            ids = self.insert(locks)
-            self._demand_future(locks)  # it may have waited long for others
-            return ids
-
-        ids = self._database.write(create)
+    def _create(self, locks: Sequence[NewLock]) -> list[Row]:
+        self._demand_future(locks)
+        seen: set[str] = set()
+        for lock in locks:
+            if lock.service_instance_id in seen:
+                raise DuplicatedInstance(lock.service_instance_id)
+            seen.add(lock.service_instance_id)
+        ids = self.insert(locks)
+        self._demand_future(locks)  # it may have waited long for others
         return [(ids[lock.service_instance_id], *lock) for lock in locks]
 
     def insert(self, locks: Sequence[NewLock]) -> dict[str, int]:
@@ -172,39 +175,35 @@ class Locks:
             Lock.id, Lock.service_instance_id, ids, [it.service_instance_id for it in locks]
         )
 
-    def keep_others_off(self) -> None:
-        """Let nobody else write locks until the end of a `Database.write`."""
-        self._database.keep_others_off(Lock.id)
-
     def restore(self, locks: Mapping[int, NewLock]) -> None:
         """Insert locks on different instances under known ids, within a `Database.write`.
 
         A lock that is there already, same id, instance and owner, is replaced.
 
         Raises:
-            AlreadyLocked: somebody else holds one of the service instances; the write must roll
-                back.
-            TakenIds: an id belongs to another instance's lock; likewise.
+            Conflicts: somebody else holds one of the service instances, or an id belongs to another
+                instance's lock; nothing is changed.
         """
         if not locks:
             return
         self._database.keep_others_off(Lock.id, max(locks))
-        instances = [lock.service_instance_id for lock in locks.values()]
-        like = {"ids": list(locks), "service_instance_ids": instances}
-        replaced, taken, held = [], {}, []
+        instances = {lock.service_instance_id for lock in locks.values()}
+        like = {"ids": list(locks), "service_instance_ids": list(instances)}
+        replaced: list[int] = []
+        held: dict[int | str, str] = {}
+        taken: dict[int | str, str] = {}
         for lock_id, *columns in self._database.rows(self._select_like, like):
             there, mine = NewLock(*columns), locks.get(lock_id)
             instance = there.service_instance_id
             if mine and mine.service_instance_id != instance:
-                taken[lock_id] = instance
-            elif (mine and mine.owner == there.owner) or there.expires_at <= self._database.now():
+                taken[lock_id] = f"lock {lock_id} is of another service instance: {instance}"
+                mine = None
+            if (mine and mine.owner == there.owner) or there.expires_at <= self._database.now():
                 replaced.append(lock_id)
-            else:
-                held.append(instance)
-        if taken:
-            raise TakenIds(taken)
-        if held:
-            raise AlreadyLocked(held)
+            elif instance in instances:
+                held[instance] = _held(instance)
+        if held or taken:
+            raise Conflicts("Locks of others are in the way", {**held, **taken})
         self._database.change(self._delete_ids, {"ids": replaced})
         rows = [(lock_id, *lock) for lock_id, lock in locks.items()]
         self._insert.rows(rows, self._database.now())
@@ -239,16 +238,14 @@ class Locks:
             temporary=True,
         )
 
-        def insert() -> dict[str, int]:
+        def reserve() -> list[Row]:
             self._demand_future([lock])
             this_job = {"id": lock.orchestration_job_id}
             if not self._database.rows(self._select_unfinished, this_job):
                 raise NotFound(f"There is no unfinished orchestration job {job_id}")
-            ids = self.insert([lock])
-            self._demand_future([lock])
-            return ids
+            return self._create([lock])
 
-        return (self._database.write(insert)[lock.service_instance_id], *lock)
+        return self._database.write(reserve)[0]
 
     def release(self, job_id: str) -> int:
         """Remove the temporary locks of a job.

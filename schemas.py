@@ -9,41 +9,20 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
-from marshmallow import Schema, fields
+from marshmallow import Schema
 from marshmallow import missing as absent
+from marshmallow.fields import Field
 
-from orchmgmt import values
+from orchmgmt import fields, values
 from orchmgmt.databases import Row
 from orchmgmt.databases.queries import Page
-from orchmgmt.fields import (
-    CONTRADICTORY,
-    INCOMPLETE,
-    WRONG_TYPE,
-    DateTime,
-    Direction,
-    Fault,
-    Flag,
-    FutureDateTime,
-    JobId,
-    JobStatus,
-    JobType,
-    ListOf,
-    Message,
-    Number,
-    ServiceInstanceId,
-    ServiceName,
-    SortField,
-    SubscriptionId,
-    SystemName,
-    Value,
-    camel_case,
-)
+from orchmgmt.fields import CONTRADICTORY, INCOMPLETE, WRONG_TYPE, Fault
 from orchmgmt.models import FINISHED, IN_PROGRESS, PENDING, NewLock
 from orchmgmt.settings import Settings
 
 LOCK_ID_MAX = 2**62  # new ids go on from the largest: as many again are left
 
-IN_THE_PAST = "Expires at is in the past"
+IN_THE_PAST = "Expires at is in the past: {}"
 
 
 class WireSchema(Schema):
@@ -63,9 +42,9 @@ class WireSchema(Schema):
             (name, field.data_key, field.deserialize) for name, field in self.load_fields.items()
         ]
 
-    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+    def on_bind_field(self, field_name: str, field_obj: Field[Any]) -> None:
         """Give a field its key."""
-        field_obj.data_key = field_obj.data_key or camel_case(field_name)
+        field_obj.data_key = field_obj.data_key or fields.camel_case(field_name)
 
     def load(self, data: Any, **kwargs: Any) -> Any:
         """Return what a payload holds: its values by the names of the fields.
@@ -104,9 +83,9 @@ class WireSchema(Schema):
 class Pagination(WireSchema):
     """The contract's section "Pagination", loaded as a `Page`."""
 
-    page = Number(default=None)
-    size = Number(default=None)
-    direction = Direction(default="DESC")
+    page = fields.Number(default=None)
+    size = fields.Number(default=None)
+    direction = fields.Direction(default="DESC")
 
     def load(self, data: Any, **kwargs: Any) -> Page:
         """Return the page that is asked for.
@@ -124,36 +103,38 @@ class Pagination(WireSchema):
         )
 
     def _check(self, found: dict[str, Any]) -> None:
-        given = {name: found.get(name) for name in ("page", "size")}
-        for name, other in (("size", "page"), ("page", "size")):
-            if given[name] is not None and given[other] is None:
-                raise Fault(
-                    INCOMPLETE,
-                    f"If {name} parameter is defined then {other} parameter cannot be undefined",
-                )
+        page, size = found.get("page"), found.get("size")
+        if (page is None) != (size is None):
+            given, other = ("size", "page") if page is None else ("page", "size")
+            raise Fault(
+                INCOMPLETE,
+                f"If {given} parameter is defined then {other} parameter cannot be undefined",
+            )
         largest = self.settings.max_page_size
-        if (given["size"] or 0) > largest:
+        if (size or 0) > largest:
             raise Fault(INCOMPLETE, f"The page size cannot be larger than {largest}")
 
 
 class LockPagination(Pagination):
     """Pages of locks."""
 
-    sort_field = SortField("id", "owner", "service_instance_id", "expires_at", default=None)
+    sort_field = fields.SortField("id", "owner", "service_instance_id", "expires_at", default=None)
 
 
 class HistoryPagination(Pagination):
     """Pages of jobs."""
 
-    sort_field = SortField("id", "created_at", "started_at", "finished_at", default=None)
+    sort_field = fields.SortField("id", "created_at", "started_at", "finished_at", default=None)
 
 
-class Inner(Value):
+class Object(fields.Value):
     """A value that a schema of its own loads.
 
     Args:
         schema: that schema.
     """
+
+    type_name = "an object"
 
     def __init__(self, schema: type[WireSchema], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -165,28 +146,13 @@ class Inner(Value):
         root: Any = self.root
         return self._class(root.settings, root.present)
 
-
-class Paged(Inner):
-    """A query's `pagination`; without one, the first page in the default order."""
-
-    type_name = "an object"
-
-    def deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the page that is asked for.
-
-        Raises:
-            Fault: as `Pagination.load`.
-        """
-        page = super().deserialize(value)
-        return self.schema.load({}) if page is absent else page
-
     def _convert(self, value: Any) -> Any:
         if not isinstance(value, dict):
             raise self._wrong_type()
         return self.schema.load(value)
 
 
-class Objects(Inner):
+class Objects(Object):
     """A request's list of objects, which must not be empty; the first bad one is named."""
 
     type_name = "a list"
@@ -196,28 +162,36 @@ class Objects(Inner):
             raise self._wrong_type()
         if not value:
             raise Fault(INCOMPLETE, self.missing or "")
-        return [self._load(element) for element in value]
+        loaded = []
+        for element in value:
+            if element is None:
+                raise Fault(INCOMPLETE, "Request payload contains null element")
+            loaded.append(self.schema.load(element))
+        return loaded
 
-    def _load(self, element: Any) -> Any:
-        if element is None:
-            raise Fault(INCOMPLETE, "Request payload contains null element")
-        return self.schema.load(element)
+
+def _expiration() -> fields.DateTime:
+    return fields.DateTime(
+        missing="Expiration time is missing",
+        invalid="Invalid expires at format: {}",
+        past=IN_THE_PAST,
+        round_up=True,
+        stored=True,
+    )
 
 
 class LockRequest(WireSchema):
     """One element of a create request's `locks`."""
 
-    service_instance_id = ServiceInstanceId(missing="Service instance id is missing")
-    owner = SystemName(missing="Owner is missing")
-    expires_at = FutureDateTime(
-        missing="Expiration time is missing", invalid="Invalid expires at format", past=IN_THE_PAST
-    )
+    service_instance_id = fields.ServiceInstanceId(missing="Service instance id is missing")
+    owner = fields.SystemName(missing="Owner is missing")
+    expires_at = _expiration()
 
 
 class Reservation(LockRequest):
     """A temporary lock for a job (`Locks.reserve`)."""
 
-    orchestration_job_id = JobId(missing="Orchestration job id is missing")
+    orchestration_job_id = fields.JobId(missing="Orchestration job id is missing")
 
 
 class LockCreate(WireSchema):
@@ -246,35 +220,31 @@ class QuerySchema(WireSchema):
             Fault: as `WireSchema.load`.
         """
         wanted: dict[str, Any] = super().load({} if data is None else data)
-        page: Page = wanted.pop("pagination")
+        page = wanted.pop("pagination", None) or Page(0, self.settings.max_page_size)
         return wanted, page
 
 
 class LockQuery(QuerySchema):
     """The body of lock query: ServiceOrchestrationLockQueryRequest."""
 
-    pagination = Paged(LockPagination)
-    ids = ListOf(Number(), empty="ID list contains empty element")
-    orchestration_job_ids = ListOf(
-        JobId(), empty="Orchestration job id list contains empty element"
-    )
-    service_instance_ids = ListOf(
-        ServiceInstanceId(), empty="Service instance id list contains empty element"
-    )
-    owners = ListOf(SystemName(), empty="Owner list contains empty element")
-    expires_before = DateTime(invalid="Invalid expires before", round_up=True)
-    expires_after = DateTime(invalid="Invalid expires after")
+    pagination = Object(LockPagination)
+    ids = fields.ListOf(fields.Number(), "ID")
+    orchestration_job_ids = fields.ListOf(fields.JobId(), "Orchestration job id")
+    service_instance_ids = fields.ListOf(fields.ServiceInstanceId(), "Service instance id")
+    owners = fields.ListOf(fields.SystemName(), "Owner")
+    expires_before = fields.DateTime(invalid="Invalid expires before: {}", round_up=True)
+    expires_after = fields.DateTime(invalid="Invalid expires after: {}")
 
 
 class LockRemove(WireSchema):
     """The owner and the instances of lock remove, from its path and its query string."""
 
-    owner = SystemName(missing="Owner is missing")
-    service_instance_ids = ListOf(
-        ServiceInstanceId(),
+    owner = fields.SystemName(missing="Owner is missing")
+    service_instance_ids = fields.ListOf(
+        fields.ServiceInstanceId(),
         data_key="instanceIds",
-        missing="Service instance id list empty",
-        empty="Service instance id list contains empty element",
+        what="Service instance id",
+        needed=True,
     )
 
     def read_path(self, owner: str, instance_ids: Sequence[str]) -> tuple[str, list[str]]:
@@ -297,16 +267,14 @@ class LockRemove(WireSchema):
 class HistoryQuery(QuerySchema):
     """The body of history query: ServiceOrchestrationHistoryQueryRequest."""
 
-    pagination = Paged(HistoryPagination)
-    ids = ListOf(JobId(), empty="ID list contains empty element")
-    statuses = ListOf(JobStatus(), empty="Status list contains empty element")
-    type = JobType()
-    requester_systems = ListOf(SystemName(), empty="Requester system list contains empty element")
-    target_systems = ListOf(SystemName(), empty="Target system list contains empty element")
-    service_definitions = ListOf(
-        ServiceName(), empty="Service definition list contains empty element"
-    )
-    subscription_ids = ListOf(SubscriptionId(), empty="Subscription ID list contains empty element")
+    pagination = Object(HistoryPagination)
+    ids = fields.ListOf(fields.JobId(), "ID")
+    statuses = fields.ListOf(fields.JobStatus(), "Status")
+    type = fields.JobType()
+    requester_systems = fields.ListOf(fields.SystemName(), "Requester system")
+    target_systems = fields.ListOf(fields.SystemName(), "Target system")
+    service_definitions = fields.ListOf(fields.ServiceName(), "Service definition")
+    subscription_ids = fields.ListOf(fields.SubscriptionId(), "Subscription ID")
 
 
 class EntrySchema(WireSchema):
@@ -315,7 +283,7 @@ class EntrySchema(WireSchema):
     def __init__(self, settings: Settings, present: str = "") -> None:
         super().__init__(settings, present)
         self._keys = [field.data_key for field in self.fields.values()]
-        self._flags = [it.data_key for it in self.fields.values() if isinstance(it, Flag)]
+        self._flags = [it.data_key for it in self.fields.values() if isinstance(it, fields.Flag)]
 
     def dump(self, obj: Iterable[Row], **kwargs: Any) -> list[dict[str, Any]]:
         """Return rows as entries: but for SQLite's booleans, they are in their wire form already.
@@ -336,35 +304,30 @@ class EntrySchema(WireSchema):
 class LockEntry(EntrySchema):
     """A lock, as queries return it and as `lock import` reads it."""
 
-    id = Number(minimum=1, maximum=LOCK_ID_MAX, default=None)
-    orchestration_job_id = JobId(default="")
-    service_instance_id = ServiceInstanceId(missing="Service instance id is missing")
-    owner = SystemName(missing="Owner is missing")
-    expires_at = DateTime(
-        missing="Expiration time is missing",
-        invalid="Invalid expires at format",
-        round_up=True,
-        stored=True,
-    )
-    temporary = Flag(default=False)
+    id = fields.Number(minimum=1, maximum=LOCK_ID_MAX, default=None)
+    orchestration_job_id = fields.JobId(default="")
+    service_instance_id = fields.ServiceInstanceId(missing="Service instance id is missing")
+    owner = fields.SystemName(missing="Owner is missing")
+    expires_at = _expiration()
+    temporary = fields.Flag(default=False)
 
 
 class JobEntry(EntrySchema):
     """A job, as queries return it and as `history import` reads it."""
 
-    id = JobId(default=None)
-    status = JobStatus(missing="Status is missing")
-    type = JobType(missing="Type is missing")
-    requester_system = SystemName(missing="Requester system is missing")
-    target_system = SystemName(missing="Target system is missing")
-    service_definition = ServiceName(missing="Service definition is missing")
-    subscription_id = SubscriptionId(default="")
-    message = Message(default="")
-    created_at = DateTime(
-        missing="Creation time is missing", invalid="Invalid created at format", stored=True
+    id = fields.JobId(default=None)
+    status = fields.JobStatus(missing="Status is missing")
+    type = fields.JobType(missing="Type is missing")
+    requester_system = fields.SystemName(missing="Requester system is missing")
+    target_system = fields.SystemName(missing="Target system is missing")
+    service_definition = fields.ServiceName(missing="Service definition is missing")
+    subscription_id = fields.SubscriptionId(default="")
+    message = fields.Message(default="")
+    created_at = fields.DateTime(
+        missing="Creation time is missing", invalid="Invalid created at format: {}", stored=True
     )
-    started_at = DateTime(invalid="Invalid started at format", default="", stored=True)
-    finished_at = DateTime(invalid="Invalid finished at format", default="", stored=True)
+    started_at = fields.DateTime(invalid="Invalid started at format: {}", default="", stored=True)
+    finished_at = fields.DateTime(invalid="Invalid finished at format: {}", default="", stored=True)
 
     def _check(self, found: dict[str, Any]) -> None:
         status, started, finished = map(found.get, ("status", "started_at", "finished_at"))

@@ -7,7 +7,6 @@ with Store({"DATABASE_URL": "sqlite:///orchmgmt.db"}) as store:
 
 from collections.abc import Callable, Mapping
 from time import sleep
-from types import TracebackType
 
 from orchmgmt.databases import Clock
 from orchmgmt.databases.opening import open_database
@@ -89,10 +88,5 @@ class Store:
     def __enter__(self) -> "Store":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

@@ -3,13 +3,13 @@
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any
 
 from orchmgmt.databases import Row
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.json_text import parse_json, write_json
-from orchmgmt.locks import AlreadyLocked, TakenIds
-from orchmgmt.models import NewLock
+from orchmgmt.locks import Conflicts
+from orchmgmt.models import Lock, NewLock
 from orchmgmt.schemas import EntrySchema, JobEntry, LockEntry
 from orchmgmt.store import Store
 
@@ -25,16 +25,8 @@ class BadLine(Exception):
         super().__init__(f"line {number}: {reason}")
 
 
-class Line(NamedTuple):
-    """One entry of an import.
-
-    Attributes:
-        number: the line, from 1.
-        entry: what the schema loaded from it.
-    """
-
-    number: int
-    entry: dict[str, Any]
+#: The number of a line, from 1, and the entry that the schema loaded from it.
+Line = tuple[int, dict[str, Any]]
 
 
 def import_jobs(store: Store, lines: Iterable[bytes]) -> int:
@@ -55,7 +47,7 @@ def import_jobs(store: Store, lines: Iterable[bytes]) -> int:
     def put() -> int:
         count = 0
         for batch in _batches(JobEntry(store.settings), lines):
-            store.history.put([line.entry for line in batch])
+            store.history.put([entry for _, entry in batch])
             count += len(batch)
         return count
 
@@ -81,11 +73,11 @@ def import_locks(store: Store, lines: Iterable[bytes]) -> tuple[int, int]:
     def put() -> tuple[int, int]:
         imported = expired = 0
         # Lines come in any order: two that wait for each other's instances would never end.
-        store.locks.keep_others_off()
-        with closing(_Places()) as places:
+        store.database.keep_others_off(Lock.id)
+        with closing(_open_places()) as places:
             for batch in _batches(LockEntry(store.settings), lines):
                 present = store.database.now()
-                live = [line for line in batch if line.entry["expires_at"] > present]
+                live = [line for line in batch if line[1]["expires_at"] > present]
                 _put_locks(store, live, places)
                 imported += len(live)
                 expired += len(batch) - len(live)
@@ -94,61 +86,44 @@ def import_locks(store: Store, lines: Iterable[bytes]) -> tuple[int, int]:
     return store.database.write_once(put)
 
 
-class _Places:
+def _open_places() -> sqlite3.Connection:
     """The line of each instance and each id, in a file that goes away: there may be any number."""
-
-    def __init__(self) -> None:
-        self._database = sqlite3.connect("", isolation_level=None)
-        self._database.execute("PRAGMA journal_mode = OFF")
-        self._database.execute("CREATE TABLE place (key PRIMARY KEY, line) WITHOUT ROWID")
-
-    def put(self, key: str | int, line: int) -> int:
-        """Return the line of a key; it is this one if the key is new."""
-        row = (key, line)
-        if self._database.execute("INSERT OR IGNORE INTO place VALUES (?, ?)", row).rowcount:
-            return line
-        found = self._database.execute("SELECT line FROM place WHERE key = ?", (key,))
-        first: int = found.fetchone()[0]
-        return first
-
-    def close(self) -> None:
-        self._database.close()
+    places = sqlite3.connect("", isolation_level=None)
+    places.execute("PRAGMA journal_mode = OFF")
+    places.execute("CREATE TABLE place (key PRIMARY KEY, line) WITHOUT ROWID")
+    return places
 
 
-def _put_locks(store: Store, lines: list[Line], places: _Places) -> None:
+def _first_line(places: sqlite3.Connection, key: str | int, line: int) -> int:
+    """The line of a key; it is this one if the key is new."""
+    sql = "INSERT INTO place VALUES (?, ?) ON CONFLICT DO UPDATE SET line = line RETURNING line"
+    first: int = places.execute(sql, (key, line)).fetchone()[0]
+    return first
+
+
+def _put_locks(store: Store, lines: list[Line], places: sqlite3.Connection) -> None:
     faults: dict[int, str] = {}
     known: dict[int, NewLock] = {}
     new: list[NewLock] = []
-    for line in lines:
-        lock_id = line.entry.pop("id")
-        lock = NewLock(**line.entry)
+    for number, entry in lines:
+        lock_id = entry.pop("id")
+        lock = NewLock(**entry)
         for key in filter(None, (lock.service_instance_id, lock_id)):
-            first = places.put(key, line.number)
-            if first != line.number:
-                faults.setdefault(line.number, f"{key} is in line {first} already")
-        if line.number in faults:
-            continue
+            first = _first_line(places, key, number)
+            if first != number:
+                faults.setdefault(number, f"{key} is in line {first} already")
+        if faults:
+            break  # what else is wrong counts only in an earlier line
         if lock_id is None:
             new.append(lock)
         else:
             known[lock_id] = lock
-
-    def restore() -> None:
-        try:
-            store.locks.restore(known)
-        except TakenIds as error:
-            for lock_id, instance in error.instances.items():
-                reason = f"lock {lock_id} is of another service instance: {instance}"
-                faults[places.put(lock_id, 0)] = reason
-                del known[lock_id]
-            restore()  # what else is wrong may be in an earlier line
-
-    for put in (restore, lambda: store.locks.insert(new)):
+    for put in (lambda: store.locks.restore(known), lambda: store.locks.insert(new)):
         try:
             put()
-        except AlreadyLocked as error:
-            for instance in error.service_instance_ids:
-                faults[places.put(instance, 0)] = f"Already locked: {instance}"
+        except Conflicts as error:
+            for key, reason in error.reasons.items():
+                faults[_first_line(places, key, 0)] = reason
     if faults:
         first = min(faults)
         raise BadLine(first, faults[first])
@@ -179,7 +154,7 @@ def _batches(schema: EntrySchema, lines: Iterable[bytes]) -> Iterator[list[Line]
         if not text.strip():
             continue
         try:
-            batch.append(Line(number, schema.load(parse_json(text))))
+            batch.append((number, schema.load(parse_json(text))))
         except InvalidParameter as error:
             yield batch
             raise BadLine(number, error) from None

@@ -9,7 +9,8 @@ database.
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from functools import lru_cache, partial
+from functools import lru_cache
+from string import ascii_lowercase, ascii_uppercase
 from time import gmtime, strftime
 
 NAME_MAX_LENGTH = 63
@@ -40,6 +41,9 @@ _INSTANT = re.compile(
 _WHITE_SPACE = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
 _SEPARATORS = re.compile("[_-]+")
 _LATER_SEPARATOR = re.compile("_(.?)", re.DOTALL)
+# Only ASCII letters have a case here.
+_UPPER = str.maketrans(ascii_lowercase, ascii_uppercase)
+_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
 
 
 def strip(text: str) -> str:
@@ -63,14 +67,7 @@ class Naming:
         Raises:
             ValueError: the contract's naming message, with the normalised name.
         """
-        if _SYSTEM_NAME(text):
-            return text
-        name = self._conventional(text, _ascii_upper)
-        if not _SYSTEM_NAME(name):
-            raise ValueError(
-                f"The specified system name does not match the naming convention: {name}"
-            )
-        return name
+        return self._name(text, _SYSTEM_NAME, self._pascal_case, "system name")
 
     def service_name(self, text: str) -> str:
         """Return a ServiceName (camelCase, at most 63 characters).
@@ -78,15 +75,7 @@ class Naming:
         Raises:
             ValueError: the contract's naming message, with the normalised name.
         """
-        if _SERVICE_NAME(text):
-            return text
-        name = self._conventional(text, _ascii_lower)
-        if not _SERVICE_NAME(name):
-            raise ValueError(
-                "The specified service definition name does not match the naming convention: "
-                + name
-            )
-        return name
+        return self._name(text, _SERVICE_NAME, self._camel_case, "service definition name")
 
     def service_instance_id(self, text: str) -> str:
         """Return a ServiceInstanceID, `SystemName|ServiceName|Version`, each part normalised.
@@ -95,50 +84,42 @@ class Naming:
             ValueError: the contract's message for the identifier as a whole (not three parts, or
                 an empty system or service part), else for the first part that is wrong.
         """
-        if _SERVICE_INSTANCE_ID(text):
+        if _SERVICE_INSTANCE_ID(text):  # at once: else 100 locks would take half as long again
             return text
         parts = text.split("|")
         if len(parts) != 3 or not strip(parts[0]) or not strip(parts[1]):
-            raise ValueError(
-                "The specified service instance identifier does not match the naming convention: "
-                + "|".join(self._unchecked(parts))
-            )
-        system, service, number = parts
-        return (
-            f"{self.system_name(strip(system))}|{self.service_name(strip(service))}"
-            f"|{version(strip(number))}"
-        )
+            convert = (self._pascal_case, self._camel_case, _complete_version)
+            known = [change(strip(part)) for change, part in zip(convert, parts, strict=False)]
+            raise _misnamed("service instance identifier", "|".join(known + parts[len(known) :]))
+        system, service, number = map(strip, parts)
+        return f"{self.system_name(system)}|{self.service_name(service)}|{version(number)}"
 
-    def _unchecked(self, parts: list[str]) -> list[str]:
-        """The parts of an identifier that is none, each normalised as its place would have it."""
-        normalise: tuple[Callable[[str], str], ...] = (
-            partial(self._conventional, first=_ascii_upper),
-            partial(self._conventional, first=_ascii_lower),
-            _complete_version,
-        )
-        known = [convert(strip(part)) for convert, part in zip(normalise, parts, strict=False)]
-        return known + parts[len(normalise) :]
+    def _name(
+        self, text: str, is_name: Callable[[str], object], convert: Callable[[str], str], kind: str
+    ) -> str:
+        if is_name(text):
+            return text
+        name = convert(text)
+        if not is_name(name):
+            raise _misnamed(kind, name)
+        return name
 
-    def _conventional(self, text: str, first: "_CharacterCase") -> str:
+    def _pascal_case(self, text: str) -> str:
+        return self._conventional(text, _UPPER)
+
+    def _camel_case(self, text: str) -> str:
+        return self._conventional(text, _LOWER)
+
+    def _conventional(self, text: str, first: dict[int, int]) -> str:
         if not self.extended:
             return text
         text = _SEPARATORS.sub("_", _WHITE_SPACE.sub("_", text))
-        tail = _LATER_SEPARATOR.sub(lambda match: _ascii_upper(match[1]), text[1:])
-        return first(text[:1]) + tail
+        tail = _LATER_SEPARATOR.sub(lambda match: match[1].translate(_UPPER), text[1:])
+        return text[:1].translate(first) + tail
 
 
-class _CharacterCase:
-    """Raises or lowers an ASCII letter; any other character stays as it is."""
-
-    def __init__(self, first: int, last: int) -> None:
-        self._table = {code: code ^ 0x20 for code in range(first, last + 1)}
-
-    def __call__(self, character: str) -> str:
-        return character.translate(self._table)
-
-
-_ascii_upper = _CharacterCase(ord("a"), ord("z"))
-_ascii_lower = _CharacterCase(ord("A"), ord("Z"))
+def _misnamed(kind: str, name: str) -> ValueError:
+    return ValueError(f"The specified {kind} does not match the naming convention: {name}")
 
 
 def version(text: str) -> str:
@@ -148,17 +129,17 @@ def version(text: str) -> str:
         ValueError: the contract's version messages, tried in the contract's order.
     """
     number = _complete_version(text)
-    problem = None
-    if len(number) > VERSION_MAX_LENGTH:
-        problem = "version is too long"
-    elif number.count(".") != 2:
-        problem = "version must contain exactly 2 separator . characters"
-    elif len(_parts(number)) != 3:
-        problem = "version must contain exactly 3 numbers"
-    elif not all(map(_DIGITS, number.split("."))):
-        problem = "the version should only contain numbers and separator . characters"
-    if problem:
-        raise ValueError(f"Version verification failure: {problem}")
+    for is_wrong, problem in (
+        (len(number) > VERSION_MAX_LENGTH, "version is too long"),
+        (number.count(".") != 2, "version must contain exactly 2 separator . characters"),
+        (len(_parts(number)) != 3, "version must contain exactly 3 numbers"),
+        (
+            not all(map(_DIGITS, number.split("."))),
+            "the version should only contain numbers and separator . characters",
+        ),
+    ):
+        if is_wrong:
+            raise ValueError(f"Version verification failure: {problem}")
     return number
 
 
@@ -186,28 +167,19 @@ def uuid(text: str) -> str:
     return text
 
 
-def second_from(text: str) -> str:
-    """Return a DateTime in UTC, a fraction rounded up: the first whole second not before it.
+def second(text: str, round_up: bool = False) -> str:
+    """Return the whole second of a DateTime, in UTC.
 
     What lies beyond the year 9999 is `END_OF_TIME`; before the year 1, `START_OF_TIME`.
+
+    Args:
+        text: the DateTime.
+        round_up: count a fraction as the whole second, instead of cutting it off.
 
     Raises:
         ValueError: `text` is no DateTime of the contract; without a message of its own.
     """
-    return _second(text, round_up=True)
-
-
-def second_until(text: str) -> str:
-    """Return a DateTime in UTC, a fraction cut off: the last whole second not after it.
-
-    Raises:
-        ValueError: as `second_from`.
-    """
-    return _second(text, round_up=False)
-
-
-def _second(text: str, round_up: bool) -> str:
-    if _CANONICAL_INSTANT(text):
+    if _CANONICAL_INSTANT(text):  # at once: else 100 locks would take twice as long to load
         datetime.fromisoformat(text[:-1])  # the calendar may have no such day
         return text
     match = _INSTANT(text)

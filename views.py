@@ -6,19 +6,11 @@ from typing import Any
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
+from orchmgmt import schemas
 from orchmgmt.databases import Row
 from orchmgmt.errors import InvalidParameter, body_too_large
 from orchmgmt.json_text import parse_json, write_json
 from orchmgmt.locks import AlreadyLocked
-from orchmgmt.schemas import (
-    EntrySchema,
-    HistoryQuery,
-    JobEntry,
-    LockCreate,
-    LockEntry,
-    LockQuery,
-    LockRemove,
-)
 from orchmgmt.serving.audit import audited, tell
 from orchmgmt.store import Store
 
@@ -29,10 +21,10 @@ def lock_blueprint(store: Store) -> Blueprint:
     """Return the operations of serviceOrchestrationLockManagement."""
     blueprint = Blueprint("lock", __name__)
     locks = store.locks
-    create_request = LockCreate(store.settings)
-    query_request = LockQuery(store.settings)
-    remove_request = LockRemove(store.settings)
-    entry = LockEntry(store.settings)
+    create_request = schemas.LockCreate(store.settings)
+    query_request = schemas.LockQuery(store.settings)
+    remove_request = schemas.LockRemove(store.settings)
+    entry = schemas.LockEntry(store.settings)
 
     @blueprint.post("/create")
     def create() -> Response:
@@ -49,7 +41,7 @@ def lock_blueprint(store: Store) -> Blueprint:
             raise
         except InvalidParameter:
             # A time that is past may count before this fault, in the form in which it was sent.
-            LockCreate(store.settings, present=store.now()).load(payload)
+            schemas.LockCreate(store.settings, present=store.now()).load(payload)
             raise
         tell(ids=[row[0] for row in rows])
         return _entries(entry, rows, len(rows), status=201)
@@ -76,8 +68,8 @@ def lock_blueprint(store: Store) -> Blueprint:
 def history_blueprint(store: Store) -> Blueprint:
     """Return the operation of serviceOrchestrationHistoryManagement."""
     blueprint = Blueprint("history", __name__)
-    query_request = HistoryQuery(store.settings)
-    entry = JobEntry(store.settings)
+    query_request = schemas.HistoryQuery(store.settings)
+    entry = schemas.JobEntry(store.settings)
 
     @blueprint.post("/query")
     def query() -> Response:
@@ -125,6 +117,8 @@ def _payload() -> Any:
     return parse_json(body)
 
 
-def _entries(schema: EntrySchema, rows: Iterable[Row], count: int, status: int = 200) -> Response:
+def _entries(
+    schema: schemas.EntrySchema, rows: Iterable[Row], count: int, status: int = 200
+) -> Response:
     body = write_json({"entries": schema.dump(rows), "count": count})
     return Response(body, status, content_type="application/json")

@@ -20,7 +20,7 @@ import urllib3
 
 from orchmgmt.errors import Unavailable
 from orchmgmt.settings import ASKING_AT_ONCE, PREFIX, SettingError, Settings
-from orchmgmt.values import second_until, strip
+from orchmgmt.values import second, strip
 
 log = logging.getLogger("orchmgmt")
 
@@ -244,7 +244,7 @@ def seconds_until(moment: object) -> float:
     """
     if not isinstance(moment, str):
         raise ValueError
-    end = datetime.fromisoformat(second_until(moment).replace("Z", "+00:00"))
+    end = datetime.fromisoformat(second(moment).replace("Z", "+00:00"))
     return end.timestamp() - time.time()
 
 

@@ -16,7 +16,7 @@ from wire import JOB, LOCK, PAST, connect, execute, job_entry, job_id, lock_entr
 
 from orchmgmt.databases import ATTEMPTS, Conflict
 from orchmgmt.databases.queries import Page
-from orchmgmt.locks import TakenIds
+from orchmgmt.locks import Conflicts
 from orchmgmt.models import SCHEMA_VERSION, NewLock
 from orchmgmt.store import Store
 
@@ -244,7 +244,7 @@ def test_ids_go_on_while_locks_with_ids_are_imported(store):
             highest + 1 + n: NewLock("", f"Old{number}x{n}|s|1.0.0", "Bob", FUTURE)
             for n in range(3)
         }
-        with suppress(TakenIds):  # one may have gone to a new lock meanwhile
+        with suppress(Conflicts):  # one may have gone to a new lock meanwhile
             store.database.write_once(store.locks.restore, known)
     creator.join()
     assert failed == []
