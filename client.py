@@ -1,0 +1,522 @@
+"""A client of the service, for Python programs; only the standard library is needed.
+
+with Client("http://127.0.0.1:8441", name="Sysop") as client:
+    end = datetime.now(timezone.utc) + timedelta(minutes=5)
+    wanted = Lock(service_instance_id="Boiler|heat|1.0.0", owner="BoilerControl", expires_at=end)
+    (lock,) = client.create_locks([wanted])
+    client.remove_locks(lock.owner, lock.service_instance_id)
+
+It also talks to the Java implementation of Eclipse Arrowhead.
+"""
+
+import http.client
+import json
+import random
+import selectors
+import socket
+import ssl
+import time
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote, urlencode, urlsplit
+
+from orchmgmt.entries import Job, Lock, write_time
+
+__all__ = ["AlreadyLocked", "Client", "Job", "Lock", "Refused", "Unavailable"]
+
+ROOT = "/serviceorchestration"
+MANAGEMENT = f"{ROOT}/orchestration/mgmt"
+
+#: Seconds. A longer `Retry-After` is the caller's to wait for.
+LONGEST_PAUSE = 10.0
+
+#: Seconds before the second try; twice as many before each further one.
+FIRST_PAUSE = 0.1
+
+#: Characters of a remove's query string. Many servers take 8,000 for a request's first line.
+QUERY_STRING_LENGTH = 4000
+
+#: The keys of a create request; a `Lock` has more.
+REQUESTED = ("serviceInstanceId", "owner", "expiresAt")
+
+ALREADY_LOCKED = "Already locked: "
+
+E = TypeVar("E", Lock, Job)
+
+
+class Refused(Exception):
+    """The service does not do what is asked, and would not if it were asked again.
+
+    Attributes:
+        status: the HTTP status: 4xx, or another where something else than the service answered.
+        message: why, as the answer says it.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{message} ({status})")
+        self.status = status
+        self.message = message
+
+
+class AlreadyLocked(Refused):
+    """Nothing was locked, because others hold some of the service instances.
+
+    Attributes:
+        instances: every one of those.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(status, message)
+        self.instances = message.removeprefix(ALREADY_LOCKED).split(", ")
+
+
+class Unavailable(Exception):
+    """No connection, no answer in time, or a 5xx: another time it may do what is asked.
+
+    Of a create nobody but a query can tell then whether it was done.
+
+    Attributes:
+        status: the HTTP status, or `None` without an answer.
+        retry_after: in how many seconds to ask again, or `None` if the answer does not say.
+    """
+
+    def __init__(
+        self, message: str, status: int | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message if status is None else f"{message} ({status})")
+        self.status = status
+        self.retry_after = retry_after
+
+
+class _NoConnection(Unavailable):
+    """Nothing was sent."""
+
+
+class Client:
+    """Creates, queries and removes locks and queries jobs. Any thread may call any method.
+
+    Args:
+        url: where the service is: `http://`, `https://`, or `http+unix://` and the escaped path
+            of a Unix socket. A path before or with `/serviceorchestration` may follow.
+        name: the system that asks, where the authentication policy is `declared`.
+        token: its identity token, where the policy is `outsourced`.
+        certificate: the PEM file of its certificate and key, or a pair of two files, where the
+            policy is `certificate`; a name or a token may go with it.
+        ca: the PEM file of who may certify the service; the machine's own by default.
+        timeout: for how many seconds the service may be silent.
+        retries: how often to try again. A query and a remove are repeated after whatever is
+            `Unavailable`; a create only if nothing had been sent, or the answer was a 503 that
+            says when to try again. After such a 503, `AlreadyLocked` may name the lock that the
+            first try made after all; a query tells.
+
+    Raises:
+        TypeError: nothing says who asks, or a name and a token both do.
+        ValueError: the URL, or one of the files, cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str | None = None,
+        token: str | None = None,
+        certificate: str | tuple[str, str] | None = None,
+        ca: str | None = None,
+        timeout: float = 5,
+        retries: int = 3,
+    ) -> None:
+        if name is not None and token is not None:
+            raise TypeError("give a name or a token, not both")
+        if name is None and token is None and certificate is None:
+            raise TypeError("say who asks: name=, token= or certificate=")
+        self.url = url
+        self.timeout = timeout
+        self.retries = retries
+        self._headers = {"Accept": "application/json"}
+        if name is not None:
+            self._headers["Authorization"] = f"Bearer SYSTEM//{name}"
+        elif token is not None:
+            self._headers["Authorization"] = f"Bearer IDENTITY-TOKEN//{token}"
+        parts = urlsplit(url)
+        self._scheme, self._host, self._port = parts.scheme, parts.hostname, parts.port
+        if self._scheme == "http+unix":
+            self._host = unquote(parts.netloc)
+        if parts.query or parts.fragment or parts.username is not None:
+            raise ValueError("the URL must have no user, query or fragment")
+        if self._scheme not in ("http", "https", "http+unix") or not self._host:
+            raise ValueError(f"{url} must be http://HOST:PORT, https:// or http+unix://%2FPATH")
+        if not url.isascii() or not url.isprintable() or " " in url:
+            raise ValueError(f"{url!r} must have its special characters escaped")
+        self._prefix = parts.path.partition(ROOT)[0].rstrip("/")
+        self._context = None
+        if self._scheme == "https":
+            self._context = _tls(certificate, ca)
+        elif certificate is not None or ca is not None:
+            raise ValueError(f"{url} must be https:// to go with a certificate or a ca")
+        self._idle: list[http.client.HTTPConnection] = []
+        self._closed = False
+
+    def create_locks(self, locks: Iterable[Lock]) -> list[Lock]:
+        """Lock service instances, all or none (contract, "Lock", "create").
+
+        Args:
+            locks: what to make: the instance, the owner and the end of each.
+
+        Returns:
+            The new locks in the same order, with their ids.
+
+        Raises:
+            AlreadyLocked: others hold some of them.
+            Refused: a value is wrong, or the requester may not.
+            Unavailable: there was no answer, or a 5xx.
+            ValueError: an `expires_at` has no zone.
+        """
+        wires = [lock.to_wire() for lock in locks]
+        wanted = [{key: wire[key] for key in REQUESTED if key in wire} for wire in wires]
+        return self._post("/lock/create", {"locks": wanted}, Lock, repeatable=False)[0]
+
+    def locks(
+        self,
+        *,
+        ids: Iterable[int] = (),
+        orchestration_job_ids: Iterable[str] = (),
+        service_instance_ids: Iterable[str] = (),
+        owners: Iterable[str] = (),
+        expires_before: datetime | None = None,
+        expires_after: datetime | None = None,
+    ) -> Iterator[Lock]:
+        """Return the active locks that match every filter, the newest first.
+
+        Contract: "Lock", "query". A lock matches a list when it has one of its values; an empty
+        list does not filter.
+
+        Args:
+            ids: the numbers of locks.
+            orchestration_job_ids: the jobs that hold them.
+            service_instance_ids: the locked instances.
+            owners: who holds them.
+            expires_before: a moment, with a zone; so they end earlier.
+            expires_after: a moment, with a zone; so they end later.
+
+        Raises:
+            TypeError: a list is a string.
+            ValueError: a moment has no zone.
+            Refused: while iterating: a value is wrong, or the requester may not.
+            Unavailable: while iterating: there was no answer, or a 5xx.
+        """
+        filters = {
+            "ids": _list(ids),
+            "orchestrationJobIds": _list(orchestration_job_ids),
+            "serviceInstanceIds": _list(service_instance_ids),
+            "owners": _list(owners),
+            "expiresBefore": expires_before and write_time(expires_before),
+            "expiresAfter": expires_after and write_time(expires_after),
+        }
+        return self._pages("/lock/query", filters, Lock)
+
+    def remove_locks(self, owner: str, *instances: str) -> None:
+        """Remove an owner's locks, but for temporary ones (contract, "Lock", "remove").
+
+        What is not locked, or not by this owner, is passed over. Very many instances go out in
+        several requests.
+
+        Args:
+            owner: who holds them.
+            instances: the service instances.
+
+        Raises:
+            Refused: a value is wrong, there are no instances, or the requester may not.
+            Unavailable: there was no answer, or a 5xx.
+        """
+        for query in _query_strings(instances):
+            path = f"{MANAGEMENT}/lock/remove/{quote(owner, safe='')}?{query}"
+            self._ask("DELETE", path)
+
+    def jobs(
+        self,
+        *,
+        ids: Iterable[str] = (),
+        statuses: Iterable[str] = (),
+        type: str | None = None,
+        requester_systems: Iterable[str] = (),
+        target_systems: Iterable[str] = (),
+        service_definitions: Iterable[str] = (),
+        subscription_ids: Iterable[str] = (),
+    ) -> Iterator[Job]:
+        """Return the jobs that match every filter, in the order of their ids, which tells nothing.
+
+        Contract: "History". A job matches a list when it has one of its values; an empty list
+        does not filter.
+
+        Args:
+            ids: the jobs' UUIDs.
+            statuses: `PENDING`, `IN_PROGRESS`, `DONE`, `ERROR`.
+            type: `PULL` or `PUSH`.
+            requester_systems: who asked for them.
+            target_systems: whom their results are for.
+            service_definitions: what was looked for.
+            subscription_ids: the UUIDs of the subscriptions that triggered them.
+
+        Raises:
+            TypeError: a list is a string.
+            Refused: while iterating: a value is wrong, or the requester may not.
+            Unavailable: while iterating: there was no answer, or a 5xx.
+        """
+        filters = {
+            "ids": _list(ids),
+            "statuses": _list(statuses),
+            "type": type,
+            "requesterSystems": _list(requester_systems),
+            "targetSystems": _list(target_systems),
+            "serviceDefinitions": _list(service_definitions),
+            "subscriptionIds": _list(subscription_ids),
+        }
+        return self._pages("/history/query", filters, Job)
+
+    def echo(self) -> None:
+        """See whether the service is there and knows the requester.
+
+        Raises:
+            Refused: it does not.
+            Unavailable: it is not.
+        """
+        self._ask("GET", f"{ROOT}/monitor/echo")
+
+    def health(self) -> None:
+        """See whether the service and its database can be used (not in the Java implementation).
+
+        Raises:
+            Refused: there is no such path.
+            Unavailable: they cannot.
+        """
+        self._ask("GET", "/health")
+
+    def close(self) -> None:
+        """Close the connections; no more can be asked."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _pages(self, path: str, filters: dict[str, Any], entry: type[E]) -> Iterator[E]:
+        """Return all that match, from as many pages as it takes.
+
+        Others come and go between two pages, so that what follows moves to and fro. Whatever stays
+        is returned, and once: entries are in the order of their ids, and each page overlaps what
+        came before; if it turns out not to, the one before it is read again. (Pages of a few
+        entries cannot always overlap.)
+        """
+        query = {key: value for key, value in filters.items() if value}
+        largest = size = 0  # which stands for the largest page
+        place = 0  # how many entries there were up to the last
+        last: Any = None
+        while True:
+            number = place // size if size else 0
+            pagination = {"page": number, "size": size, "direction": "DESC", "sortField": "id"}
+            found, count = self._post(path, {**query, "pagination": pagination}, entry)
+            ids: list[Any] = [it.id for it in found]
+            overlaps = number * size < place
+            if number and overlaps and not (ids and ids[0] >= last):
+                place = number * size
+            else:
+                for id, it in zip(ids, found, strict=True):
+                    if last is None or id < last:
+                        last = id
+                        yield it
+                place = number * size + len(found)
+                if place >= count or not found:
+                    return
+            largest = largest or len(found)
+            # The page with both the last entry and the next that has the most of what follows.
+            size = max(range(largest // 2 + 1, largest + 1), key=lambda it: (-place % it, it))
+
+    def _post(
+        self, path: str, payload: dict[str, Any], entry: type[E], repeatable: bool = True
+    ) -> tuple[list[E], int]:
+        """Return the entries of an answer, and how many there are in all."""
+        status, body = self._ask("POST", MANAGEMENT + path, json.dumps(payload), repeatable)
+        try:
+            answer = json.loads(body)
+            return [entry.from_wire(it) for it in answer["entries"]], int(answer["count"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            message = f"{self.url} does not answer as an orchestration service does"
+            raise Refused(status, message) from error
+
+    def _ask(
+        self, method: str, path: str, body: str | None = None, repeatable: bool = True
+    ) -> tuple[int, bytes]:
+        """Return the status and the body of a good answer, however many tries it takes."""
+        backoff = FIRST_PAUSE
+        for left in range(self.retries, -1, -1):
+            try:
+                return self._try(method, path, body)
+            except Unavailable as failure:
+                wait = failure.retry_after or 0.0
+                undone = isinstance(failure, _NoConnection) or (
+                    failure.status == http.HTTPStatus.SERVICE_UNAVAILABLE
+                    and failure.retry_after is not None
+                )
+                if not left or not (repeatable or undone) or wait > LONGEST_PAUSE:
+                    raise
+                time.sleep(min(wait + backoff * random.uniform(0.5, 1), LONGEST_PAUSE))
+                backoff *= 2
+        raise AssertionError("the last try returns or raises")
+
+    def _try(self, method: str, path: str, body: str | None) -> tuple[int, bytes]:
+        headers = dict(self._headers)
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        connection = self._connection()
+        try:
+            connection.request(method, self._prefix + path, body, headers)
+            response = connection.getresponse()
+            content = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise Unavailable(f"{self.url} did not answer: {_reason(error)}") from error
+        except BaseException:
+            connection.close()
+            raise
+        if self._closed or response.will_close:
+            connection.close()
+        else:
+            self._idle.append(connection)
+        if 200 <= response.status < 300:
+            return response.status, content
+        message = _message(content) or response.reason or "no reason was given"
+        if response.status >= 500:
+            retry_after = _seconds(response.headers.get("Retry-After"))
+            raise Unavailable(message, response.status, retry_after)
+        if message.startswith(ALREADY_LOCKED):
+            raise AlreadyLocked(response.status, message)
+        raise Refused(response.status, message)
+
+    def _connection(self) -> http.client.HTTPConnection:
+        """Return a connection that nobody else uses."""
+        if self._closed:
+            raise ValueError("the client is closed")
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                break
+            if not _is_over(connection):
+                return connection
+            connection.close()
+        connection = self._new_connection()
+        try:
+            connection.connect()
+        except OSError as error:
+            connection.close()
+            raise _NoConnection(f"no connection to {self.url}: {_reason(error)}") from error
+        return connection
+
+    def _new_connection(self) -> http.client.HTTPConnection:
+        host = self._host or ""
+        if self._scheme == "http+unix":
+            return _UnixConnection(host, self.timeout)
+        if self._context is not None:
+            return http.client.HTTPSConnection(
+                host, self._port, timeout=self.timeout, context=self._context
+            )
+        return http.client.HTTPConnection(host, self._port, timeout=self.timeout)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """A connection to a Unix socket.
+
+    Args:
+        path: where it is.
+        timeout: as for other connections, in seconds.
+    """
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to it."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _is_over(connection: http.client.HTTPConnection) -> bool:
+    """Whether the other side has closed an idle connection; what is sent would be lost."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection.sock, selectors.EVENT_READ)
+        return bool(selector.select(0))
+
+
+def _tls(certificate: str | tuple[str, str] | None, ca: str | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as error:
+        raise ValueError(f"{ca} is no PEM file of certificates: {error}") from error
+    if certificate is not None:
+        files = (certificate,) if isinstance(certificate, str) else certificate
+        try:
+            context.load_cert_chain(files[0], files[-1], password="")  # instead of asking at the terminal
+        except OSError as error:
+            names = " and ".join(files)
+            raise ValueError(f"{names} hold no certificate and its key: {error}") from error
+    return context
+
+
+def _list(values: Iterable[Any]) -> list[Any]:
+    if isinstance(values, str):
+        raise TypeError(f"a list is wanted, such as [{values!r}]")
+    return list(values)
+
+
+def _query_strings(instances: Iterable[str]) -> Iterator[str]:
+    """The query strings for these instances, none of them too long; at least one."""
+    query = ""
+    for instance in instances:
+        one = urlencode({"instanceIds": instance})
+        if query and len(query) + len(one) > QUERY_STRING_LENGTH:
+            yield query
+            query = ""
+        query += f"&{one}" if query else one
+    yield query
+
+
+def _message(content: bytes) -> str | None:
+    """The `errorMessage` of an ErrorResponse, if it is one."""
+    try:
+        message = json.loads(content)["errorMessage"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return message if isinstance(message, str) else None
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """How long a `Retry-After` says, which is a number of seconds or a date (RFC 9110, 10.2.3)."""
+    if retry_after is None:
+        return None
+    try:
+        if retry_after.strip().isdecimal():
+            return float(retry_after)
+        moment = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return max((moment - datetime.now(timezone.utc)).total_seconds(), 0.0)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
