@@ -469,7 +469,8 @@ def _tls(certificate: str | tuple[str, str] | None, ca: str | None) -> ssl.SSLCo
     if certificate is not None:
         files = (certificate,) if isinstance(certificate, str) else certificate
         try:
-            context.load_cert_chain(files[0], files[-1], password="")  # instead of asking at the terminal
+            # An empty password, instead of asking for it at the terminal.
+            context.load_cert_chain(files[0], files[-1], password="")
         except OSError as error:
             names = " and ".join(files)
             raise ValueError(f"{names} hold no certificate and its key: {error}") from error
