@@ -15,6 +15,12 @@ from orchmgmt.store import Store
 ROOT = "/serviceorchestration"
 MANAGEMENT = f"{ROOT}/orchestration/mgmt"
 
+#: The service definition that each blueprint is, as the cloud's other systems know it.
+SERVICES = {
+    "lock": "serviceOrchestrationLockManagement",
+    "history": "serviceOrchestrationHistoryManagement",
+}
+
 
 def create_app(
     settings: Mapping[str, object] | Settings | None = None, clock: Clock | None = None
@@ -50,11 +56,11 @@ def create_app(
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
     app.register_blueprint(
-        gate.guard(views.lock_blueprint(store), "serviceOrchestrationLockManagement"),
+        gate.guard(views.lock_blueprint(store), SERVICES["lock"]),
         url_prefix=f"{MANAGEMENT}/lock",
     )
     app.register_blueprint(
-        gate.guard(views.history_blueprint(store), "serviceOrchestrationHistoryManagement"),
+        gate.guard(views.history_blueprint(store), SERVICES["history"]),
         url_prefix=f"{MANAGEMENT}/history",
     )
     app.register_blueprint(gate.guard(views.monitor_blueprint()), url_prefix=f"{ROOT}/monitor")

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import click
 
@@ -158,12 +158,17 @@ def demo(**options: Any) -> None:
 def run_server(settings: Settings, signals: "Signals") -> None:
     """Serve until a signal says stop."""
     # Only a server needs these: the other commands start faster without them.
-    from orchmgmt.app import create_app, store_of
+    from orchmgmt.app import SERVICES, create_app, store_of
     from orchmgmt.serving.cleaner import Cleaner
     from orchmgmt.serving.server import CannotListen, Server, is_loopback
 
     app = create_app(settings)
     with store_of(app) as store:
+        registration = None
+        if settings.service_registry_url:
+            from orchmgmt.serving.registration import Registration
+
+            registration = Registration(app, SERVICES, settings)
         try:
             server = Server(app, settings)
         except CannotListen as error:
@@ -178,7 +183,10 @@ def run_server(settings: Settings, signals: "Signals") -> None:
         cleaner = Cleaner(store, settings.cleaner_interval_seconds)
         if settings.metrics:
             app.extensions["orchmgmt-metrics"].cleaner = cleaner
+            app.extensions["orchmgmt-metrics"].registration = registration
         cleaner.start()
+        if registration:
+            registration.start(urlsplit(server.url).port)
         log.info(
             "orchmgmt %s serves %s on %s; authentication policy %s, management policy %s",
             version("orchmgmt"),
@@ -190,6 +198,8 @@ def run_server(settings: Settings, signals: "Signals") -> None:
         click.echo(f"Listening on {server.url}")
         signals.call(server.stop)
         server.run()
+        if registration:
+            registration.stop()
         cleaner.stop()
         log.info("stopped")
 

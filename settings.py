@@ -120,16 +120,38 @@ class Settings:
         "ConsumerAuthorization, such as https://HOST:8445/consumerauthorization/authorization; it "
         "must have the same authentication policy",
     )
-    ca_file: str = _setting(
-        "", "PEM file of who may certify those two; the machine's own by default"
+    service_registry_url: str = _setting(
+        "",
+        "The ServiceRegistry where `serve` registers this system, such as "
+        "https://HOST:8443/serviceregistry; without it, nowhere",
     )
-    certificate_file: str = _setting("", "PEM file of this system's own certificate, for those two")
+    service_addresses: tuple[str, ...] = _setting(
+        (),
+        "Addresses, separated by commas, at which other systems reach this one; HOST by default",
+    )
+    service_port: int = _setting(
+        0, "Port at those addresses; 0 is the one listened on", within=(0, 65535)
+    )
+    service_tls: bool = _setting(
+        False, "Whether a proxy speaks TLS there; always so under `certificate`"
+    )
+    service_metadata: tuple[str, ...] = _setting(
+        (),
+        "Metadata of the registered services, key=value separated by commas; true and false are "
+        "such in JSON, all else is text",
+    )
+    ca_file: str = _setting(
+        "", "PEM file of who may certify those systems; the machine's own by default"
+    )
+    certificate_file: str = _setting(
+        "", "PEM file of this system's own certificate, for those systems"
+    )
     key_file: str = _setting("", "PEM file of its key, if that is another file")
     identity_cache_seconds: float = _setting(
         10.0, "How long a verified token is remembered; 0 never", within=(0.0, 3600.0)
     )
     connect_timeout_seconds: float = _setting(
-        2.0, "How long a connection to those two may take", within=(0.05, 300.0)
+        2.0, "How long a connection to those systems may take", within=(0.05, 300.0)
     )
     read_timeout_seconds: float = _setting(
         5.0, "How long their answer may take", within=(0.05, 300.0)

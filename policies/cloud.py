@@ -114,6 +114,19 @@ class OwnSide:
         Raises:
             Unavailable: it does not answer with 200 and JSON in time, or too many wait already.
         """
+        status, answer = self.send(system, method, path, payload)
+        if status != HTTPStatus.OK:
+            raise system.unavailable(f"status {status}")
+        return answer
+
+    def send(
+        self, system: OtherSystem, method: str, path: str, payload: object = None
+    ) -> tuple[int, Any]:
+        """Like `ask`, but return any status, and the JSON of a 200 or 201.
+
+        Raises:
+            Unavailable: no answer comes in time, or too many wait already.
+        """
         # A slow system must leave threads to those who do not need it.
         if not self._places.acquire(blocking=False):
             raise system.unavailable("too many requests wait for it already")
@@ -125,9 +138,7 @@ class OwnSide:
                 status, answer = self.exchange(system, method, path, payload, own)
         finally:
             self._places.release()
-        if status != HTTPStatus.OK:
-            raise system.unavailable(f"status {status}")
-        return answer
+        return status, answer
 
     def exchange(
         self, system: OtherSystem, method: str, path: str, payload: object, own: str | None
@@ -135,7 +146,7 @@ class OwnSide:
         """Send one request with the header `Authorization: <own>`.
 
         Returns:
-            The status of the answer, and the JSON of a 200.
+            The status of the answer, and the JSON of a 200 or 201, `None` if it has no body.
 
         Raises:
             Unavailable: the answer does not come in time, is too large or no JSON.
@@ -163,7 +174,8 @@ class OwnSide:
                         raise system.unavailable("its answer is too large")
                     if time.monotonic() > deadline:
                         raise system.unavailable("its answer comes too slowly")
-            return response.status, json.loads(body) if response.status == HTTPStatus.OK else None
+            done = response.status in (HTTPStatus.OK, HTTPStatus.CREATED)
+            return response.status, json.loads(body) if done and body else None
         except (urllib3.exceptions.HTTPError, OSError, ValueError, RecursionError) as error:
             raise system.unavailable(_reason(error)) from None
         finally:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from flask import Blueprint, Flask, Response, g, request
 
@@ -11,6 +12,9 @@ from orchmgmt.models import STATUSES
 from orchmgmt.serving.cleaner import Cleaner
 from orchmgmt.settings import SettingError
 from orchmgmt.store import Store
+
+if TYPE_CHECKING:
+    from orchmgmt.serving.registration import Registration  # it needs an extra of its own
 
 try:
     from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -38,10 +42,12 @@ class Metrics:
 
     Attributes:
         cleaner: whose rounds are told of, once it is set.
+        registration: likewise; `None` where this system is not registered.
     """
 
     def __init__(self, app: Flask, store: Store) -> None:
         self.cleaner: Cleaner | None = None
+        self.registration: Registration | None = None
         self._store = store
         self._registry = CollectorRegistry()
         self._requests = Counter(
@@ -88,6 +94,22 @@ class Metrics:
                 ("jobs_deleted", "Old jobs deleted", self.cleaner.jobs),
             ):
                 yield CounterMetricFamily(f"orchmgmt_cleaner_{name}", help, value)
+        if self.registration is not None:
+            yield GaugeMetricFamily(
+                "orchmgmt_registered",
+                "Whether the ServiceRegistry took the last registration",
+                self.registration.registered,
+            )
+            yield CounterMetricFamily(
+                "orchmgmt_registration_attempts",
+                "Registrations sent to the ServiceRegistry, with those that failed",
+                self.registration.attempts,
+            )
+            yield CounterMetricFamily(
+                "orchmgmt_registration_failures",
+                "Registrations that failed",
+                self.registration.failures,
+            )
 
     def _contents(self) -> Iterator[Metric]:
         answers = GaugeMetricFamily("orchmgmt_database_up", "Whether the database answers")

@@ -1,4 +1,4 @@
-"""A stand-in for the cloud's identity service and ConsumerAuthorization, on a real socket.
+"""A stand-in for the cloud's other systems, on a real socket: identity, authorization, registry.
 
 It answers as the contract describes, and can be made slow, broken or down.
 """
@@ -13,9 +13,11 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 IDENTITY = "/authentication/identity"
 AUTHORIZATION = "/consumerauthorization/authorization"
+REGISTRY = "/serviceregistry"
 PASSWORD = "correct horse battery staple"
 NAME = "OrchestrationManagement"
 
@@ -31,6 +33,8 @@ class Cloud:
         open: while it is not set, requests are held. `held` counts them.
         lifetime: how long a login lasts, in seconds.
         operators: operators who may log in, each with a password.
+        systems: what the registry knows, by name.
+        services: likewise, by instance id.
     """
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
@@ -44,6 +48,8 @@ class Cloud:
         self.changed = threading.Condition()
         self.lifetime = 300.0
         self.operators: dict[str, str] = {}
+        self.systems: dict[str, dict[str, Any]] = {}
+        self.services: dict[str, dict[str, Any]] = {}
         self.connections = 0
         self.sockets: list[socket.socket] = []
         self._own: str | None = None
@@ -66,6 +72,11 @@ class Cloud:
             "SYSTEM_PASSWORD": PASSWORD,
         }
 
+    @property
+    def registry(self) -> dict[str, str]:
+        """What a service needs to be told to register here."""
+        return {"SERVICE_REGISTRY_URL": self.url + REGISTRY}
+
     def token(self, name: str, sysop: bool = False, seconds: float = 300) -> str:
         """Log a system in and return its token."""
         token = str(uuid.uuid4())
@@ -82,6 +93,11 @@ class Cloud:
     def clean(self) -> None:
         """Forget the sessions that have ended, which until then count as verified."""
         self._sessions = {it: its for it, its in self._sessions.items() if its["end"] > _in(0)}
+
+    def forget(self) -> None:
+        """Forget what is registered, as a registry with a new database does."""
+        self.systems.clear()
+        self.services.clear()
 
     def paths(self) -> list[str]:
         return [path for _, path, _ in self.requests]
@@ -113,10 +129,20 @@ class Cloud:
         with self.changed:
             self.held -= 1
 
-    def respond(self, path: str, authorization: str | None, body: bytes) -> tuple[int, bytes]:
+    def respond(
+        self, method: str, path: str, authorization: str | None, certified: str | None, body: bytes
+    ) -> tuple[int, bytes]:
         made = self.answer(path)
         if made is not None:
             return made
+        if path.startswith(f"{REGISTRY}/"):
+            name = certified or self._name(authorization)
+            if name is None:
+                return 401, b'{"errorMessage": "Invalid identity token"}'
+            answer = self._registry(
+                name, method, path.removeprefix(REGISTRY), json.loads(body or b"null")
+            )
+            return answer[0], b"" if answer[1] is None else json.dumps(answer[1]).encode()
         if path == f"{IDENTITY}/login":
             return self._log_in(json.loads(body))
         if path.startswith(f"{IDENTITY}/verify/"):
@@ -140,6 +166,56 @@ class Cloud:
             key = (question["consumer"], question["target"], question["scope"])
             return 200, json.dumps(key in self.allowed).encode()
         return 404, b"{}"
+
+    def _name(self, authorization: str | None) -> str | None:
+        """The system that sent a request, if it may be believed."""
+        kind, _, value = (authorization or "").removeprefix("Bearer ").partition("//")
+        if kind == "SYSTEM":
+            return value
+        if kind == "IDENTITY-TOKEN" and value == self._own:
+            return NAME
+        return None
+
+    def _registry(
+        self, name: str, method: str, path: str, payload: Any
+    ) -> tuple[int, dict[str, Any] | None]:
+        own = {it for it in self.services if it.startswith(f"{name}|")}
+        if (method, path) == ("DELETE", "/system-discovery/revoke"):
+            for instance in own:
+                del self.services[instance]
+            return (204 if self.systems.pop(name, None) is None else 200), None
+        if (method, path) == ("POST", "/system-discovery/register"):
+            there = name in self.systems
+            addresses = [
+                {"type": "IPV4" if it[0].isdigit() else "HOSTNAME", "address": it}
+                for it in payload["addresses"]
+            ]
+            new = {"name": name, **payload, "addresses": addresses}
+            return (200 if there else 201), self.systems.setdefault(name, new)
+        if (method, path) == ("POST", "/service-discovery/register"):
+            if name not in self.systems:
+                return 400, {"errorMessage": f"System does not exist: {name}"}
+            instance = f"{name}|{payload['serviceDefinitionName']}|{payload['version']}"
+            self.services[instance] = {
+                "instanceId": instance,
+                "provider": self.systems[name],
+                "serviceDefinition": {"name": payload["serviceDefinitionName"]},
+                **{key: payload[key] for key in ("version", "metadata", "interfaces")},
+            }
+            return 201, self.services[instance]
+        if method == "DELETE" and path.startswith("/service-discovery/revoke/"):
+            instance = unquote(path.rpartition("/")[2])
+            assert instance.startswith(f"{name}|")
+            return (204 if self.services.pop(instance, None) is None else 200), None
+        if (method, path) == ("POST", "/service-discovery/lookup"):
+            found = [
+                it
+                for it in self.services.values()
+                if it["serviceDefinition"]["name"] in payload["serviceDefinitionNames"]
+                and (name == "Sysop" or it["metadata"].get("unrestrictedDiscovery") is True)
+            ]
+            return 200, {"entries": found, "count": len(found)}
+        return 404, {}
 
     def _log_in(self, request: Any) -> tuple[int, bytes]:
         name, password = request["systemName"], request["credentials"]["password"]
@@ -175,7 +251,9 @@ class _Request(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         cloud.requests.append((self.command, self.path, self.headers.get("Authorization")))
         cloud._hold()
-        status, answer = cloud.respond(self.path, self.headers.get("Authorization"), body)
+        status, answer = cloud.respond(
+            self.command, self.path, self.headers.get("Authorization"), self._certified(), body
+        )
         try:
             if status == 0:  # bytes as they are
                 self.wfile.write(answer)
@@ -190,7 +268,15 @@ class _Request(BaseHTTPRequestHandler):
         except OSError:
             self.close_connection = True  # the service has given up
 
-    do_GET = do_POST = _any  # noqa: N815
+    do_GET = do_POST = do_DELETE = _any  # noqa: N815
+
+    def _certified(self) -> str | None:
+        """The system that a client certificate names."""
+        if not isinstance(self.connection, ssl.SSLSocket):
+            return None
+        subject: Any = (self.connection.getpeercert() or {}).get("subject", ())
+        names = dict(pair for part in subject for pair in part)
+        return names["commonName"].partition(".")[0].capitalize() if names else None
 
 
 def _in(seconds: float) -> str:
