@@ -241,9 +241,7 @@ class Registration:
             return True
         return status not in NOBODY
 
-    def _ask(
-        self, method: str, path: str, payload: object, *expected: int
-    ) -> tuple[int, Any]:
+    def _ask(self, method: str, path: str, payload: object, *expected: int) -> tuple[int, Any]:
         status, answer = self._own.send(self._registry, method, path, payload)
         if status not in expected:
             what = "/".join(path.split("/")[:2])  # what follows is what somebody sent

@@ -37,7 +37,7 @@ class Cloud:
         services: likewise, by instance id.
     """
 
-    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, context: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.requests: list[tuple[str, str, str | None]] = []
         self.questions: list[dict[str, str]] = []
         self.allowed: set[tuple[str, str, str]] = set()
@@ -54,7 +54,7 @@ class Cloud:
         self.sockets: list[socket.socket] = []
         self._own: str | None = None
         self._sessions: dict[str, dict[str, Any]] = {}
-        self._server = _Server(("127.0.0.1", 0), _Request)
+        self._server = _Server(("127.0.0.1", port), _Request)
         self._server.cloud = self
         if context is not None:
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)

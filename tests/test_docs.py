@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ import pytest
 from certificates import Authority
 from conftest import COMMAND
 from nginx import Nginx
-from standin import PASSWORD, Cloud
+from standin import PASSWORD, REGISTRY, Cloud
 from support import Process
 from test_readme import ROOT, blocks, console
 
@@ -86,6 +87,30 @@ def test_outsourced(
     process = serve(env=settings)
     replace = {address: secure_cloud.url, "127.0.0.1:8441": urlsplit(process.url).netloc}
     check(text, tmp_path, replace)
+
+
+def test_registration(serve: Callable[..., Process], cloud: Cloud, tmp_path: Path) -> None:
+    text = section("registration.md", "")
+    settings = {**environ(text), "ORCHMGMT_SERVICE_PORT": "8441"}
+    address = "http://127.0.0.1:8443"
+    assert settings["ORCHMGMT_SERVICE_REGISTRY_URL"] == address + REGISTRY
+    settings["ORCHMGMT_SERVICE_REGISTRY_URL"] = cloud.url + REGISTRY
+    serve(env=settings)
+    deadline = time.monotonic() + 30
+    while len(cloud.services) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    check(text, tmp_path, {address: cloud.url})
+
+
+def test_the_registrations_log_lines_are_those_of_the_page() -> None:
+    code = (ROOT / "serving" / "registration.py").read_text()
+    rows = re.findall(r"^\| `(.*?)`", section("registration.md", "While it runs"), re.MULTILINE)
+    assert len(rows) == 6
+    known = ("registered as %s, to be reached at %s", "not registered: %s", "had forgotten this")
+    assert all(it in code for it in known)
+    for row in rows:
+        assert any(row.split("%")[0].startswith(it.split("%")[0]) or it in row for it in known)
 
 
 def test_nginx_and_certificates(serve: Callable[..., Process], tmp_path: Path) -> None:

@@ -87,8 +87,9 @@ def test_a_database_that_is_away_is_told_of(start, tmp_path):
     assert metrics(service)["database_up",] == 1
 
 
-def test_the_cleaner_is_told_of_and_the_readme_names_every_metric(serve, tmp_path):
-    server = serve("--metrics", "true", "--cleaner-interval-seconds", "0.05")
+def test_the_cleaner_is_told_of_and_the_readme_names_every_metric(serve, cloud, tmp_path):
+    registry = ("--service-registry-url", cloud.registry["SERVICE_REGISTRY_URL"])
+    server = serve("--metrics", "true", "--cleaner-interval-seconds", "0.05", *registry)
     server.locks()
     found = metrics(server)
     while found["cleaner_rounds_total",] < 2:

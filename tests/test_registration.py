@@ -1,0 +1,566 @@
+"""The ServiceRegistry knows where this service is, whatever happens to either."""
+
+import json
+import logging
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from certificates import CLOUD, Authority
+from nginx import Nginx
+from prometheus_client.parser import text_string_to_metric_families
+from standin import NAME, PASSWORD, REGISTRY, Cloud
+from support import Answer, Client, Process, lock
+
+from orchmgmt.app import SERVICES, create_app, store_of
+from orchmgmt.serving.registration import Registration
+from orchmgmt.settings import SettingError, Settings
+
+pytestmark = pytest.mark.sqlite
+
+LOCKS = "serviceOrchestrationLockManagement"
+HISTORY = "serviceOrchestrationHistoryManagement"
+INSTANCES = [f"{NAME}|{HISTORY}|1.0.0", f"{NAME}|{LOCKS}|1.0.0"]
+
+REGISTER_SYSTEM = ("POST", f"{REGISTRY}/system-discovery/register")
+REGISTER = ("POST", f"{REGISTRY}/service-discovery/register")
+NONSENSE = [
+    (201, b"<html>"),
+    (201, b"\xff\xfe"),
+    (201, b"[" * 60_000),
+    (201, b" " * 70_000),
+    (204, b""),
+    (302, b"{}"),
+    (401, b"{}"),
+    (403, b"{}"),
+    (500, b"{}"),
+    (503, b""),
+    (0, b""),
+    (0, b"HTTP/1.1 201 Created\r\nContent-Length: 100\r\n\r\n{}"),
+    (0, b"HTTP/1.1 201 Created\r\nX: " + b"y" * 100_000 + b"\r\n\r\n{}"),
+]
+NO_INSTANCE = [(200, b"{}"), (400, b"{}"), (201, b""), (201, b"[]"), (201, b'{"instanceId": 5}')]
+
+REVOKE_SYSTEM = ("DELETE", f"{REGISTRY}/system-discovery/revoke")
+
+Serve = Callable[..., Process]
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what a thread or a process does in its own time."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def environ(cloud: Cloud, **settings: object) -> dict[str, str]:
+    """The variables of a service that registers with the stand-in."""
+    return {f"ORCHMGMT_{key}": str(it) for key, it in {**cloud.registry, **settings}.items()}
+
+
+def is_registered(cloud: Cloud) -> bool:
+    return sorted(cloud.services) == INSTANCES
+
+
+def log_of(tmp_path: Path, number: int = 0) -> list[str]:
+    """The lines of a server's log that tell of the registration."""
+    lines = (tmp_path / f"server-{number}.log").read_text().splitlines()
+    return [
+        line
+        for line in lines
+        if "regist" in line.lower().partition("orchmgmt: ")[2] and " serves " not in line
+    ]
+
+
+def look_up(cloud: Cloud, service: str, name: str = "Alice") -> list[dict[str, Any]]:
+    answer = Client(cloud.url, {"Authorization": f"Bearer SYSTEM//{name}"}).send(
+        "POST",
+        f"{REGISTRY}/service-discovery/lookup",
+        json.dumps({"serviceDefinitionNames": [service]}).encode(),
+    )
+    return list(answer.json["entries"])
+
+
+def call(service: dict[str, Any], operation: str, payload: object) -> Answer:
+    """Do an operation of a service as its entry in the registry says."""
+    properties = service["interfaces"][0]["properties"]
+    address, port = properties["accessAddresses"][0], properties["accessPort"]
+    told = properties["operations"][operation]
+    client = Client(f"{service['interfaces'][0]['protocol']}://{address}:{port}")
+    return client.send(
+        told["method"],
+        properties["basePath"] + told["path"],
+        json.dumps(payload).encode(),
+        {**client.headers, "Content-Type": "application/json"},
+    )
+
+
+@pytest.fixture
+def keep(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., Registration]]:
+    """Register again and again, with short pauses, an application whose port nobody serves."""
+    caplog.set_level(logging.INFO, "orchmgmt")
+    with ExitStack() as ending:
+
+        def keep(cloud: Cloud, interval: float = 0.02, **settings: Any) -> Registration:
+            settings = {"DATABASE_URL": "sqlite:///:memory:", **cloud.registry, **settings}
+            app = create_app(settings)
+            store = ending.enter_context(store_of(app))
+            registration = Registration(app, SERVICES, store.settings, interval, again=0.02)
+            ending.callback(registration.stop)
+            registration.start(free_port())
+            return registration
+
+        yield keep
+
+
+def test_a_system_that_looks_the_service_up_can_create_a_lock(serve: Serve, cloud: Cloud) -> None:
+    serve(env=environ(cloud, SERVICE_METADATA="unrestrictedDiscovery=true"))
+    until(lambda: is_registered(cloud))
+    (found,) = look_up(cloud, LOCKS)
+    assert call(found, "create", {"locks": [lock("A|b|1.0.0")]}).status == 201
+    assert call(found, "query", {}).json["count"] == 1
+    (found,) = look_up(cloud, HISTORY)
+    assert call(found, "query", {}).json["count"] == 0
+
+
+def test_only_operators_find_it_without_the_metadata(serve: Serve, cloud: Cloud) -> None:
+    serve(env=environ(cloud))
+    until(lambda: is_registered(cloud))
+    assert look_up(cloud, LOCKS) == []
+    assert len(look_up(cloud, LOCKS, "Sysop")) == 1
+
+
+def test_what_is_registered_is_what_the_contract_says(serve: Serve, cloud: Cloud) -> None:
+    serve(env=environ(cloud, SERVICE_PORT=8441))
+    until(lambda: is_registered(cloud))
+    assert cloud.systems[NAME]["version"] == "1.0.0"
+    assert cloud.systems[NAME]["metadata"] == {}
+    assert cloud.systems[NAME]["addresses"] == [{"type": "IPV4", "address": "127.0.0.1"}]
+    registered = cloud.services[INSTANCES[1]]
+    assert (registered["version"], registered["metadata"]) == ("1.0.0", {})
+    assert registered["interfaces"] == [
+        {
+            "templateName": "generic_http",
+            "protocol": "http",
+            "policy": "NONE",
+            "properties": {
+                "accessAddresses": ["127.0.0.1"],
+                "accessPort": 8441,
+                "basePath": "/serviceorchestration/orchestration/mgmt/lock",
+                "operations": {
+                    "create": {"method": "POST", "path": "/create"},
+                    "query": {"method": "POST", "path": "/query"},
+                    "remove": {"method": "DELETE", "path": "/remove"},
+                },
+            },
+        }
+    ]
+    properties = cloud.services[INSTANCES[0]]["interfaces"][0]["properties"]
+    assert properties["basePath"] == "/serviceorchestration/orchestration/mgmt/history"
+    assert properties["operations"] == {"query": {"method": "POST", "path": "/query"}}
+    assert [(it[0], it[1]) for it in cloud.requests] == [REGISTER_SYSTEM, REGISTER, REGISTER]
+    assert {it[2] for it in cloud.requests} == {f"Bearer SYSTEM//{NAME}"}
+
+
+def test_addresses_port_tls_and_metadata_are_those_of_the_settings(
+    serve: Serve, cloud: Cloud
+) -> None:
+    serve(
+        env=environ(
+            cloud,
+            SERVICE_ADDRESSES="192.0.2.7, locks.example",
+            SERVICE_PORT=443,
+            SERVICE_TLS="true",
+            SERVICE_METADATA="unrestrictedDiscovery=true, spare = false,floor=3, note=a=b,empty=",
+        )
+    )
+    until(lambda: is_registered(cloud))
+    assert [it["address"] for it in cloud.systems[NAME]["addresses"]] == [
+        "192.0.2.7",
+        "locks.example",
+    ]
+    for registered in cloud.services.values():
+        assert registered["metadata"] == {
+            "unrestrictedDiscovery": True,
+            "spare": False,
+            "floor": "3",
+            "note": "a=b",
+            "empty": "",
+        }
+        (interface,) = registered["interfaces"]
+        assert interface["templateName"] == "generic_https"
+        assert interface["protocol"] == "https"
+        assert interface["policy"] == "NONE"
+        assert interface["properties"]["accessAddresses"] == ["192.0.2.7", "locks.example"]
+        assert interface["properties"]["accessPort"] == 443
+
+
+def test_a_stop_revokes_the_services(serve: Serve, cloud: Cloud, tmp_path: Path) -> None:
+    process = serve(env=environ(cloud))
+    until(lambda: is_registered(cloud))
+    assert process.stop() == 0
+    assert cloud.services == {}
+    assert list(cloud.systems) == [NAME]
+    first, last = log_of(tmp_path)
+    assert f"registered as {NAME}, to be reached at {process.url}" in first
+    assert "the services are no longer registered" in last
+
+
+def test_the_last_process_to_stop_revokes(serve: Serve, cloud: Cloud, tmp_path: Path) -> None:
+    port = free_port()
+    shared = environ(cloud, SERVICE_PORT=port)
+    first = serve("--port", str(port), env=shared)
+    second = serve(env=shared)
+    until(lambda: cloud.count("service-discovery/register") >= 4)
+    assert second.stop() == 0
+    assert is_registered(cloud)
+    assert "another process may serve them" in log_of(tmp_path, 1)[-1]
+    assert first.stop() == 0
+    assert cloud.services == {}
+
+
+def test_behind_nginx_the_last_process_to_stop_revokes(
+    serve: Serve, cloud: Cloud, tmp_path: Path
+) -> None:
+    paths = [f"{tmp_path}/{number}.sock" for number in range(2)]
+    several = "; server ".join(f"unix:{path}" for path in paths)
+    nginx = Nginx(tmp_path / "nginx", "generic_http.conf", {"127.0.0.1:8441": several})
+    try:
+        shared = environ(cloud, SERVICE_PORT=nginx.port, SERVICE_ADDRESSES="127.0.0.1")
+        command = ("--database-url", f"sqlite:///{tmp_path}/orchmgmt.db", "--unix-socket")
+        processes = [serve(*command, path, env=shared) for path in paths]
+        until(lambda: cloud.count("service-discovery/register") >= 4)
+        assert call(cloud.services[INSTANCES[1]], "query", {}).status == 200
+        assert processes[0].stop() == 0
+        assert is_registered(cloud)
+        assert processes[1].stop() == 0
+        assert cloud.services == {}
+    finally:
+        nginx.stop()
+
+
+def test_a_registry_that_is_down_holds_nothing_up_and_is_tried_until_it_is_there(
+    serve: Serve, tmp_path: Path
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}{REGISTRY}"
+    process = serve(env={"ORCHMGMT_SERVICE_REGISTRY_URL": url})
+    assert process.create(lock("A|b|1.0.0")).status == 201
+    assert process.send("GET", "/health").status == 200
+    until(lambda: log_of(tmp_path))
+    cloud = Cloud(port=port)
+    try:
+        until(lambda: is_registered(cloud))
+        process.stop()
+    finally:
+        cloud.stop()
+    assert len(log_of(tmp_path)) == 3, log_of(tmp_path)
+    down, registered, revoked = log_of(tmp_path)
+    assert "WARNING orchmgmt: not registered: the ServiceRegistry does not answer" in down
+    assert "INFO orchmgmt: registered as" in registered
+    assert "no longer registered" in revoked
+
+
+def test_a_registry_that_is_away_at_the_end_does_not_hold_up_the_stop(
+    serve: Serve, cloud: Cloud, tmp_path: Path
+) -> None:
+    process = serve(env=environ(cloud))
+    until(lambda: is_registered(cloud))
+    cloud.stop()
+    assert process.stop() == 0
+    assert "the services stay registered" in log_of(tmp_path)[-1]
+
+
+def test_a_slow_registry_holds_up_neither_requests_nor_the_stop(
+    serve: Serve, cloud: Cloud, tmp_path: Path
+) -> None:
+    cloud.open.clear()
+    process = serve(env=environ(cloud, READ_TIMEOUT_SECONDS=60))
+    cloud.wait_for(held=1)
+    assert process.create(lock("A|b|1.0.0")).status == 201
+    assert process.send("GET", "/health").status == 200
+    assert process.stop() == 0
+    assert cloud.held == 1  # it has not waited for the answer
+    assert "the ServiceRegistry is too slow" in log_of(tmp_path)[-1]
+
+
+def test_a_slow_revocation_does_not_hold_up_the_stop(
+    serve: Serve, cloud: Cloud, tmp_path: Path
+) -> None:
+    process = serve(env=environ(cloud, READ_TIMEOUT_SECONDS=60))
+    until(lambda: is_registered(cloud))
+    cloud.open.clear()
+    assert process.stop() == 0
+    assert cloud.held == 1
+    assert "the ServiceRegistry is too slow" in log_of(tmp_path)[-1]
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged of the registration itself."""
+    return [it.message for it in caplog.records if it.name == "orchmgmt"]
+
+
+def test_what_the_registry_forgets_is_registered_anew(
+    keep: Callable[..., Registration], cloud: Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep(cloud)
+    until(lambda: is_registered(cloud))
+    cloud.forget()
+    until(lambda: is_registered(cloud))
+    until(lambda: len(messages(caplog)) == 2)
+    assert messages(caplog)[1] == (
+        "the ServiceRegistry had forgotten this system: it is registered anew"
+    )
+    del cloud.services[INSTANCES[0]]  # only one of them
+    until(lambda: is_registered(cloud))
+
+
+@pytest.mark.parametrize("part", ["system-discovery", "service-discovery"])
+def test_nonsense_is_told_of_once_and_tried_again(
+    keep: Callable[..., Registration],
+    cloud: Cloud,
+    caplog: pytest.LogCaptureFixture,
+    part: str,
+) -> None:
+    registration = keep(cloud)
+    until(lambda: len(messages(caplog)) == 1)
+    for nonsense in NONSENSE + (NO_INSTANCE if part == "service-discovery" else []):
+        caplog.clear()
+        cloud.forget()
+        enough = registration.failures + 2
+        cloud.answer = lambda path, it=nonsense: it if part in path else None
+        until(lambda it=enough: registration.failures >= it)
+        assert not registration.registered
+        cloud.answer = lambda path: None
+        until(lambda: len(messages(caplog)) == 2)
+        assert is_registered(cloud)
+        refused, registered = messages(caplog)
+        assert refused.startswith("not registered: the ServiceRegistry does not answer as it")
+        assert "\n" not in refused
+        assert registered.startswith(f"registered as {NAME}")
+
+
+@pytest.mark.parametrize("known", [b"[]", b"1", b"{}", b'{"addresses": 1}', b"", b"{"])
+def test_nonsense_about_what_the_registry_knows_is_tried_again(
+    keep: Callable[..., Registration], cloud: Cloud, known: bytes
+) -> None:
+    cloud.answer = lambda path: (200, known) if "system-discovery" in path else None
+    registration = keep(cloud)
+    until(lambda: registration.failures >= 2)
+    assert cloud.services == {}
+    cloud.answer = lambda path: None
+    until(lambda: registration.registered)
+
+
+def test_an_earlier_registration_with_other_addresses_is_replaced_once(
+    keep: Callable[..., Registration], cloud: Cloud
+) -> None:
+    old = {"name": NAME, "addresses": [{"type": "IPV4", "address": "192.0.2.1"}]}
+    cloud.systems[NAME] = old
+    registration = keep(cloud)
+    until(lambda: registration.registered)
+    assert cloud.systems[NAME]["addresses"] == [{"type": "IPV4", "address": "127.0.0.1"}]
+    cloud.systems[NAME] = old  # somebody disagrees: no quarrel
+    rounds = registration.attempts
+    until(lambda: registration.attempts > rounds + 1)
+    assert cloud.requests.count((*REVOKE_SYSTEM, f"Bearer SYSTEM//{NAME}")) == 1
+
+
+def test_a_registry_that_refuses_the_system_as_it_was_gets_it_anew(
+    keep: Callable[..., Registration], cloud: Cloud
+) -> None:
+    def answer(path: str) -> tuple[int, bytes] | None:
+        revoked = cloud.count("system-discovery/revoke")
+        return (400, b"{}") if path.endswith("system-discovery/register") and not revoked else None
+
+    cloud.answer = answer
+    registration = keep(cloud)
+    until(lambda: registration.registered)
+    assert registration.failures == 0
+
+
+def test_a_start_leaves_alone_what_another_process_has_registered(
+    serve: Serve, cloud: Cloud
+) -> None:
+    cloud.systems[NAME] = {"addresses": [{"type": "IPV4", "address": "127.0.0.1"}]}
+    serve(env=environ(cloud))
+    until(lambda: is_registered(cloud))
+    assert cloud.count("revoke") == 0
+
+
+def test_under_outsourced_it_logs_in_and_again_when_its_login_is_forgotten(
+    keep: Callable[..., Registration], cloud: Cloud
+) -> None:
+    settings = {
+        "AUTHENTICATION_POLICY": "outsourced",
+        "IDENTITY_URL": cloud.settings["IDENTITY_URL"],
+        "SYSTEM_PASSWORD": PASSWORD,
+    }
+    registration = keep(cloud, **settings)
+    until(lambda: registration.registered)
+    cloud.end_own_session()
+    rounds = registration.attempts
+    until(lambda: registration.attempts > rounds + 1)
+    assert registration.failures == 0
+    assert cloud.count("login") == 2
+
+
+def test_under_outsourced_it_waits_for_the_identity_service(
+    keep: Callable[..., Registration], cloud: Cloud
+) -> None:
+    cloud.answer = lambda path: (500, b"") if "login" in path else None
+    settings = {"AUTHENTICATION_POLICY": "outsourced", **cloud.settings}
+    registration = keep(cloud, **settings)
+    until(lambda: registration.failures >= 2)
+    assert cloud.count(REGISTRY) == 0
+    cloud.answer = lambda path: None
+    until(lambda: registration.registered)
+
+
+def test_under_certificate_it_shows_its_own_and_registers_tls(
+    serve: Serve, authority: Authority, tmp_path: Path
+) -> None:
+    context = authority.server_context()
+    context.load_verify_locations(authority.ca_file)
+    context.verify_mode = ssl.CERT_REQUIRED
+    cloud = Cloud(context)
+    certificate = authority.system("locks").save(tmp_path / "own.pem")
+    try:
+        serve(
+            env=environ(
+                cloud,
+                AUTHENTICATION_POLICY="certificate",
+                CLOUD=CLOUD,
+                CA_FILE=authority.ca_file,
+                CERTIFICATE_FILE=certificate,
+                SERVICE_PORT=443,
+            )
+        )
+        until(lambda: len(cloud.services) == 2)
+    finally:
+        cloud.stop()
+    assert list(cloud.systems) == ["Locks"]
+    for registered in cloud.services.values():
+        (interface,) = registered["interfaces"]
+        assert interface["templateName"] == "generic_https"
+        assert interface["protocol"] == "https"
+        assert interface["policy"] == "CERT_AUTH"
+
+
+def test_metrics_tell_of_it(serve: Serve, cloud: Cloud) -> None:
+    cloud.answer = lambda path: (500, b"") if "service-discovery" in path else None
+    process = serve("--metrics", "true", env=environ(cloud))
+
+    def metrics() -> dict[str, float]:
+        text = process.send("GET", "/metrics").body.decode()
+        return {
+            sample.name: sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name.startswith("orchmgmt_regist")
+        }
+
+    until(lambda: metrics()["orchmgmt_registration_failures_total"] >= 1)
+    assert metrics()["orchmgmt_registered"] == 0
+    cloud.answer = lambda path: None
+    until(lambda: metrics()["orchmgmt_registered"] == 1)
+    found = metrics()
+    attempts = found["orchmgmt_registration_attempts_total"]
+    assert attempts == found["orchmgmt_registration_failures_total"] + 1
+
+
+WRONG = [
+    ({"SERVICE_REGISTRY_URL": "registry:8443"}, "ORCHMGMT_SERVICE_REGISTRY_URL must be http://"),
+    ({"HOST": "0.0.0.0"}, "ORCHMGMT_SERVICE_ADDRESSES must say at which .*: 0.0.0.0 is none"),
+    ({"HOST": "::"}, "ORCHMGMT_SERVICE_ADDRESSES must say at which addresses .*: :: is none"),
+    ({"UNIX_SOCKET": "/x", "SERVICE_PORT": "80"}, "ORCHMGMT_SERVICE_ADDRESSES must .* socket is"),
+    ({"UNIX_SOCKET": "/x", "SERVICE_ADDRESSES": "a"}, "ORCHMGMT_SERVICE_PORT must say at which"),
+    ({"SERVICE_TLS": "true"}, "ORCHMGMT_SERVICE_PORT must say at which port a proxy speaks TLS"),
+    ({"SERVICE_METADATA": "a"}, "ORCHMGMT_SERVICE_METADATA must be key=value,..., not 'a'"),
+    ({"SERVICE_METADATA": "=a"}, "ORCHMGMT_SERVICE_METADATA must be key=value"),
+    (
+        {"AUTHENTICATION_POLICY": "certificate", "CLOUD": CLOUD, "SERVICE_PORT": "443"},
+        "ORCHMGMT_SERVICE_REGISTRY_URL needs ORCHMGMT_CERTIFICATE_FILE under the policy",
+    ),
+    ({"AUTHENTICATION_POLICY": "outsourced"}, "the policy `outsourced` needs ORCHMGMT_IDENTITY"),
+]
+
+
+@pytest.mark.parametrize(("settings", "says"), WRONG)
+def test_a_setting_that_is_missing_or_wrong_says_what_it_must_be(
+    settings: dict[str, str], says: str
+) -> None:
+    app = create_app({"DATABASE_URL": "sqlite:///:memory:"})
+    settings = {"SERVICE_REGISTRY_URL": "http://127.0.0.1:1/serviceregistry", **settings}
+    with store_of(app), pytest.raises(SettingError, match=says):
+        Registration(app, SERVICES, Settings.read(settings))
+
+
+@pytest.mark.parametrize("host", ["localhost", "::1", "192.0.2.7"], ids=["name", "IPv6", "IPv4"])
+def test_the_address_listened_on_is_registered_unless_others_are_set(
+    keep: Callable[..., Registration], cloud: Cloud, host: str
+) -> None:
+    keep(cloud, HOST=host)
+    until(lambda: is_registered(cloud))
+    assert [it["address"] for it in cloud.systems[NAME]["addresses"]] == [host]
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        (
+            {"ORCHMGMT_HOST": "0.0.0.0"},
+            "Error: ORCHMGMT_SERVICE_ADDRESSES must say at which addresses other systems reach "
+            "this one: 0.0.0.0 is none",
+        ),
+        (
+            {"PYTHONPATH": "."},
+            "Error: ORCHMGMT_SERVICE_REGISTRY_URL needs urllib3: "
+            "pip install 'orchmgmt[registration]'",
+        ),
+    ],
+    ids=["setting", "package"],
+)
+def test_the_start_ends_with_one_clear_line(
+    run: Callable[..., "subprocess.CompletedProcess[str]"],
+    tmp_path: Path,
+    environment: dict[str, str],
+    says: str,
+) -> None:
+    if "PYTHONPATH" in environment:
+        text = "raise ModuleNotFoundError('No module named urllib3', name='urllib3')"
+        (tmp_path / "urllib3.py").write_text(text)
+    registry = {"ORCHMGMT_SERVICE_REGISTRY_URL": "http://127.0.0.1:1/serviceregistry"}
+    ended = run("serve", "--port", "0", env={**registry, **environment})
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.splitlines() == [says]
+
+
+def test_it_is_not_there_when_it_is_off(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys, threading\n"
+        "from orchmgmt.cli import main\n"
+        "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "main(['serve', '--port', '0'], standalone_mode=False)\n"
+        "print(*sys.modules)\n"
+    )
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    loaded = ended.stdout.split()
+    assert "orchmgmt.serving.cleaner" in loaded, ended.stderr
+    assert not {"orchmgmt.serving.registration", "orchmgmt.policies.cloud", "urllib3"} & {*loaded}
+    assert urlsplit(ended.stdout.splitlines()[0].split()[-1]).port
