@@ -250,7 +250,6 @@ def prepare_schema(database: Database, opening: Opening, shared: bool = False) -
         return
     if version < SCHEMA_VERSION:
         if not shared:  # versions differ in their counts alone
-            _forget_counts(database)
             _count(database)
         log.info("upgrading the schema from version %d to %d", version, SCHEMA_VERSION)
     if version < SCHEMA_VERSION or not shared:
@@ -258,39 +257,32 @@ def prepare_schema(database: Database, opening: Opening, shared: bool = False) -
         Schema.update(version=SCHEMA_VERSION).bind(database).execute()
 
 
-def _forget_counts(database: Database) -> None:
-    """Drop the counts of an earlier version, if it had any, and their triggers."""
-    for name in ("insert", "delete", "update"):
-        database.execute_sql(f"DROP TRIGGER IF EXISTS {JobCount._meta.table_name}_{name}")
-    SchemaManager(JobCount, database).drop_table(safe=True)
-
-
 def _count(database: Database) -> None:
     """Create the tables of counts, fill them, and let triggers keep them (SQLite)."""
-    jobs, job = JobCount._meta.table_name, Job._meta.table_name
-    locks, lock = LockCount._meta.table_name, Lock._meta.table_name
+    job, jobs, lock, locks = (it._meta.table_name for it in (Job, JobCount, Lock, LockCount))
+    for event in ("insert", "delete", "update"):  # version 2 counted in another way
+        database.execute_sql(f"DROP TRIGGER IF EXISTS {jobs}_{event}")
+    SchemaManager(JobCount, database).drop_table(safe=True)
     for model in (JobCount, LockCount):
         SchemaManager(model, database).create_all(safe=False)
-    for fill in (
-        f"INSERT INTO {jobs} SELECT status, type, COUNT(*) FROM {job} GROUP BY status, type",
-        f"INSERT INTO {locks} SELECT COUNT(*) FROM {lock}",
-    ):
-        database.execute_sql(fill)
     more = (
         f"INSERT INTO {jobs} VALUES (NEW.status, NEW.type, 1)"
         " ON CONFLICT DO UPDATE SET jobs = jobs + 1;"
     )
     fewer = f"UPDATE {jobs} SET jobs = jobs - 1 WHERE status = OLD.status AND type = OLD.type;"
-    for name, event, table, action in (
-        ("insert", "INSERT", job, more),
-        ("delete", "DELETE", job, fewer),
-        ("update", "UPDATE OF status, type", job, fewer + more),
-        ("insert", "INSERT", lock, f"UPDATE {locks} SET locks = locks + 1;"),
-        ("delete", "DELETE", lock, f"UPDATE {locks} SET locks = locks - 1;"),
+    for statement in (
+        f"INSERT INTO {jobs} SELECT status, type, COUNT(*) FROM {job} GROUP BY status, type",
+        f"INSERT INTO {locks} SELECT COUNT(*) FROM {lock}",
+        f"CREATE TRIGGER {job}_count_insert AFTER INSERT ON {job} BEGIN {more} END",
+        f"CREATE TRIGGER {job}_count_delete AFTER DELETE ON {job} BEGIN {fewer} END",
+        f"CREATE TRIGGER {job}_count_update AFTER UPDATE OF status, type ON {job}"
+        f" BEGIN {fewer + more} END",
+        f"CREATE TRIGGER {lock}_count_insert AFTER INSERT ON {lock}"
+        f" BEGIN UPDATE {locks} SET locks = locks + 1; END",
+        f"CREATE TRIGGER {lock}_count_delete AFTER DELETE ON {lock}"
+        f" BEGIN UPDATE {locks} SET locks = locks - 1; END",
     ):
-        database.execute_sql(
-            f"CREATE TRIGGER {table}_count_{name} AFTER {event} ON {table} BEGIN {action} END"
-        )
+        database.execute_sql(statement)
 
 
 #: Raised by each change to the tables, so that an earlier program does not touch later ones.

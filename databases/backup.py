@@ -3,6 +3,7 @@
 import os
 import shutil
 import sqlite3
+import tempfile
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
@@ -44,19 +45,14 @@ def back_up(url: str, target: Path) -> int:
         raise UnusableDatabase(f"cannot back up {path}: there is no such file")
     if os.path.lexists(target):
         raise CannotBackUp(f"cannot back up to {target}: it exists already")
-    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
-        # Whoever may not read the database shall not read it here.
-        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        try:
+        # Whoever may not read the database shall not read it here: the folder is this user's alone.
+        with tempfile.TemporaryDirectory(".part", target.name, target.parent) as folder:
+            partial = Path(folder, target.name)
             _copy(path, partial)
             shutil.copymode(path, partial)
             size = partial.stat().st_size
             _move(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
-    except FileExistsError as error:
-        raise CannotBackUp(f"cannot back up to {target}: {error.filename} exists") from None
     except UnusableDatabase as error:
         raise UnusableDatabase(f"cannot back up {path}: {error}") from None
     except OSError as error:
@@ -90,7 +86,7 @@ def _move(partial: Path, target: Path) -> None:
     try:
         os.link(partial, target)
     except FileExistsError:
-        raise FileExistsError(None, None, str(target)) from None
+        raise
     except OSError:  # a file system without hard links
         partial.rename(target)
     folder = os.open(target.parent, os.O_RDONLY)

@@ -154,8 +154,7 @@ class PostgresqlDatabase(Database):
         )
         self._timeouts = f"SET lock_timeout = {milliseconds}; SET statement_timeout = {at_least}"
         self._connections = connections
-        self._pool: ConnectionPool[_Connection] | None = None
-        self._opening = threading.Lock()
+        self._pool = self._new_pool()
         self._in_vain = False  # whether who waited last for a connection, or on one, did so in vain
         self._current = threading.local()
         options = {**self._parameters}
@@ -211,7 +210,10 @@ class PostgresqlDatabase(Database):
 
     @contextmanager
     def _borrowed(self) -> Iterator[_Connection]:
-        pool = self._open_pool()
+        pool = self._pool
+        if pool.closed:  # its threads start with the first request, in the process that serves
+            pool.open()
+            atexit.register(self.close)  # or they would delay the end of the process
         connection = self._connection(pool)
         try:
             yield connection
@@ -227,24 +229,19 @@ class PostgresqlDatabase(Database):
                 connection.rollback()
             pool.putconn(connection)
 
-    def _open_pool(self) -> ConnectionPool[_Connection]:
-        """Return the pool; its threads start with the first request, in the process that serves."""
-        with self._opening:
-            if self._pool is None or self._pool.closed:
-                self._pool = ConnectionPool(
-                    connection_class=_Connection,
-                    kwargs={**self._parameters, "autocommit": True},
-                    configure=self._configure,
-                    check=self._check_quiet,
-                    min_size=0,
-                    max_size=self._connections,
-                    max_lifetime=MAX_AGE,
-                    reconnect_timeout=0,  # the next request tries again: it may be back by then
-                    reconnect_failed=self._cannot_connect,
-                    open=True,
-                )
-                atexit.register(self.close)  # or its threads would delay the end of the process
-            return self._pool
+    def _new_pool(self) -> ConnectionPool[_Connection]:
+        return ConnectionPool(
+            connection_class=_Connection,
+            kwargs={**self._parameters, "autocommit": True},
+            configure=self._configure,
+            check=self._check_quiet,
+            min_size=0,
+            max_size=self._connections,
+            max_lifetime=MAX_AGE,
+            reconnect_timeout=0,  # the next request tries again: it may be back by then
+            reconnect_failed=self._cannot_connect,
+            open=False,
+        )
 
     def _connection(self, pool: ConnectionPool[_Connection]) -> _Connection:
         deadline = time.monotonic() + self._timeout
@@ -272,9 +269,12 @@ class PostgresqlDatabase(Database):
         connection.execute(f"{self._promises};{self._timeouts}")
 
     def _check_quiet(self, connection: _Connection) -> None:
-        if not _is_quiet(connection):
+        """See that an idle connection is fit for use: a server that ends one says so in it."""
+        waiting = select.poll()
+        waiting.register(connection.fileno(), select.POLLIN)
+        if waiting.poll(0):
             connection.close()
-            self._open_pool().drain()
+            self._pool.drain()
             raise psycopg.OperationalError("the server has ended a connection")
 
     def _give_up(self, connection: _Connection) -> None:
@@ -284,8 +284,8 @@ class PostgresqlDatabase(Database):
         """
         if connection.info.transaction_status == TransactionStatus.ACTIVE:
             try:
-                if capabilities.has_cancel_safe(check=True):
-                    connection.cancel_safe(timeout=CANCEL)
+                capabilities.has_cancel_safe(check=True)  # else it would wait for ever
+                connection.cancel_safe(timeout=CANCEL)
             except psycopg.Error:
                 self._in_vain = True  # it does not hear that either
         connection.close()
@@ -350,9 +350,9 @@ class PostgresqlDatabase(Database):
         _keep_others_off(self._current.connection, ids, highest)
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.close(timeout=1)
-            atexit.unregister(self.close)
+        self._pool.close(timeout=1)
+        self._pool = self._new_pool()
+        atexit.unregister(self.close)
 
 
 def _mend_ids(connection: psycopg.Connection[Row], ids: peewee.AutoField) -> None:
@@ -396,13 +396,6 @@ def _parse(url: str) -> dict[str, Any]:
             "a PostgreSQL URL is postgresql://USER:PASSWORD@HOST:PORT/NAME, "
             "with % and two digits for a character that is part of that form"
         ) from error
-
-
-def _is_quiet(connection: psycopg.Connection[Row]) -> bool:
-    """Return whether an idle connection is fit for use: a server that ends one says so in it."""
-    waiting = select.poll()
-    waiting.register(connection.fileno(), select.POLLIN)
-    return not waiting.poll(0)
 
 
 def _line(error: Exception) -> str:

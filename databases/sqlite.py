@@ -221,14 +221,13 @@ def _use_write_ahead_log(engine: peewee.SqliteDatabase, timeout: float) -> None:
     while True:
         try:
             mode = engine.execute_sql("PRAGMA journal_mode = WAL").fetchone()[0]
+            break
         except peewee.OperationalError as error:
             # Processes that start at once on a new file are in each other's way, and here, unlike
             # elsewhere, SQLite does not wait.
             if "locked" not in str(error) or time.monotonic() >= deadline:
                 raise
             time.sleep(WAL_PAUSE)
-        else:
-            break
     if mode != "wal":
         raise peewee.OperationalError(f"its journal mode stays {mode} (WAL is needed)")
 
