@@ -11,6 +11,7 @@ from dataclasses import fields
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -91,7 +92,28 @@ def takes_settings(*names: str, **defaults: str) -> Callable[[Command], Command]
 
 
 class Group(click.Group):
-    """Commands that end with one clear line where the user can mend the cause."""
+    """Commands that end with one clear line where the user can mend the cause.
+
+    Args:
+        lazy: where commands are, as `module:command`, that are only imported when they are used.
+    """
+
+    group_class = type  # a group in a group is of the same kind
+
+    def __init__(self, *args: Any, lazy: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lazy = lazy or {}
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted([*super().list_commands(context), *self._lazy])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Return a command by its name."""
+        if name not in self._lazy:
+            return super().get_command(context, name)
+        command: click.Command = resolve_name(self._lazy[name])
+        return command
 
     def invoke(self, context: click.Context) -> Any:
         """Run the command that was asked for."""

@@ -101,7 +101,9 @@ def test_the_settings_table_is_the_programs() -> None:
 def test_every_command_is_in_the_readme() -> None:
     def leaves(group: click.Group, prefix: str) -> list[str]:
         found = []
-        for name, command in group.commands.items():
+        context = click.Context(group)
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
             nested = isinstance(command, click.Group)
             found += leaves(command, f"{prefix} {name}") if nested else [f"{prefix} {name}"]
         return found
