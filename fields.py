@@ -17,9 +17,9 @@ from orchmgmt.models import STATUSES, TYPES
 INTEGER_MAX = 2**63 - 1
 INTEGER_MIN = -(2**63)
 
-# What counts first: a wrong JSON type, then what is missing, then a value's form, then its name,
-# then values that are good by themselves and not together.
-WRONG_TYPE, INCOMPLETE, MALFORMED, MISNAMED, CONTRADICTORY = range(5)
+# What counts first: a key that is not known, then a wrong JSON type, then what is missing, then a
+# value's form, then its name, then values that are good by themselves and not together.
+UNKNOWN, WRONG_TYPE, INCOMPLETE, MALFORMED, MISNAMED, CONTRADICTORY = range(6)
 
 
 class Fault(InvalidParameter):

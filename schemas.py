@@ -5,7 +5,8 @@ it declares are marshmallow's; they are loaded by `WireSchema.load` alone, becau
 load takes a seventh of the throughput of creating 100 locks, and a fifth of an import's.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +17,7 @@ from marshmallow.fields import Field
 from orchmgmt import fields, values
 from orchmgmt.databases import Row
 from orchmgmt.databases.queries import Page
-from orchmgmt.fields import CONTRADICTORY, INCOMPLETE, WRONG_TYPE, Fault
+from orchmgmt.fields import CONTRADICTORY, INCOMPLETE, UNKNOWN, WRONG_TYPE, Fault
 from orchmgmt.models import FINISHED, IN_PROGRESS, PENDING, NewLock
 from orchmgmt.settings import Settings
 
@@ -26,7 +27,7 @@ IN_THE_PAST = "Expires at is in the past: {}"
 
 
 class WireSchema(Schema):
-    """A JSON object of the contract; keys that the contract does not name are ignored.
+    """A JSON object of the contract. Other keys are ignored, or refused if `UNKNOWN_KEYS` says so.
 
     Args:
         settings: the application's settings.
@@ -54,6 +55,7 @@ class WireSchema(Schema):
         """
         if not isinstance(data, dict):
             raise Fault(WRONG_TYPE, "A JSON object was expected")
+        self._demand_known(data, [key for _, key, _ in self._loaders])
         found: dict[str, Any] = {}
         faults = []
         for name, key, deserialize in self._loaders:
@@ -71,6 +73,16 @@ class WireSchema(Schema):
         if faults:
             raise min(faults, key=lambda fault: fault.rank)
         return found
+
+    def _demand_known(self, keys: Iterable[str], known: Sequence[Any]) -> None:
+        """Raise the Fault of the first key that is not known, if such keys are refused."""
+        if self.settings.unknown_keys == "ignore":
+            return
+        for key in keys:
+            if key not in known:
+                near = get_close_matches(key, known, n=1)
+                hint = f" (did you mean {near[0]}?)" if near else ""
+                raise Fault(UNKNOWN, f"Unknown key: {key}{hint}")
 
     def _check(self, found: dict[str, Any]) -> None:
         """Raise the Fault of what is wrong with several values together.
@@ -247,17 +259,18 @@ class LockRemove(WireSchema):
         needed=True,
     )
 
-    def read_path(self, owner: str, instance_ids: Sequence[str]) -> tuple[str, list[str]]:
+    def read_path(self, owner: str, query: Mapping[str, list[str]]) -> tuple[str, list[str]]:
         """Return the owner and the instances.
 
         Args:
             owner: the path's last part.
-            instance_ids: each `instanceIds` of the query string: ids separated by commas.
+            query: the query string: each `instanceIds` holds ids separated by commas.
 
         Raises:
             Fault: as `WireSchema.load`.
         """
-        instances = [part for text in instance_ids for part in text.split(",")]
+        self._demand_known(query, ["instanceIds"])
+        instances = [part for text in query.get("instanceIds", []) for part in text.split(",")]
         if len(instances) == 1 and not values.strip(instances[0]):
             instances = []
         loaded = self.load({"owner": owner, "instanceIds": instances})

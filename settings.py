@@ -178,6 +178,12 @@ class Settings:
     omit_empty: bool = _setting(
         False, "Leave keys without a value out of entries instead of giving an empty string"
     )
+    unknown_keys: str = _setting(
+        "ignore",
+        "What becomes of keys of a payload or of remove's query string that the contract does not "
+        "name: ignore them, or refuse the request (400)",
+        choices=("ignore", "refuse"),
+    )
     history_max_age_days: float = _setting(
         15.0, "Age at which the cleaner deletes a finished job, in days", within=(0.0, 1e6)
     )

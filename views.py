@@ -54,8 +54,7 @@ def lock_blueprint(store: Store) -> Blueprint:
     @blueprint.delete("/remove/", defaults={"owner": ""})
     @blueprint.delete("/remove/<owner>")
     def remove(owner: str) -> Response:
-        instances = request.args.getlist("instanceIds")
-        owner, instances = remove_request.read_path(owner, instances)
+        owner, instances = remove_request.read_path(owner, request.args.to_dict(flat=False))
         tell(locks=len(instances), instances=instances, owners=[owner])
         tell(removed=locks.remove(owner, instances))
         response = Response()
