@@ -65,6 +65,10 @@ def create_app(
     )
     app.register_blueprint(gate.guard(views.monitor_blueprint()), url_prefix=f"{ROOT}/monitor")
     app.register_blueprint(views.health_blueprint(store))
+    if settings.ui:
+        from orchmgmt.ui import ui_blueprint
+
+        app.register_blueprint(ui_blueprint(store, gate))
     register_error_handlers(app)
     if settings.metrics:
         app.extensions["orchmgmt-metrics"] = Metrics(app, store)

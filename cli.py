@@ -33,8 +33,9 @@ log = logging.getLogger("orchmgmt")
 
 EXAMPLE = Path(__file__).with_name("db.sqlite.example")
 
-#: The example's jobs are older than any sensible limit, and are to stay.
-DEMO_HISTORY_MAX_AGE_DAYS = "1000000"
+#: The demonstration's own defaults. The example's jobs are older than any sensible limit, and are
+#: to stay; the log has nothing for an audience.
+DEMO = {"history_max_age_days": "1000000", "log_level": "WARNING", "ui": "true"}
 
 OF_EVERYTHING = tuple(setting.name for setting in fields(Settings))
 OF_THE_DEMO = tuple(name for name in OF_EVERYTHING if name != "database_url")
@@ -164,21 +165,57 @@ def serve(**options: Any) -> None:
 
 
 @main.command()
-@takes_settings(*OF_THE_DEMO, history_max_age_days=DEMO_HISTORY_MAX_AGE_DAYS)
-def demo(**options: Any) -> None:
-    """Serve a fresh copy of the example database; nothing of it is kept."""
+@click.option(
+    "--rate",
+    default=15.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 6000),
+    help="New jobs a minute.",
+)
+@click.option(
+    "--speed",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 100),
+    help="How many times as fast as usual a job and its reservation go by.",
+)
+@click.option(
+    "--still",
+    is_flag=True,
+    help="Leave the example and its times as they are, and let nothing happen.",
+)
+@takes_settings(*OF_THE_DEMO, **DEMO)
+def demo(rate: float, speed: float, still: bool, **options: Any) -> None:
+    """Show the service at work, on a fresh copy of the example; nothing of it is kept.
+
+    The example's times are brought to the present, and a small simulated factory has jobs done,
+    reserves for 5 to 60 seconds, collides, fails and releases.
+    """
     from orchmgmt.serving.server import Signals
 
-    environ = {f"{PREFIX}HISTORY_MAX_AGE_DAYS": DEMO_HISTORY_MAX_AGE_DAYS, **os.environ}
+    environ = {PREFIX + name.upper(): value for name, value in DEMO.items()} | dict(os.environ)
     with Signals() as signals, tempfile.TemporaryDirectory(prefix="orchmgmt-demo-") as folder:
         copy = Path(folder, "orchmgmt.db")
         shutil.copyfile(EXAMPLE, copy)
         options["database_url"] = f"sqlite:///{quote(str(copy))}"
-        run_server(begin(options, environ), signals)
+        settings = begin(options, environ)
+        run_server(settings, signals, None if still else (rate, speed), "Open {}/")
 
 
-def run_server(settings: Settings, signals: "Signals") -> None:
-    """Serve until a signal says stop."""
+def run_server(
+    settings: Settings,
+    signals: "Signals",
+    pace: tuple[float, float] | None = None,
+    greeting: str = "Listening on {}",
+) -> None:
+    """Serve until a signal says stop.
+
+    Args:
+        settings: what is served, and where.
+        signals: what says stop.
+        pace: the rate and the speed of the factory of a demonstration, if there is one.
+        greeting: what is printed once it listens, with the address in it.
+    """
     # Only a server needs these: the other commands start faster without them.
     from orchmgmt.app import SERVICES, create_app, store_of
     from orchmgmt.serving.cleaner import Cleaner
@@ -202,11 +239,19 @@ def run_server(settings: Settings, signals: "Signals") -> None:
                 "other machines: whoever reaches it is an operator by saying so",
                 settings.host,
             )
+        factory = None
+        if pace:
+            from orchmgmt.demo import Factory, bring_to_the_present
+
+            bring_to_the_present(store)
+            factory = Factory(store, server.url, *pace)
         cleaner = Cleaner(store, settings.cleaner_interval_seconds)
         if settings.metrics:
             app.extensions["orchmgmt-metrics"].cleaner = cleaner
             app.extensions["orchmgmt-metrics"].registration = registration
         cleaner.start()
+        if factory:
+            factory.start()
         if registration:
             registration.start(urlsplit(server.url).port)
         log.info(
@@ -217,9 +262,11 @@ def run_server(settings: Settings, signals: "Signals") -> None:
             settings.authentication_policy,
             settings.management_policy,
         )
-        click.echo(f"Listening on {server.url}")
+        click.echo(greeting.format(server.url))
         signals.call(server.stop)
         server.run()
+        if factory:
+            factory.stop()
         if registration:
             registration.stop()
         cleaner.stop()

@@ -203,6 +203,9 @@ class Settings:
     metrics: bool = _setting(
         False, "Tell Prometheus at /metrics, which asks for no identity, how the service is doing"
     )
+    ui: bool = _setting(
+        False, "Show locks and history to people, on the page /ui/, to which / leads"
+    )
 
     def __post_init__(self) -> None:
         names = {

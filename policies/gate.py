@@ -58,6 +58,7 @@ class Gate:
         try:
             requester = self._identity.identify(request)
             name = g.requester = requester.name
+            g.operator = requester.operator
             if operation and not self._permission.admits(requester, operation):
                 raise Forbidden("Requester has no management permission")
         except ServiceError as refusal:

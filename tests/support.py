@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import signal
 import subprocess
 import threading
@@ -171,8 +172,9 @@ class Process(Client):
         self.process = process
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line.startswith("Listening on "), (line, process.stderr and process.stderr.read())
-        super().__init__(line.removeprefix("Listening on ").strip())
+        found = re.fullmatch("(?:Listening on|Open) (.+?)/?\n", line)
+        assert found, (line, process.stderr and process.stderr.read())
+        super().__init__(found[1])
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit code."""

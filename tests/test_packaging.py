@@ -15,6 +15,7 @@ pytestmark = pytest.mark.sqlite
 
 TREE = Path(__file__).resolve().parents[1]
 FOLDERS = [TREE, *(it.parent for it in TREE.glob("*/__init__.py"))]
+PAGE = [str(it.relative_to(TREE)) for it in TREE.glob("ui/static/*")]
 MODULES = sorted(str(it.relative_to(TREE)) for folder in FOLDERS for it in folder.glob("*.py"))
 OPERATIONS = {
     "/serviceorchestration/orchestration/mgmt/lock/create": "POST",
@@ -78,7 +79,8 @@ def elsewhere(site, tmp_path):
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    expected = [*MODULES, "py.typed", "db.sqlite.example"]
+    assert PAGE
+    expected = [*MODULES, *PAGE, "py.typed", "db.sqlite.example"]
     assert names == {f"orchmgmt/{name}" for name in expected}
 
 

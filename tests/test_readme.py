@@ -46,7 +46,7 @@ def test_every_command_prints_what_the_readme_shows(serve: Callable[..., Process
         if os.environ.get("CI"):
             pytest.fail("curl is missing")
         pytest.skip("curl is not installed")
-    demo = serve(command="demo")
+    demo = serve("--still", command="demo")
     commands = console(README)
     script = "".join(f"{command}printf '\\1'\n" for command, _ in commands)
     script = script.replace("127.0.0.1:8441", urlsplit(demo.url).netloc)

@@ -19,7 +19,7 @@ from support import FUTURE, MANAGEMENT, OPERATOR, Client, lock
 
 import orchmgmt.cli
 from orchmgmt.app import create_app, store_of
-from orchmgmt.cli import DEMO_HISTORY_MAX_AGE_DAYS
+from orchmgmt.cli import DEMO
 from orchmgmt.serving.server import Server
 from orchmgmt.settings import describe
 
@@ -321,8 +321,8 @@ def test_help_shows_every_option_with_its_default(run, command):
         for row in describe():
             if option == "--" + row.name.removeprefix("ORCHMGMT_").lower().replace("_", "-"):
                 default = row.default or "none"
-                if (command, option) == (["demo"], "--history-max-age-days"):
-                    default = DEMO_HISTORY_MAX_AGE_DAYS
+                if command == ["demo"]:
+                    default = DEMO.get(option.removeprefix("--").replace("-", "_"), default)
                 shown = f"[{row.name}; default: {default}]"
                 assert shown in text.replace("- ", "-")  # click breaks lines at hyphens too
 
@@ -351,7 +351,7 @@ def test_demo_serves_a_fresh_copy_and_keeps_nothing(serve, tmp_path):
     before = example.read_bytes()
     folder = tmp_path / "tmp"
     folder.mkdir()
-    first = serve(command="demo", env={"TMPDIR": str(folder)})
+    first = serve("--still", command="demo", env={"TMPDIR": str(folder)})
     locks = first.locks().json["count"]
     assert locks > 0
     assert first.jobs().json["count"] > 0
@@ -360,7 +360,8 @@ def test_demo_serves_a_fresh_copy_and_keeps_nothing(serve, tmp_path):
     assert first.stop() == 0
     assert list(folder.iterdir()) == []
     assert example.read_bytes() == before
-    assert serve(command="demo", env={"TMPDIR": str(folder)}).locks().json["count"] == locks
+    second = serve("--still", command="demo", env={"TMPDIR": str(folder)})
+    assert second.locks().json["count"] == locks
 
 
 def test_nothing_of_the_working_folder_is_read_as_code(serve, tmp_path):
