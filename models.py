@@ -244,14 +244,11 @@ def prepare_schema(database: Database, opening: Opening, shared: bool = False) -
     if not version:
         for model in (Lock, Job, Schema):
             SchemaManager(model, database).create_all(safe=False)
-        if not shared:
-            _count(database)
         Schema.insert(version=SCHEMA_VERSION).bind(database).execute()
-        return
-    if version < SCHEMA_VERSION:
-        if not shared:  # versions differ in their counts alone
-            _count(database)
+    elif version < SCHEMA_VERSION:
         log.info("upgrading the schema from version %d to %d", version, SCHEMA_VERSION)
+    if version < SCHEMA_VERSION and not shared:  # versions differ in their counts alone
+        _count(database)
     if version < SCHEMA_VERSION or not shared:
         # This also fails where nothing can be written, as opening a file does not.
         Schema.update(version=SCHEMA_VERSION).bind(database).execute()
