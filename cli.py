@@ -399,7 +399,7 @@ def output(name: str) -> Iterator[TextIO]:
 @contextmanager
 def progress(file: BinaryIO) -> Iterator[Iterator[bytes]]:
     """Read a file's lines, showing how far it is if somebody watches."""
-    shown = sys.stderr if sys.stderr.isatty() else StringIO()
+    watched = sys.stderr if sys.stderr.isatty() else StringIO()
     with tempfile.TemporaryFile() as spool:
         if not file.seekable():
             # An import keeps all others from writing: it must not wait for a slow pipe.
@@ -407,7 +407,7 @@ def progress(file: BinaryIO) -> Iterator[Iterator[bytes]]:
             spool.seek(0)
             file = spool
         size = os.fstat(file.fileno()).st_size
-        with click.progressbar(length=size, label="Importing", file=shown) as bar:
+        with click.progressbar(length=size, label="Importing", file=watched) as bar:
 
             def lines() -> Iterator[bytes]:
                 for line in file:
