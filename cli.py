@@ -147,6 +147,7 @@ def opened(options: dict[str, Any], opening: Opening = AS_IT_IS) -> Store:
 
 @click.group(
     cls=Group,
+    lazy={"deploy-files": "orchmgmt.deploy_files:deploy_files"},
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(version("orchmgmt"), prog_name="orchmgmt", message="%(prog)s %(version)s")

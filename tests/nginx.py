@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,13 @@ def find() -> str:
 class Nginx:
     """nginx on one of our configurations, in which only addresses and paths are replaced."""
 
-    def __init__(self, folder: Path, name: str, replace: dict[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        replace: dict[str, str],
+        configurations: Iterable[Path] = (),
+    ) -> None:
         program = find()
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
@@ -56,7 +63,7 @@ class Nginx:
             **replace,
         }
         (folder / "orchmgmt").mkdir(parents=True)
-        for path in DEPLOY.glob("*.conf"):
+        for path in configurations or DEPLOY.glob("*.conf"):
             text = path.read_text()
             for old, new in replace.items():
                 text = text.replace(old, new)

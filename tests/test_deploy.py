@@ -1,5 +1,6 @@
 """What is in deploy/ and the Dockerfile, as far as it can be tried without root and Docker."""
 
+import http.client
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shlex
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import sysconfig
@@ -17,10 +19,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from conftest import COMMAND
-from support import Client, Process, in_threads, lock
+from nginx import Nginx
+from support import MANAGEMENT, Client, Process, in_threads, lock
 
 from orchmgmt.serving.server import CONNECTIONS, PATIENCE, RESERVED_FILES
+from orchmgmt.settings import Settings, describe
 from orchmgmt.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,7 +142,7 @@ def image(tmp_path_factory):
         assert found, pattern
         for path in found:
             target = folder / "source" / path.relative_to(ROOT)
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
 
     def here(text):
@@ -238,6 +243,240 @@ def test_the_image_holds_the_package_alone_and_runs_it_without_rights():
     (base,) = set(re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
     assert "curl" not in (ROOT / "Dockerfile").read_text()
     assert base.startswith("python:3.")
+
+
+# Docker Compose: no engine runs here; the file is looked at, and nginx runs on what it mounts
+
+COMPOSE = ROOT / "deploy" / "compose"
+
+
+def example(chosen=("ORCHMGMT_CLOUD",)):
+    """The variables of env.example, with those that are commented out if they are chosen."""
+    found = re.findall(r"^#?([A-Z_]+)=(.*)$", (COMPOSE / "env.example").read_text(), re.MULTILINE)
+    assert len(dict(found)) == len(found) > 5
+    return {name: value for name, value in found if name in chosen}
+
+
+def composed(**variables):
+    """What compose.yaml says with these variables; each other one must have a default."""
+    text = (COMPOSE / "compose.yaml").read_text()
+    text = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda it: variables.get(it[1]) or it[2], text)
+    assert "${" not in text
+    return yaml.safe_load(text)
+
+
+def test_docker_compose_takes_the_file(tmp_path):
+    probe = ["sh", "-c", "docker compose version"]
+    if subprocess.run(probe, capture_output=True, timeout=60).returncode:
+        pytest.skip("the plugin of Docker Compose is not installed; Debian has none of 2.20")
+    shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
+    folder = tmp_path / "deploy" / "compose"
+    (folder / "env.example").rename(folder / ".env")
+    for profile in ([], ["--profile", "postgresql"]):
+        command = ["docker", "compose", *profile, "config", "--quiet"]
+        ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+        assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_compose_names_only_what_there_is():
+    file = composed()
+    made_by_the_user = {"certificates", "own"}
+    for service in file["services"].values():
+        for volume in service["volumes"]:
+            source, _, _ = volume.partition(":")
+            if not source.startswith("."):
+                assert source in file["volumes"]
+            elif source.removeprefix("./") not in made_by_the_user:
+                assert (COMPOSE / source).exists(), source
+        assert set(service["networks"]) <= set(file["networks"])
+        for other in service.get("depends_on", {}):
+            assert other in file["services"]
+    assert file["services"]["postgresql"]["profiles"] == ["postgresql"]
+    assert "profiles" not in file["services"]["orchmgmt"]
+    assert [name for name, it in file["services"].items() if "ports" in it] == ["nginx"]
+
+
+def test_compose_fits_the_image():
+    service = composed()["services"]["orchmgmt"]
+    assert service["volumes"][0].partition(":")[2] in step("VOLUME")
+    assert step("HEALTHCHECK")  # nginx waits for it
+    assert composed()["services"]["nginx"]["depends_on"]["orchmgmt"] == {
+        "condition": "service_healthy"
+    }
+    variables = dict(part.split("=", 1) for value in step("ENV") for part in value.split())
+    for name in ("ORCHMGMT_HOST", "ORCHMGMT_PORT"):
+        assert service["environment"][name] == variables[name]
+    upstream = (COMPOSE / "orchmgmt-upstream.conf").read_text()
+    assert f"server orchmgmt:{variables['ORCHMGMT_PORT']};" in upstream
+    assert int(service["stop_grace_period"].removesuffix("s")) > PATIENCE + 30
+
+
+def test_in_compose_the_service_believes_nginx_alone():
+    file = composed()
+    proxy = file["services"]["nginx"]["networks"]["cloud"]["ipv4_address"]
+    environment = file["services"]["orchmgmt"]["environment"]
+    assert environment["ORCHMGMT_TRUSTED_PROXIES"] == proxy
+    assert environment["ORCHMGMT_AUTHENTICATION_POLICY"] == "certificate"
+    assert "ports" not in file["services"]["orchmgmt"]
+
+
+def test_the_variables_of_compose_are_settings_or_its_own():
+    names = set(example(chosen=re.findall(r"\w+", (COMPOSE / "env.example").read_text())))
+    text = (COMPOSE / "compose.yaml").read_text()
+    of_compose = {*re.findall(r"\$\{(\w+)", text), "COMPOSE_PROFILES"}
+    settings = {row.name for row in describe()}
+    assert names - settings == of_compose
+    given = composed()["services"]["orchmgmt"]["environment"]
+    assert set(given) <= settings
+    assert not set(given) & names  # what the file gives cannot be set there
+    chosen = example(names & settings)
+    read = Settings.read(environ={**given, **chosen})
+    assert read.cloud == "testcloud.company"
+    assert read.database_url == "postgresql://orchmgmt@postgresql/orchmgmt"
+    database = composed(PGPASSWORD="x")["services"]["postgresql"]["environment"]
+    assert (database["POSTGRES_USER"], database["POSTGRES_DB"]) == ("orchmgmt", "orchmgmt")
+    assert database["POSTGRES_PASSWORD"] == "x"
+
+
+def test_nginx_serves_operators_on_the_mounts_of_compose(serve, authority, tmp_path):
+    root = tmp_path / "container"
+    for volume in composed()["services"]["nginx"]["volumes"]:
+        source, target, mode = volume.split(":")
+        assert mode == "ro"
+        inside = root / target.lstrip("/")
+        inside.parent.mkdir(parents=True, exist_ok=True)
+        if source == "./certificates":
+            inside.mkdir()
+            both = authority.server_file()  # certificate and key
+            for name in ("server.pem", "server.key"):
+                shutil.copy(both, inside / name)
+            shutil.copy(authority.ca_file, inside / "cloud-ca.pem")
+            shutil.copy(authority.revocations(), inside / "cloud-crl.pem")
+        elif (COMPOSE / source).is_dir():
+            shutil.copytree(COMPOSE / source, inside)
+        else:
+            shutil.copy(COMPOSE / source, inside)
+    environment = composed()["services"]["orchmgmt"]["environment"] | example()
+    # Beside the proxy, not in a network of their own.
+    for name in ("ORCHMGMT_HOST", "ORCHMGMT_TRUSTED_PROXIES"):
+        environment[name] = "127.0.0.1"
+    process = serve(env=environment)
+    replace = {
+        "orchmgmt:8441": urlsplit(process.url).netloc,
+        "/etc/orchmgmt": str(root / "etc" / "orchmgmt"),
+    }
+    configurations = root / "etc" / "nginx"
+    nginx = Nginx(tmp_path / "nginx", "default.conf", replace, [*configurations.glob("*/*.conf")])
+    try:
+        context = ssl.create_default_context(cafile=authority.ca_file)
+        context.load_cert_chain(authority.operator().save(tmp_path / "carol.pem"))
+        connection = http.client.HTTPSConnection("127.0.0.1", nginx.port, context=context)
+        connection.request("POST", f"{MANAGEMENT}/lock/query")
+        response = connection.getresponse()
+        assert (response.status, response.read()) == (200, b'{"entries":[],"count":0}')
+        connection.close()
+    finally:
+        nginx.stop()
+
+
+# Prometheus and Grafana
+
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "config", PROMETHEUS / "prometheus.yml"),
+        ("check", "rules", PROMETHEUS / "orchmgmt-alerts.yml"),
+        ("test", "rules", ROOT / "tests" / "data" / "alerts-test.yml"),
+    ],
+    ids=lambda it: f"{it[0]} {it[1]}",
+)
+def test_promtool_finds_no_fault(arguments):
+    ended = subprocess.run(
+        [tool("promtool"), *map(str, arguments)], capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def alerts():
+    rules = yaml.safe_load((PROMETHEUS / "orchmgmt-alerts.yml").read_text())
+    return {rule["alert"]: rule for group in rules["groups"] for rule in group["rules"]}
+
+
+def test_each_alert_is_on_the_page_and_tested():
+    page = (ROOT / "docs" / "operations.md").read_text()
+    assert re.findall(r"^\| `(Orchmgmt\w+)`", page, re.MULTILINE) == list(alerts())
+    tested = yaml.safe_load((ROOT / "tests" / "data" / "alerts-test.yml").read_text())
+    fired = {
+        it["alertname"]
+        for test in tested["tests"]
+        for it in test["alert_rule_test"]
+        if it["exp_alerts"]
+    }
+    assert fired == set(alerts())
+
+
+def series():
+    """The names under which Prometheus stores what the service tells."""
+    readme = "".join(it.read_text() for it in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    (table,) = re.findall("<!-- metrics -->(.*?)<!-- /metrics -->", readme, re.DOTALL)
+    names = set(re.findall(r"^\| `(orchmgmt_\w+)`", table, re.MULTILINE))
+    (histogram,) = (name for name in names if name.endswith("_seconds"))
+    return names - {histogram} | {f"{histogram}_bucket"}
+
+
+def test_the_alerts_ask_for_metrics_that_there_are():
+    asked = set(re.findall(r"\borchmgmt_\w+", " ".join(it["expr"] for it in alerts().values())))
+    assert asked <= series()
+
+
+def test_the_dashboard_shows_every_metric_and_no_other():
+    dashboard = json.loads((ROOT / "deploy" / "grafana" / "orchmgmt.json").read_text())
+    shown = " ".join(it["expr"] for panel in dashboard["panels"] for it in panel["targets"])
+    assert set(re.findall(r"\borchmgmt_\w+", shown)) == series()
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    variables = {it["name"] for it in dashboard["templating"]["list"]} | {"__rate_interval"}
+    text = json.dumps(dashboard).replace("$__all", "")
+    assert set(re.findall(r"\$\{?(\w+)", text)) == variables
+
+
+# The command that writes all of this
+
+
+def test_deploy_files_writes_them_all_and_lists_them(run, tmp_path):
+    ended = run("deploy-files", "out/there")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    files = sorted(it for it in (ROOT / "deploy").glob("*/*"))
+    listed = [f"out/there/{it.relative_to(ROOT / 'deploy')}" for it in files]
+    assert ended.stdout.splitlines() == listed
+    for path, name in zip(files, listed, strict=True):
+        assert (tmp_path / name).read_bytes() == path.read_bytes()
+
+
+def test_deploy_files_replaces_nothing_unless_it_is_told_to(run, tmp_path):
+    mine = tmp_path / "nginx" / "generic_https.conf"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    ended = run("deploy-files", ".")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        "Error: nginx/generic_https.conf is there already: "
+        "--force replaces it, and all the others\n"
+    )
+    assert mine.read_text() == "mine"
+    assert [it.name for it in tmp_path.iterdir()] == ["nginx"]
+    assert run("deploy-files", "--force", ".").returncode == 0
+    assert "ssl" in mine.read_text()
+
+
+def test_deploy_files_says_where_it_cannot_write(run, tmp_path):
+    (tmp_path / "file").touch()
+    ended = run("deploy-files", "file")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("Error: cannot write file")
+    assert len(ended.stderr.splitlines()) == 1
 
 
 # Several processes behind nginx

@@ -103,6 +103,27 @@ def test_registration(serve: Callable[..., Process], cloud: Cloud, tmp_path: Pat
     check(text, tmp_path, {address: cloud.url})
 
 
+def test_the_files_for_a_deployment_are_written_as_the_page_says(tmp_path: Path) -> None:
+    check(section("deploy.md", "The files"), tmp_path)
+
+
+def test_the_page_about_compose_says_what_its_file_says() -> None:
+    text = section("deploy.md", "Containers")
+    compose = (ROOT / "deploy" / "compose" / "compose.yaml").read_text()
+    assert len(re.findall(r"172\.30\.84\.", compose)) == 4
+    assert "172.30.84.2" in text
+    example = (ROOT / "deploy" / "compose" / "env.example").read_text()
+    (variables,) = [it for it in blocks("sh", text) if "COMPOSE_PROFILES" in it]
+    names = [it.partition("=")[0] for it in variables.splitlines()]
+    assert names == re.findall(
+        r"^#(COMPOSE_PROFILES|ORCHMGMT_DATABASE_URL|PGPASSWORD)=", example, re.M
+    )
+    for name in ("server.pem", "server.key", "cloud-ca.pem", "cloud-crl.pem"):
+        nginx = ROOT / "deploy" / "nginx" / "generic_https_certificate.conf"
+        assert f"/etc/orchmgmt/{name}" in nginx.read_text()
+        assert f"`{name}`" in text
+
+
 def test_the_registrations_log_lines_are_those_of_the_page() -> None:
     code = (ROOT / "serving" / "registration.py").read_text()
     rows = re.findall(r"^\| `(.*?)`", section("registration.md", "While it runs"), re.MULTILINE)

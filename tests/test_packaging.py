@@ -79,8 +79,10 @@ def elsewhere(site, tmp_path):
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    deploy = [str(it.relative_to(TREE)) for it in (TREE / "deploy").glob("*/*")]
     assert PAGE
-    expected = [*MODULES, *PAGE, "py.typed", "db.sqlite.example"]
+    assert len(deploy) > 15
+    expected = [*MODULES, *PAGE, *deploy, "py.typed", "db.sqlite.example"]
     assert names == {f"orchmgmt/{name}" for name in expected}
 
 
