@@ -12,7 +12,7 @@ from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, TypeVar
+from typing import Any, BinaryIO, TextIO, TypeVar
 from urllib.parse import quote, urlsplit
 
 import click
@@ -25,9 +25,6 @@ from orchmgmt.serving.logs import start_logging
 from orchmgmt.settings import PREFIX, SettingError, Settings, describe, unknown_names
 from orchmgmt.store import Store
 from orchmgmt.transfer import BadLine, export_jobs, export_locks, import_jobs, import_locks
-
-if TYPE_CHECKING:
-    from orchmgmt.serving.server import Signals
 
 log = logging.getLogger("orchmgmt")
 
@@ -159,10 +156,10 @@ def main() -> None:
 @takes_settings(*OF_EVERYTHING)
 def serve(**options: Any) -> None:
     """Serve locks and history over HTTP, until SIGTERM or SIGINT."""
-    from orchmgmt.serving.server import Signals
+    from orchmgmt.serving.server import hold_signals
 
-    with Signals() as signals:
-        run_server(begin(options), signals)
+    hold_signals()
+    run_server(begin(options))
 
 
 @main.command()
@@ -192,20 +189,20 @@ def demo(rate: float, speed: float, still: bool, **options: Any) -> None:
     The example's times are brought to the present, and a small simulated factory has jobs done,
     reserves for 5 to 60 seconds, collides, fails and releases.
     """
-    from orchmgmt.serving.server import Signals
+    from orchmgmt.serving.server import hold_signals
 
+    hold_signals()
     environ = {PREFIX + name.upper(): value for name, value in DEMO.items()} | dict(os.environ)
-    with Signals() as signals, tempfile.TemporaryDirectory(prefix="orchmgmt-demo-") as folder:
+    with tempfile.TemporaryDirectory(prefix="orchmgmt-demo-") as folder:
         copy = Path(folder, "orchmgmt.db")
         shutil.copyfile(EXAMPLE, copy)
         options["database_url"] = f"sqlite:///{quote(str(copy))}"
         settings = begin(options, environ)
-        run_server(settings, signals, None if still else (rate, speed), "Open {}/")
+        run_server(settings, None if still else (rate, speed), "Open {}/")
 
 
 def run_server(
     settings: Settings,
-    signals: "Signals",
     pace: tuple[float, float] | None = None,
     greeting: str = "Listening on {}",
 ) -> None:
@@ -213,14 +210,14 @@ def run_server(
 
     Args:
         settings: what is served, and where.
-        signals: what says stop.
         pace: the rate and the speed of the factory of a demonstration, if there is one.
         greeting: what is printed once it listens, with the address in it.
     """
     # Only a server needs these: the other commands start faster without them.
     from orchmgmt.app import SERVICES, create_app, store_of
     from orchmgmt.serving.cleaner import Cleaner
-    from orchmgmt.serving.server import CannotListen, Server, is_loopback
+    from orchmgmt.serving.server import Server
+    from orchmgmt.serving.sockets import CannotListen
 
     app = create_app(settings)
     with store_of(app) as store:
@@ -233,8 +230,7 @@ def run_server(
             server = Server(app, settings)
         except CannotListen as error:
             raise NoAddress(str(error)) from None
-        reachable = not settings.unix_socket and not is_loopback(settings.host)
-        if settings.authentication_policy == "declared" and reachable:
+        if settings.authentication_policy == "declared" and server.reachable:
             log.warning(
                 "the authentication policy `declared` verifies nothing, and %s can be reached from "
                 "other machines: whoever reaches it is an operator by saying so",
@@ -264,7 +260,6 @@ def run_server(
             settings.management_policy,
         )
         click.echo(greeting.format(server.url))
-        signals.call(server.stop)
         server.run()
         if factory:
             factory.stop()

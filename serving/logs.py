@@ -40,7 +40,9 @@ class _Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         line = super().formatMessage(record)
-        return line if line.isprintable() else "".join(map(_escape, line))
+        if line.isprintable():
+            return line
+        return "".join(it if it.isprintable() else repr(it)[1:-1] for it in line)
 
 
 class _Json(logging.Formatter):
@@ -60,10 +62,6 @@ class _Json(logging.Formatter):
         if record.stack_info:
             line["stack"] = record.stack_info
         return json.dumps(line, default=str)
-
-
-def _escape(character: str) -> str:
-    return character if character.isprintable() else repr(character)[1:-1]
 
 
 def _write(value: Any) -> str:

@@ -33,7 +33,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FIRST = Page(0, 1)
 
 
-class Metrics:
+class Metrics(Collector):
     """The metrics of one application, in a registry of its own.
 
     Args:
@@ -63,10 +63,12 @@ class Metrics:
             buckets=BUCKETS,
             registry=self._registry,
         )
-        self._registry.register(_Moment(self))
+        self._registry.register(self)
         app.before_request(_begin)
         app.after_request(self._end)
-        app.register_blueprint(self._blueprint())
+        blueprint = Blueprint("metrics", __name__)
+        blueprint.add_url_rule("/metrics", "metrics", self._tell)
+        app.register_blueprint(blueprint)
 
     def _end(self, response: Response) -> Response:
         operation = request.endpoint or "unknown"
@@ -74,18 +76,20 @@ class Metrics:
         self._seconds.labels(operation).observe(perf_counter() - g.begun)
         return response
 
-    def _blueprint(self) -> Blueprint:
-        blueprint = Blueprint("metrics", __name__)
+    def _tell(self) -> Response:
+        return Response(generate_latest(self._registry), content_type=CONTENT_TYPE)
 
-        @blueprint.get("/metrics")
-        def metrics() -> Response:
-            return Response(generate_latest(self._registry), content_type=CONTENT_TYPE)
+    def describe(self) -> list[Metric]:
+        """Return nothing: prometheus-client would ask the database when it registers this."""
+        return []
 
-        return blueprint
-
-    def moment(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[Metric]:
         """Return what is counted when somebody asks."""
-        yield from self._contents()
+        contents = self._contents()
+        yield GaugeMetricFamily(
+            "orchmgmt_database_up", "Whether the database answers", bool(contents)
+        )
+        yield from contents
         if self.cleaner is not None:
             for name, help, value in (
                 ("rounds", "Rounds of the cleaner, with those that failed", self.cleaner.rounds),
@@ -111,33 +115,19 @@ class Metrics:
                 self.registration.failures,
             )
 
-    def _contents(self) -> Iterator[Metric]:
-        answers = GaugeMetricFamily("orchmgmt_database_up", "Whether the database answers")
-        locks = GaugeMetricFamily("orchmgmt_active_locks", "Locks that have not expired")
+    def _contents(self) -> list[Metric]:
         jobs = GaugeMetricFamily("orchmgmt_jobs", "Jobs, by status", labels=("status",))
         try:
-            locks.add_metric((), self._store.locks.find({}, FIRST)[1])
             for status in STATUSES:
-                jobs.add_metric(
-                    (status,), self._store.history.find({"statuses": [status]}, FIRST)[1]
-                )
+                count = self._store.history.find({"statuses": [status]}, FIRST)[1]
+                jobs.add_metric((status,), count)
+            count = self._store.locks.find({}, FIRST)[1]
         except Unavailable:  # just then the other metrics are wanted
-            answers.add_metric((), 0)
-            yield answers
-        else:
-            answers.add_metric((), 1)
-            yield from (answers, locks, jobs)
-
-
-class _Moment(Collector):
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def describe(self) -> list[Metric]:
-        return []  # or registering it would ask the database
-
-    def collect(self) -> Iterator[Metric]:
-        return self._metrics.moment()
+            return []
+        return [
+            GaugeMetricFamily("orchmgmt_active_locks", "Locks that have not expired", count),
+            jobs,
+        ]
 
 
 def _begin() -> None:

@@ -1,0 +1,90 @@
+"""What is read from a connection, and the answer to what waitress refuses to read.
+
+waitress reads and writes; what it refuses never reaches the application, which would answer it with
+an ErrorResponse. So it is answered here.
+"""
+
+import time
+from http import HTTPStatus
+from typing import Any
+
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
+from waitress.task import ErrorTask
+from waitress.utilities import BadRequest
+
+from orchmgmt.errors import body_too_large, error_body, origin_of
+
+
+class _Request(HTTPRequestParser):  # type: ignore[misc]
+    """A request as waitress reads it. Once it is refused, what follows is read and dropped.
+
+    Unread it would reset the connection, and the client might never see why it is refused.
+    """
+
+    first_line = b""
+    error: Any = None  # what waitress has against it
+
+    def received(self, data: bytes) -> int:
+        if self.error is None:
+            try:
+                consumed: int = super().received(data)
+            except ValueError:  # a Content-Length of 5,000 digits
+                self.error, self.completed = BadRequest("The request cannot be read"), True
+            if self.error is None:
+                return consumed
+            self.expect_continue = False  # whoever asks whether to send the body gets the refusal
+        return len(data)
+
+    def origin(self) -> str:
+        """Return the method and path that were sent, of which a refused request has no more."""
+        line = self.first_line
+        if self.error.code == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+            line = self.header_plus.lstrip().partition(b"\r\n")[0]  # waitress makes another up
+        method, _, rest = line.decode("latin-1").partition(" ")
+        return origin_of(method, rest.partition(" ")[0])
+
+
+class _Refusal(ErrorTask):  # type: ignore[misc]
+    """The ErrorResponse to a request that waitress cannot read, or that is too large."""
+
+    def execute(self) -> None:
+        error, origin = self.request.error, self.request.origin()
+        message = f"{error.reason}: {error.body}"
+        if error.code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            message = body_too_large(self.channel.adj.max_request_body_size - 1)
+        body = error_body(error.code, message, origin)
+        self.status = f"{error.code} {error.reason}"
+        self.response_headers.append(("Content-Type", "application/json"))
+        self.content_length = len(body)
+        self.set_close_on_finish()  # tells the client to close the connection
+        self.write(b"" if origin.startswith("HEAD ") else body)
+        self.close_on_finish = False  # until then the request goes on
+        self.request.completed = False
+        self.channel.request = self.request
+
+
+class Connection(HTTPChannel):  # type: ignore[misc]
+    """A connection that answers what waitress refuses, and is idle by a clock that nobody sets."""
+
+    parser_class = _Request
+    error_task_class = _Refusal
+
+    @property
+    def last_activity(self) -> float:
+        """The time of day when something last happened, as waitress wants it."""
+        return time.time() - (time.monotonic() - self._active)
+
+    @last_activity.setter
+    def last_activity(self, _: float) -> None:
+        self._active = time.monotonic()
+
+    def handle_write(self) -> None:
+        """Send what is there, unless the client has just been found gone.
+
+        The thread that has answered a request may be asking for the body of the next one: both
+        would send the same.
+        """
+        with self.outbuf_lock:
+            if self.socket is not None:
+                super().handle_write()
