@@ -22,7 +22,6 @@ lint: $(READY)
 	rm -rf build/types && mkdir -p build/types/orchmgmt
 	ln -s $(addprefix ../../../,py.typed $(wildcard *.py) $(patsubst %/__init__.py,%,$(wildcard */__init__.py))) build/types/orchmgmt
 	MYPYPATH=build/types $(BIN)/mypy -p orchmgmt
-	touch build/types/orchmgmt/__init__.py
 	PYTHONPATH=build/types $(BIN)/lint-imports
 
 bench: $(READY)

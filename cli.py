@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -36,6 +37,12 @@ DEMO = {"history_max_age_days": "1000000", "log_level": "WARNING", "ui": "true"}
 
 OF_EVERYTHING = tuple(setting.name for setting in fields(Settings))
 OF_THE_DEMO = tuple(name for name in OF_EVERYTHING if name != "database_url")
+OF_THE_TEST_SERVER = tuple(
+    name
+    for name in OF_EVERYTHING
+    if not name.startswith("service_")
+    and name not in ("unix_socket", "threads", "cleaner_interval_seconds")
+)
 OF_THE_LOG = ("log_level", "log_format")
 OF_THE_STORE = ("database_url", "database_timeout_seconds", "normalization_mode", *OF_THE_LOG)
 
@@ -44,6 +51,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 #: What `upgrade --check` exits with when there is something to do.
 SOMETHING_TO_DO = 1
+
+#: How often the test server looks whether it is to stop, in seconds.
+TICK = 0.05
 
 #: For commands that use a database as it is.
 AS_IT_IS = Opening(create=False, upgrade=False)
@@ -267,6 +277,50 @@ def run_server(
             registration.stop()
         cleaner.stop()
         log.info("stopped")
+
+
+@main.command()
+@click.option(
+    "--ready-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where to write the URL and the process id, as JSON, once it listens.",
+)
+@takes_settings(*OF_THE_TEST_SERVER, database_url="sqlite:///:memory:", port="0")
+def test_server(ready_file: Path | None, **options: Any) -> None:
+    """Serve for tests: a clock, faults and more can be controlled below /test/ (docs/testing.md).
+
+    Only this machine may reach it. ORCHMGMT_* variables have no effect.
+    """
+    from orchmgmt.serving.server import Signals, is_loopback
+    from orchmgmt.testing import Service
+    from orchmgmt.testing.control import Control, tell_ready
+
+    service = Service(**{name: it for name, it in options.items() if it is not None})
+    settings = service.settings
+    if not is_loopback(settings.host):
+        raise Failure(
+            f"whoever reaches a test server controls it: it listens on a loopback address such as "
+            f"127.0.0.1, not on {settings.host}"
+        )
+    start_logging(settings)
+    stopped: list[bool] = []
+    with Signals() as signals:
+        try:
+            service.start()
+        except OSError as error:
+            where = f"{settings.host}, port {settings.port}"
+            raise NoAddress(f"cannot listen on {where}: {error.strerror or error}") from None
+        with service:
+            Control(service)
+            try:
+                with tell_ready(ready_file, service.url):
+                    click.echo(f"Listening on {service.url}")
+                    signals.call(lambda: stopped.append(True))
+                    while not stopped:
+                        time.sleep(TICK)
+            except OSError as error:
+                raise Failure(f"cannot write to {ready_file}: {error.strerror or error}") from None
 
 
 @main.command()

@@ -1,0 +1,3 @@
+module example.org/boiler
+
+go 1.19

@@ -1,0 +1,175 @@
+"""The control of a service under test over HTTP, for tests in any language.
+
+Paths below `/test/`, without identity: whoever runs the tests reaches them, for the service
+listens on the loopback address.
+"""
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from werkzeug.wrappers import Request, Response
+
+from orchmgmt.entries import Entry
+from orchmgmt.errors import InvalidParameter
+from orchmgmt.json_text import parse_json
+from orchmgmt.testing.names import unknown
+from orchmgmt.testing.service import Service
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+T = TypeVar("T")
+
+PREFIX = "/test/"
+
+
+class Control:
+    """Answers what is below `/test/`, and hands on the rest.
+
+    Args:
+        service: what is controlled; its requests come through here from now on.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._next = service.app.wsgi_app
+        self._operations: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
+            "reset": ("POST", self._reset),
+            "clock": ("POST", self._clock),
+            "faults": ("POST", self._faults),
+            "seed": ("POST", self._seed),
+            "requests": ("GET", self._requests),
+        }
+        service.app.wsgi_app = self  # type: ignore[method-assign]  # as Flask would have it
+
+    def __call__(
+        self, environ: "WSGIEnvironment", start_response: "StartResponse"
+    ) -> Iterable[bytes]:
+        """Answer a request."""
+        if not environ["PATH_INFO"].startswith(PREFIX):
+            return self._next(environ, start_response)
+        request = Request(environ)
+        try:
+            status, answer = self._answer(request)
+        except (InvalidParameter, ValueError) as error:
+            status, answer = 400, {"error": str(error)}
+        response = Response(json.dumps(answer) + "\n", status, content_type="application/json")
+        return response(environ, start_response)
+
+    def _answer(self, request: Request) -> tuple[int, Any]:
+        name = request.path.removeprefix(PREFIX)
+        if name not in self._operations:
+            return 404, {"error": f"There are {', '.join(PREFIX + it for it in self._operations)}"}
+        method, operation = self._operations[name]
+        if request.method != method:
+            return 405, {"error": f"It is {method} {request.path}"}
+        body = request.get_data()
+        payload = parse_json(body) if body.strip() else {}
+        if not isinstance(payload, dict):
+            raise ValueError("A JSON object was expected")
+        return 200, operation(payload)
+
+    def _reset(self, payload: dict[str, Any]) -> Any:
+        _demand_known(payload, ())
+        self._service.reset()
+        return {}
+
+    def _clock(self, payload: dict[str, Any]) -> Any:
+        clock = self._service.clock
+        _demand_known(payload, ("advance", "set", "freeze", "resume"))
+        _demand_one(payload)
+        for name, value in payload.items():
+            if name == "advance":
+                clock.advance(value)
+            elif name == "set":
+                clock.set(value)
+            elif _is_true(name, value):
+                getattr(clock, name)()
+        return {"now": clock.now().isoformat()}
+
+    def _faults(self, payload: dict[str, Any]) -> Any:
+        faults = self._service.faults
+        _demand_known(payload, ("next", "always", "clear"))
+        _demand_one(payload)
+        for name, value in payload.items():
+            if name != "clear":
+                _call(getattr(faults, name), value)
+            elif _is_true(name, value):
+                faults.clear()
+        return {"unused": faults.unused()}
+
+    def _seed(self, payload: dict[str, Any]) -> Any:
+        kinds: dict[str, Callable[..., Entry]] = {
+            "locks": self._service.add_lock,
+            "jobs": self._service.add_job,
+        }
+        _demand_known(payload, kinds)
+        for name, values in payload.items():
+            if not isinstance(values, list):
+                raise ValueError(f"{name} must be a list")
+        return {
+            name: [_call(add, it).to_wire() for it in payload.get(name, ())]
+            for name, add in kinds.items()
+        }
+
+    def _requests(self, payload: dict[str, Any]) -> Any:
+        lines = list(self._service.requests)
+        return {"requests": [{**vars(it), "headers": dict(it.headers)} for it in lines]}
+
+
+def _demand_known(payload: dict[str, Any], known: Collection[str]) -> None:
+    for name in payload:
+        if name not in known:
+            raise ValueError(unknown("key", name, known))
+
+
+def _demand_one(payload: dict[str, Any]) -> None:
+    if len(payload) > 1:
+        raise ValueError(f"One at a time, not {', '.join(payload)}")
+
+
+def _is_true(name: str, value: Any) -> bool:
+    if value is not True:
+        raise ValueError(f"{name} must be true")
+    return True
+
+
+def _call(function: Callable[..., T], values: Any) -> T:
+    """Call a method of the service with what a JSON object says."""
+    if not isinstance(values, dict):
+        raise ValueError("A JSON object was expected")
+    parameters = inspect.signature(function).parameters
+    _demand_known(values, parameters)
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in values:
+            raise ValueError(f"{name} is missing")
+    return function(**values)
+
+
+@contextmanager
+def tell_ready(path: Path | None, url: str) -> Iterator[None]:
+    """Say in a file, while the context lasts, that the service listens.
+
+    Args:
+        path: the file, which appears once it is whole; `None` is no file.
+        url: where the service is.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    if path is None:
+        yield
+        return
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n")
+    try:
+        partial.replace(path)
+        yield
+    finally:
+        partial.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)

@@ -1,0 +1,51 @@
+"""What an operator shows, so that the service under test lets it in."""
+
+from base64 import b64encode
+from datetime import datetime, timezone
+
+from orchmgmt.settings import SettingError, Settings
+
+OPERATOR = "Sysop"
+
+
+def operator_headers(settings: Settings) -> dict[str, str]:
+    """Return the headers by which the service knows an operator.
+
+    Raises:
+        SettingError: the policy leaves it to another system who is one.
+    """
+    if settings.authentication_policy == "declared":
+        return {"Authorization": f"Bearer SYSTEM//{OPERATOR}"}
+    if settings.authentication_policy == "certificate":
+        return {settings.client_certificate_header: _certificate(settings.cloud)}
+    raise SettingError(
+        f"Under the policy `{settings.authentication_policy}` ask the identity service for a token"
+    )
+
+
+def _certificate(cloud: str) -> str:
+    """A certificate as a trusted proxy hands it on (RFC 9440): the proxy has verified it."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+    from cryptography.hazmat.primitives.serialization import Encoding
+    from cryptography.x509.oid import NameOID
+
+    key = generate_private_key(SECP256R1())
+    subject = x509.Name(
+        [
+            x509.NameAttribute(NameOID.COMMON_NAME, f"{OPERATOR}.{cloud}.arrowhead.eu"),
+            x509.NameAttribute(NameOID.DN_QUALIFIER, "op"),
+        ]
+    )
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(datetime(1970, 1, 2, tzinfo=timezone.utc))
+        .not_valid_after(datetime(9999, 12, 31, tzinfo=timezone.utc))
+        .sign(key, hashes.SHA256())
+    )
+    return f":{b64encode(certificate.public_bytes(Encoding.DER)).decode()}:"

@@ -1,0 +1,83 @@
+"""pytest's plugin: the service as fixtures, and what it was asked in the report of a failed test.
+
+Every project with this package installed imports it: it must stay cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from flask.testing import FlaskClient
+
+    from orchmgmt.testing import Service
+
+#: The services of a test.
+SERVICES = pytest.StashKey["list[Service]"]()
+
+#: A report shows the last so many requests of a service.
+SHOWN = 50
+
+
+@pytest.fixture
+def orchmgmt(orchmgmt_factory: Callable[..., Service]) -> Service:
+    """An orchmgmt service with default settings and an empty database, for this test alone."""
+    return orchmgmt_factory()
+
+
+@pytest.fixture
+def orchmgmt_factory(request: pytest.FixtureRequest) -> Iterator[Callable[..., Service]]:
+    """Start orchmgmt services: `orchmgmt_factory(max_page_size=10)`; they end with the test."""
+    from orchmgmt.testing import Service
+
+    with ExitStack() as running:
+
+        def start(**settings: object) -> Service:
+            service = running.enter_context(Service(**settings))
+            _show(request, service)
+            return service
+
+        yield start
+
+
+@pytest.fixture
+def orchmgmt_shared(request: pytest.FixtureRequest, _orchmgmt_session: Service) -> Service:
+    """The session's orchmgmt service, reset for this test: its start is paid for once."""
+    _orchmgmt_session.reset()
+    _show(request, _orchmgmt_session)
+    return _orchmgmt_session
+
+
+@pytest.fixture(scope="session")
+def _orchmgmt_session() -> Iterator[Service]:
+    from orchmgmt.testing import Service
+
+    with Service() as service:
+        yield service
+
+
+@pytest.fixture
+def orchmgmt_client(orchmgmt: Service) -> FlaskClient:
+    """Flask's test client of the service `orchmgmt`, an operator unless told otherwise."""
+    client = orchmgmt.app.test_client()
+    client.environ_base["HTTP_AUTHORIZATION"] = orchmgmt.headers["Authorization"]
+    return client
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
+    """Add the requests to the report of a test that failed."""
+    report: pytest.TestReport = (yield).get_result()
+    if not report.failed:
+        return
+    for service in item.stash.get(SERVICES, []):
+        lines = [str(it) for it in service.requests[-SHOWN:]] or ["none"]
+        report.sections.append((f"requests to orchmgmt ({service.url})", "\n".join(lines)))
+
+
+def _show(request: pytest.FixtureRequest, service: Service) -> None:
+    request.node.stash.setdefault(SERVICES, []).append(service)

@@ -1,0 +1,121 @@
+"""The HTTP server of a service under test: it can go down, and leaves nothing behind."""
+
+import logging
+import socket
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+log = logging.getLogger("orchmgmt.testing")
+
+#: How often the server looks whether it is to stop, in seconds.
+TICK = 0.01
+
+
+class Server:
+    """Serves an application on one port; werkzeug's server, a thread for each connection.
+
+    Args:
+        app: the application.
+        host: the address to listen on.
+        port: the port, or 0 for a free one.
+
+    Attributes:
+        url: where it listens when it is up.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
+
+    def __init__(self, app: "WSGIApplication", host: str, port: int) -> None:
+        self._app = app
+        self._host = host
+        self._serving: tuple[_Werkzeug, threading.Thread] | None = None
+        self._reserve(port)
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
+        self.up()
+
+    def up(self) -> None:
+        """Take connections, if it does not."""
+        if self._serving:
+            return
+        self._socket.listen(128)
+        werkzeug = _Werkzeug(self._host, self._port, self._app, _Handler, fd=self._socket.fileno())
+        self._socket.close()  # werkzeug has its own of the same
+        thread = threading.Thread(
+            target=werkzeug.serve_forever, args=[TICK], name="orchmgmt.testing", daemon=True
+        )
+        thread.start()
+        self._serving = werkzeug, thread
+
+    def down(self) -> None:
+        """Drop all connections and refuse new ones, but keep the port from others."""
+        if self._serving:
+            self._end(*self._serving)
+            self._reserve(self._port)
+
+    def stop(self) -> None:
+        """Drop all connections and give up the port."""
+        if self._serving:
+            self._end(*self._serving)
+        self._socket.close()
+
+    def _end(self, werkzeug: "_Werkzeug", thread: threading.Thread) -> None:
+        werkzeug.shutdown()
+        thread.join()
+        werkzeug.drop_all()
+        self._serving = None
+
+    def _reserve(self, port: int) -> None:
+        """Bind the port: connections are refused until somebody listens."""
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        self._socket = socket.socket(family)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind((self._host, port))
+        except OSError:
+            self._socket.close()
+            raise
+        self._port = self._socket.getsockname()[1]
+
+
+class _Handler(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def connection_dropped(self, *_: Any) -> None:
+        self.close_connection = True  # or it would wait for the next request
+
+    def log(self, type: str, message: str, *args: Any) -> None:
+        log.debug(message, *args)  # werkzeug's own would make a handler for its logger
+
+
+class _Werkzeug(ThreadedWSGIServer):
+    """Knows its connections, where werkzeug leaves them to their threads."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._open: dict[threading.Thread, socket.socket] = {}
+        super().__init__(*args, **kwargs)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        thread = threading.Thread(
+            target=self.process_request_thread, args=(request, client_address), daemon=True
+        )
+        self._open[thread] = request
+        thread.start()
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            del self._open[threading.current_thread()]
+
+    def drop_all(self) -> None:
+        for thread, connection in list(self._open.items()):
+            with suppress(OSError):  # it has ended by itself
+                connection.shutdown(socket.SHUT_RDWR)
+            thread.join()

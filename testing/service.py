@@ -1,0 +1,305 @@
+"""One service under test, with everything that a test may do to it."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from types import TracebackType
+from typing import Any
+from uuid import uuid4
+
+from flask import Flask
+
+from orchmgmt.app import create_app, store_of
+from orchmgmt.databases.queries import Page
+from orchmgmt.entries import Job, Lock, write_time
+from orchmgmt.fields import camel_case
+from orchmgmt.models import FINISHED, PENDING, NewLock
+from orchmgmt.models import Job as JobRow
+from orchmgmt.models import Lock as LockRow
+from orchmgmt.schemas import HistoryQuery, JobEntry, LockEntry, LockQuery, QuerySchema
+from orchmgmt.settings import SettingError, Settings
+from orchmgmt.store import Store
+from orchmgmt.testing.clock import Clock
+from orchmgmt.testing.faults import Faults
+from orchmgmt.testing.identity import operator_headers
+from orchmgmt.testing.names import unknown
+from orchmgmt.testing.server import Server
+from orchmgmt.testing.wire import Request, Wire
+
+DEFAULTS = {"database_url": "sqlite:///:memory:", "port": 0}
+
+#: Page sizes end here; `locks` and `jobs` give all at once.
+ALL = Page(0, 2**31, descending=False)
+
+
+class Service:
+    """The service on a free port of this machine, in threads of the test.
+
+    The environment does not matter. As a context manager it is started and stopped with its block.
+
+    Args:
+        settings: settings by their names in lower case; the database is in memory, and the port
+            a free one, unless they say otherwise.
+
+    Attributes:
+        settings: all settings.
+        clock: the time that the service goes by.
+
+    Raises:
+        SettingError: a setting is wrong, or is none.
+    """
+
+    def __init__(self, **settings: object) -> None:
+        self.settings = Settings.read(DEFAULTS, settings, environ={})
+        if self.settings.unix_socket:
+            raise SettingError("A service under test has an address, and no Unix socket")
+        self.clock = Clock()
+        self._server: Server | None = None
+        self._headers: dict[str, str] = {}
+
+    def start(self) -> "Service":
+        """Serve from now on; return this service.
+
+        Raises:
+            SettingError: a setting needs another, or a package that is missing.
+            UnusableDatabase: the database cannot be opened.
+            OSError: the address cannot be listened on.
+            RuntimeError: it has been started already.
+        """
+        if self._server:
+            raise RuntimeError("The service has been started already")
+        app = create_app(self.settings, self.clock)
+        try:
+            wire = Wire(app)
+            self._server = Server(app, self.settings.host, self.settings.port)
+        except BaseException:
+            store_of(app).close()
+            raise
+        self._app, self._wire = app, wire
+        return self
+
+    def stop(self) -> None:
+        """Drop what is under way and free everything; the log of requests stays."""
+        if self._server:
+            self._wire.end()
+            self._server.stop()
+            self.store.close()
+            self._server = None
+
+    def __enter__(self) -> "Service":
+        return self if self._server else self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """Where the service is: `http://127.0.0.1:PORT`."""
+        return self._running().url
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What an operator sends with a request, ready for any HTTP client.
+
+        Raises:
+            SettingError: under the policy `outsourced` only the identity service gives a token.
+        """
+        if not self._headers:
+            self._headers = {
+                **operator_headers(self.settings),
+                "Content-Type": "application/json",
+            }
+        return dict(self._headers)
+
+    @property
+    def app(self) -> Flask:
+        """The application, for Flask's test client; faults happen and requests are logged there."""
+        self._running()
+        return self._app
+
+    @property
+    def store(self) -> Store:
+        """The locks and the history, for all that this class has no method for."""
+        self._running()
+        return store_of(self._app)
+
+    @property
+    def faults(self) -> Faults:
+        """What shall go wrong."""
+        self._running()
+        return self._wire.faults
+
+    @property
+    def requests(self) -> list[Request]:
+        """The requests since the start or the last `reset`, those without an answer too."""
+        return self._wire.requests
+
+    def down(self) -> None:
+        """Drop all connections and refuse new ones, until `up`."""
+        self._running().down()
+
+    def up(self) -> None:
+        """Serve again, on the same port and with the same data."""
+        self._running().up()
+
+    def reset(self) -> None:
+        """Make data, clock, faults and requests as new; a service that is down comes up."""
+        self.up()
+        self.clock.reset()
+        self.faults.clear()
+        self.requests.clear()
+        self.store.database.write(_empty, self.store)
+
+    def clean(self) -> tuple[int, int]:
+        """Delete expired locks and old jobs by the service's clock, as a server does now and then.
+
+        Returns:
+            How many locks, and how many jobs.
+        """
+        self._running()
+        return self.store.clean()
+
+    def add_lock(
+        self,
+        service_instance_id: str,
+        owner: str = "Owner",
+        expires_in: float = 3600,
+        temporary: bool = False,
+        orchestration_job_id: str = "",
+    ) -> Lock:
+        """Put in a lock, as it might have been left by others.
+
+        Args:
+            service_instance_id: `SystemName|ServiceName|Version`.
+            owner: the system that holds it.
+            expires_in: seconds from the present; it lives at least so long. A negative number makes
+                a lock that has expired.
+            temporary: whether a job holds it.
+            orchestration_job_id: that job.
+
+        Raises:
+            InvalidParameter: a value is malformed, or the instance is held (`AlreadyLocked`).
+            ValueError: `expires_in` is no number of seconds, or a moment that no clock has.
+        """
+        moment = self.clock.after(expires_in)
+        loaded = LockEntry(self.settings).load(
+            {
+                "serviceInstanceId": service_instance_id,
+                "owner": owner,
+                "expiresAt": write_time(moment),
+                "temporary": temporary,
+                "orchestrationJobId": orchestration_job_id,
+            }
+        )
+        del loaded["id"]
+        lock = NewLock(**loaded)
+        store = self.store
+        ids = store.database.write(store.locks.insert, [lock])
+        row = (ids[lock.service_instance_id], *lock)
+        return Lock.from_wire(LockEntry(self.settings).dump([row])[0])
+
+    def add_job(
+        self,
+        status: str = PENDING,
+        type: str = "PULL",
+        age: float = 0,
+        requester_system: str = "Requester",
+        target_system: str = "",
+        service_definition: str = "service",
+        subscription_id: str = "",
+        message: str = "",
+    ) -> Job:
+        """Put in a job, as it might have been left by an orchestrator.
+
+        Args:
+            status: `PENDING`, `IN_PROGRESS`, `DONE` or `ERROR`.
+            type: `PULL` or `PUSH`.
+            age: how many seconds ago it was created and, as far as it got, started and finished.
+            requester_system: the system that asked.
+            target_system: the system that the result is for; the requester by default.
+            service_definition: the service that is looked for.
+            subscription_id: the UUID of the subscription that triggered it, if one did.
+            message: free text.
+
+        Raises:
+            InvalidParameter: a value is malformed.
+            ValueError: `age` is no number of seconds, or a moment that no clock has.
+        """
+        then = write_time(self.clock.ago(age))
+        status = str(status).strip().upper()
+        loaded = JobEntry(self.settings).load(
+            {
+                "id": str(uuid4()),
+                "status": status,
+                "type": type,
+                "requesterSystem": requester_system,
+                "targetSystem": target_system or requester_system,
+                "serviceDefinition": service_definition,
+                "subscriptionId": subscription_id,
+                "message": message,
+                "createdAt": then,
+                "startedAt": "" if status == PENDING else then,
+                "finishedAt": then if status in FINISHED else "",
+            }
+        )
+        store = self.store
+        store.database.write(store.history.put, [loaded])
+        return self.jobs(ids=[loaded["id"]])[0]
+
+    def locks(self, **filters: Any) -> list[Lock]:
+        """Return the active locks, or those that match, the oldest first.
+
+        Args:
+            filters: as lock query has them, in Python's letter case: `owners=["BoilerControl"]`;
+                a time may be a datetime.
+
+        Raises:
+            TypeError: a filter is none that there is.
+            InvalidParameter: a value is malformed.
+        """
+        wanted = _load(LockQuery(self.settings), filters)
+        rows, _ = self.store.locks.find(wanted, ALL)
+        return [Lock.from_wire(it) for it in LockEntry(self.settings).dump(rows)]
+
+    def jobs(self, **filters: Any) -> list[Job]:
+        """Return the jobs, or those that match, the oldest first.
+
+        Args:
+            filters: as history query has them, in Python's letter case: `statuses=["ERROR"]`.
+
+        Raises:
+            TypeError: a filter is none that there is.
+            InvalidParameter: a value is malformed.
+        """
+        wanted = _load(HistoryQuery(self.settings), filters)
+        rows, _ = self.store.history.find(wanted, ALL)
+        return [Job.from_wire(it) for it in JobEntry(self.settings).dump(rows)]
+
+    def _running(self) -> Server:
+        if not self._server:
+            raise RuntimeError("The service has not been started: use `with`, or `start()`")
+        return self._server
+
+
+def _empty(store: Store) -> None:
+    for model in (LockRow, JobRow):
+        store.database.change(f"DELETE FROM {model._meta.table_name}")
+
+
+def _load(schema: QuerySchema, filters: Mapping[str, Any]) -> dict[str, Any]:
+    """The filters as the models take them."""
+    known = schema.fields.keys() - {"pagination"}
+    for name in filters:
+        if name not in known:
+            raise TypeError(unknown("filter", name, sorted(known)))
+    wanted, _ = schema.load(
+        {
+            camel_case(name): write_time(value) if isinstance(value, datetime) else value
+            for name, value in filters.items()
+        }
+    )
+    return wanted
