@@ -80,7 +80,7 @@ class Service:
     def stop(self) -> None:
         """Drop what is under way and free everything; the log of requests stays."""
         if self._server:
-            self._wire.end()
+            self._wire.cut()
             self._server.stop()
             self.store.close()
             self._server = None
@@ -140,14 +140,20 @@ class Service:
 
     def down(self) -> None:
         """Drop all connections and refuse new ones, until `up`."""
-        self._running().down()
+        server = self._running()
+        self._wire.cut()
+        server.down()
 
     def up(self) -> None:
         """Serve again, on the same port and with the same data."""
-        self._running().up()
+        server = self._running()
+        self._wire.mend()
+        server.up()
 
     def reset(self) -> None:
         """Make data, clock, faults and requests as new; a service that is down comes up."""
+        self._running()
+        self._wire.cut()
         self.up()
         self.clock.reset()
         self.faults.clear()

@@ -75,13 +75,17 @@ class Wire:
         self.requests: list[Request] = []
         self._app = app
         self._next = app.wsgi_app
-        self._ended = threading.Event()
+        self._cut = threading.Event()
         app.wsgi_app = self  # type: ignore[method-assign]  # as Flask would have it
         app.after_request(_note)
 
-    def end(self) -> None:
-        """Let nobody wait any longer: their connections are dropped."""
-        self._ended.set()
+    def cut(self) -> None:
+        """Drop the connections of those that are delayed, until `mend`."""
+        self._cut.set()
+
+    def mend(self) -> None:
+        """Let requests be delayed again."""
+        self._cut = threading.Event()
 
     def __call__(
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
@@ -92,8 +96,8 @@ class Wire:
         fault = self.faults.take(line.operation)
         if fault is None:
             return self._next(environ, start_response)
-        if fault.delay and self._ended.wait(fault.delay):
-            raise ConnectionResetError("the service has stopped")
+        if fault.delay and self._cut.wait(fault.delay):
+            raise ConnectionResetError("the service has gone down")
         if fault.drop == "before":
             raise ConnectionResetError("dropped before anything was done")
         if fault.status is not None:

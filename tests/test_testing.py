@@ -1,13 +1,14 @@
 """`orchmgmt.testing`: the service inside other people's tests."""
 
 import asyncio
-import json
 import re
 import socket
 import subprocess
 import sys
 import textwrap
 import threading
+import time
+from contextlib import suppress
 from http.client import IncompleteRead, RemoteDisconnected
 from pathlib import Path
 
@@ -83,11 +84,8 @@ def test_a_service_can_be_started_again():
 
 
 def test_the_data_of_a_real_database_stay(tmp_path):
-    for number in range(2):
-        with Service(database_url=f"sqlite:///{tmp_path}/boilers.db") as service:
-            assert len(service.locks()) == number
-            service.add_lock(INSTANCE)
-            break
+    with Service(database_url=f"sqlite:///{tmp_path}/boilers.db") as service:
+        service.add_lock(INSTANCE)
     with Service(database_url=f"sqlite:///{tmp_path}/boilers.db") as service:
         assert [it.service_instance_id for it in service.locks()] == [INSTANCE]
 
@@ -210,7 +208,7 @@ def test_what_was_put_in_is_there_on_the_wire(service, client):
         "begun",
     )
     (entry,) = client.jobs().entries
-    assert entry == {**{key: "" for key in entry}, **job.to_wire()}
+    assert entry == {**dict.fromkeys(entry, ""), **job.to_wire()}
     assert job.created_at == job.started_at
     assert job.finished_at is None
     assert 3599 <= (service.clock.now() - job.created_at).total_seconds() <= 3602
@@ -245,7 +243,9 @@ def test_all_that_match_are_returned_oldest_first(orchmgmt_factory):
     put = [service.add_lock(f"Boiler{number}|heat|1.0.0") for number in range(5)]
     assert service.locks() == put
     assert service.locks(ids=[it.id for it in put[1:3]]) == put[1:3]
-    assert service.locks(expires_after=put[0].expires_at, expires_before="2020-01-01T00:00:00Z") == []
+    assert (
+        service.locks(expires_after=put[0].expires_at, expires_before="2020-01-01T00:00:00Z") == []
+    )
 
 
 def test_bad_values_and_filters_are_refused(service):
@@ -263,7 +263,10 @@ def test_bad_values_and_filters_are_refused(service):
         service.locks(owner="Owner")
     with pytest.raises(TypeError, match="Unknown filter: pagination"):
         service.jobs(pagination={})
-    for bad in (lambda: service.add_lock("A|b|1", expires_in="1"), lambda: service.add_job(age="1")):
+    for bad in (
+        lambda: service.add_lock("A|b|1", expires_in="1"),
+        lambda: service.add_job(age="1"),
+    ):
         with pytest.raises(ValueError, match="A number of seconds was expected"):
             bad()
     assert len(service.locks()) == 1
@@ -280,7 +283,7 @@ def test_reset_makes_all_as_new(service, client):
     service.down()
     service.reset()
     assert (service.locks(), service.jobs(), service.requests) == ([], [], [])
-    assert service.clock.now().year < 2030 or service.clock.now() != service.clock.now()
+    assert abs(service.clock() - time.time()) < 60
     service.faults.assert_all_used()
     assert client.locks().json == {"entries": [], "count": 0}
 
@@ -322,10 +325,10 @@ def test_a_frozen_clock_stands_and_a_resumed_one_goes_on(service):
 
 @pytest.mark.parametrize("moment", ["tomorrow", "2030-01-01", 5, None, "1969-12-31T23:59:59Z"])
 def test_no_time_is_refused(service, moment):
-    with pytest.raises(ValueError, match="no time such as|no datetime with a zone|the year"):
+    with pytest.raises(ValueError, match=r"no time such as|no datetime with a zone|the year"):
         service.clock.set(moment)
     for seconds in ("1", None, float("inf"), -1e12, float("nan")):
-        with pytest.raises(ValueError, match="A number of seconds was expected|the year"):
+        with pytest.raises(ValueError, match=r"A number of seconds was expected|the year"):
             service.clock.advance(seconds)
 
 
@@ -369,9 +372,12 @@ def test_even_an_empty_answer_has_a_middle(service, client):
 
 def test_a_delay_is_waited_for_and_others_are_not(service, client):
     service.faults.next(delay=1e6)
-    waiting = threading.Thread(
-        target=lambda: pytest.raises(RemoteDisconnected, client.locks), daemon=True
-    )
+
+    def ask():
+        with pytest.raises((RemoteDisconnected, ConnectionResetError)):
+            client.locks()
+
+    waiting = threading.Thread(target=ask, daemon=True)
     waiting.start()
     while not service.requests:
         pass
@@ -442,12 +448,12 @@ def test_a_server_that_is_down_refuses_and_comes_back_with_its_data(service, cli
     with socket.create_connection(address, timeout=30) as idle:
         service.down()
         service.down()
-        assert idle.recv(1) == b""
+        with suppress(ConnectionResetError):  # it may not have been taken yet
+            assert idle.recv(1) == b""
     with pytest.raises(ConnectionRefusedError):
         client.locks()
-    with socket.socket() as other:
-        with pytest.raises(OSError, match="in use"):
-            other.bind((address[0], int(address[1])))
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind((address[0], int(address[1])))
     service.up()
     service.up()
     assert len(client.locks().entries) == 1
