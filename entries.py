@@ -6,7 +6,7 @@ The names are those of the wire in Python's letter case. Only the standard libra
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 E = TypeVar("E", bound="Entry")
 
@@ -37,14 +37,20 @@ class Entry:
         Raises:
             ValueError: a time has no zone.
         """
-        entry: dict[str, Any] = {}
-        for it in fields(self):
-            value = getattr(self, it.name)
-            if isinstance(value, datetime):
-                value = write_time(value)
-            if value is not None and value != "":
-                entry[_camel_case(it.name)] = value
-        return entry
+        return to_wire(vars(self))
+
+
+@dataclass(frozen=True)
+class Found(Generic[E]):
+    """One page of what matches a query.
+
+    Attributes:
+        entries: those of the page.
+        count: how many match in all.
+    """
+
+    entries: list[E]
+    count: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +107,23 @@ class Job(Entry):
     created_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+
+
+def to_wire(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by the keys of the wire; times as DateTimes, and without what has no value.
+
+    Raises:
+        ValueError: a time has no zone.
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, datetime):
+            value = write_time(value)
+        if isinstance(value, (tuple, set, frozenset)):
+            value = list(value)
+        if value is not None and value != "":
+            found[_camel_case(name)] = value
+    return found
 
 
 def read_time(text: str) -> datetime:

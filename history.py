@@ -1,12 +1,15 @@
 """The history of one database: its orchestration jobs, from their creation to their end.
 
+As in `locks.py`, Python programs get `orchmgmt.entries.Job`s, and under that are rows.
+
 history = Store().history
 job_id = history.create("PULL", "TemperatureConsumer", "TemperatureConsumer", "kelvinInfo")
 history.start(job_id)
 history.finish(job_id)
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Any
@@ -14,11 +17,12 @@ from uuid import uuid4
 
 from peewee import SQL, Case
 
+from orchmgmt import entries
 from orchmgmt.databases import Database, Row
 from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
 from orchmgmt.errors import InvalidParameter, NotFound
-from orchmgmt.models import DONE, ERROR, IN_PROGRESS, PENDING, STATUSES, Job, JobCount
-from orchmgmt.schemas import JobEntry
+from orchmgmt.models import DONE, ERROR, IN_PROGRESS, STATUSES, Job, JobCount
+from orchmgmt.schemas import HistoryQuery, JobEntry, payload_of
 from orchmgmt.settings import Settings
 from orchmgmt.values import strip, write_instant
 
@@ -37,6 +41,8 @@ class History:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
+        # A program that misspells a filter shall hear of it.
+        self._query = HistoryQuery(replace(settings, unknown_keys="refuse"))
         self._entry = JobEntry(settings)
         self._message = self._entry.fields["message"]
         self._max_age = timedelta(days=settings.history_max_age_days)
@@ -112,23 +118,41 @@ class History:
             InvalidParameter: a value is malformed.
             Unavailable: the database does not answer.
         """
-        job_id = str(uuid4())
-        entry = {
-            "id": job_id,
-            "status": PENDING,
-            "type": type,
-            "requesterSystem": requester_system,
-            "targetSystem": target_system,
-            "serviceDefinition": service_definition,
-            "subscriptionId": subscription_id,
-            "message": message,
-        }
+        job = entries.Job(
+            id=str(uuid4()),
+            type=type,
+            requester_system=requester_system,
+            target_system=target_system,
+            service_definition=service_definition,
+            subscription_id=subscription_id,
+            message=message,
+        )
+        self.add([job])
+        return job.id
 
-        def insert() -> None:
-            self.put([self._entry.load({**entry, "createdAt": self._database.now()})])
+    def add(self, jobs: Iterable[entries.Job]) -> list[entries.Job]:
+        """Put jobs there as they are, of any age and status, all or none.
 
-        self._database.write(insert)
-        return job_id
+        For what was recorded elsewhere, and for tests and demonstrations.
+
+        Args:
+            jobs: the jobs. One without an id gets one; one whose id is there replaces it. One
+                without `created_at` is made now.
+
+        Returns:
+            The jobs as they are stored, in the same order.
+
+        Raises:
+            InvalidParameter: a value is malformed, or does not go with the status.
+            Unavailable: the database does not answer.
+        """
+        wanted = [payload_of(vars(job)) for job in jobs]
+
+        def put() -> list[Row]:
+            created = {"createdAt": self._database.now()}
+            return self.put([self._entry.load({**created, **job}) for job in wanted])
+
+        return self._read(self._database.write(put))
 
     def start(self, job_id: str, message: str = "") -> None:
         """Put a job `IN_PROGRESS`, from now; a finished one starts anew.
@@ -172,7 +196,51 @@ class History:
         """
         self._change(self._end, job_id, message, ERROR)
 
-    def find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
+    def get(self, job_id: str) -> entries.Job:
+        """Return one job.
+
+        Raises:
+            NotFound: there is no such job.
+            Unavailable: the database does not answer.
+        """
+        rows, _ = self.find_rows({"ids": [strip(job_id).lower()]}, Page(0, 1))
+        if not rows:
+            raise NotFound(f"There is no orchestration job {job_id}")
+        return self._read(rows)[0]
+
+    def find(
+        self,
+        *,
+        page: int = 0,
+        size: int = 0,
+        sort_field: str = "",
+        descending: bool = True,
+        **filters: Any,
+    ) -> entries.Found[entries.Job]:
+        """Return a page of the jobs that match: by default the newest of all.
+
+        Contract: "History", and "Pagination".
+
+        Args:
+            page: which page, from 0.
+            size: how many jobs are on a page; less than 1 is as many as the largest page holds.
+            sort_field: `id`, `created_at`, `started_at` or `finished_at`; `created_at` by default.
+            descending: the order.
+            filters: `ids`, `statuses`, `requester_systems`, `target_systems`,
+                `service_definitions` and `subscription_ids` are lists; `type` is one of them.
+
+        Raises:
+            InvalidParameter: a value is malformed, or there is no such filter.
+            Unavailable: the database does not answer.
+        """
+        wanted = self._query.load_arguments(filters, page, size, sort_field, descending)
+        rows, count = self.find_rows(*wanted)
+        return entries.Found(self._read(rows), count)
+
+    def _read(self, rows: Iterable[Row]) -> list[entries.Job]:
+        return [entries.Job.from_wire(entry) for entry in self._entry.dump(rows)]
+
+    def find_rows(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
         """Return a page of the jobs that match, and how many match in all.
 
         Contract: "History".
@@ -190,15 +258,19 @@ class History:
         """Return all jobs, the oldest first, in batches. For use inside `Database.read`."""
         return self._jobs.stream()
 
-    def put(self, jobs: Sequence[Mapping[str, Any]]) -> None:
+    def put(self, jobs: Sequence[Mapping[str, Any]]) -> list[Row]:
         """Insert jobs, or update those whose id is there, within a `Database.write`.
 
         Args:
             jobs: jobs as `JobEntry` loads them; one without an id is new, and of several with
                 one id the last counts.
+
+        Returns:
+            Their rows, in the same order.
         """
         rows = [_ROW({**job, "id": job["id"] or str(uuid4())}) for job in jobs]
         self._upsert.rows(list({row[0]: row for row in rows}.values()))
+        return rows
 
     def delete_old(self, moment: str, pause: Pause) -> int:
         """Delete the jobs that had ended the maximum age before then, in batches.

@@ -1,16 +1,31 @@
-"""The locks of one database: exclusive, all or nothing, gone the moment they expire."""
+"""The locks of one database: exclusive, all or nothing, gone the moment they expire.
+
+`Locks` has two layers. Python programs give and get `orchmgmt.entries.Lock`s. Under that are rows,
+in the form in which they are on the wire and in the table, for operations over HTTP and imports.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from operator import attrgetter
 from typing import Any
 
 from peewee import SQL, fn
 
+from orchmgmt import entries
 from orchmgmt.databases import Database, Row
 from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import Job, Lock, LockCount, NewLock
-from orchmgmt.schemas import IN_THE_PAST, Reservation
+from orchmgmt.schemas import (
+    IN_THE_PAST,
+    LockCreate,
+    LockEntry,
+    LockQuery,
+    LockRemove,
+    Reservation,
+    payload_of,
+)
 from orchmgmt.settings import Settings
 from orchmgmt.values import strip
 
@@ -73,6 +88,11 @@ class Locks:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
+        # A program that misspells a filter shall hear of it.
+        self._query = LockQuery(replace(settings, unknown_keys="refuse"))
+        self._new = LockCreate(replace(settings, unknown_keys="ignore"))
+        self._removal = LockRemove(settings)
+        self._entry = LockEntry(settings)
         self._reservation = Reservation(settings)
         place = database.place
         self._active = Selection(
@@ -125,7 +145,149 @@ class Locks:
         unfinished = Job.select(Job.id).where(Job.id == place("id"), Job.finished_at == SQL("''"))
         self._select_unfinished = database.sql(database.locking(unfinished, "SHARE"))
 
-    def create(self, locks: Sequence[NewLock]) -> list[Row]:
+    def create(self, locks: Iterable[entries.Lock]) -> list[entries.Lock]:
+        """Make all of `locks` or none; return them as they are stored, in the same order.
+
+        Contract: "Lock", "create".
+
+        Args:
+            locks: what to make. Their ids do not count: each gets a new one.
+
+        Raises:
+            InvalidParameter: a value is malformed, a lock is one of a job (`reserve` makes those),
+                there is no lock, an instance is named twice (`DuplicatedInstance`), or a lock has
+                expired by the time that it is made (`InThePast`).
+            AlreadyLocked: somebody holds one of the service instances.
+            Unavailable: the database does not answer.
+        """
+        wanted = []
+        for lock in locks:
+            if lock.temporary or lock.orchestration_job_id:
+                raise InvalidParameter("A lock of a job is made with `reserve`")
+            wanted.append(payload_of(vars(lock)))
+        return self._read(self.create_rows(self._new.load({"locks": wanted})))
+
+    def add(self, locks: Iterable[entries.Lock]) -> list[entries.Lock]:
+        """Put locks there as they are, also expired ones and those of any job, all or none.
+
+        For tests and demonstrations. An expired lock is one for nobody, so it gives way to the next
+        on its instance.
+
+        Args:
+            locks: the locks. Their ids do not count: each gets a new one.
+
+        Returns:
+            The locks as they are stored, in the same order.
+
+        Raises:
+            InvalidParameter: a value is malformed, or an instance is named twice.
+            AlreadyLocked: somebody holds one of the service instances.
+            Unavailable: the database does not answer.
+        """
+        loaded = [self._entry.load(payload_of(vars(lock))) for lock in locks]
+        wanted = [NewLock(**{it: lock[it] for it in NewLock._fields}) for lock in loaded]
+        return self._read(self._database.write(self._put, wanted))
+
+    def reserve(
+        self, job_id: str, service_instance_id: str, owner: str, expires_at: datetime | str
+    ) -> entries.Lock:
+        """Lock an instance for an unfinished job, temporarily: only `release` or time frees it.
+
+        Args:
+            job_id: the job's id, as `History.create` returned it.
+            service_instance_id: the instance, `SystemName|ServiceName|Version`.
+            owner: the system that the instance is reserved for.
+            expires_at: a time in the future, with a zone, or a DateTime of the contract.
+
+        Raises:
+            InvalidParameter: a value is malformed, or `expires_at` is past (`InThePast`).
+            NotFound: there is no such unfinished job.
+            AlreadyLocked: somebody holds the instance.
+            Unavailable: the database does not answer.
+        """
+        values = {
+            "orchestration_job_id": job_id,
+            "service_instance_id": service_instance_id,
+            "owner": owner,
+            "expires_at": expires_at,
+        }
+        lock = NewLock(**self._reservation.load(payload_of(values)), temporary=True)
+
+        def reserve() -> list[Row]:
+            self._demand_future([lock])
+            this_job = {"id": lock.orchestration_job_id}
+            if not self._database.rows(self._select_unfinished, this_job):
+                raise NotFound(f"There is no unfinished orchestration job {job_id}")
+            return self._create([lock])
+
+        return self._read(self._database.write(reserve))[0]
+
+    def release(self, job_id: str) -> int:
+        """Remove the temporary locks of a job.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        return self._database.write(
+            self._database.change, self._delete_of_job, {"job_id": strip(job_id).lower()}
+        )
+
+    def remove(self, owner: str, service_instance_ids: Sequence[str]) -> int:
+        """Remove an owner's locks on these instances, but no temporary ones.
+
+        Contract: "Lock", "remove".
+
+        Args:
+            owner: the owner.
+            service_instance_ids: the instances.
+
+        Returns:
+            How many locks were removed.
+
+        Raises:
+            InvalidParameter: a value is malformed, or there is no instance.
+            Unavailable: the database does not answer.
+        """
+        values = {"owner": owner, "instanceIds": service_instance_ids}
+        return self.remove_rows(**self._removal.load(payload_of(values)))
+
+    def find(
+        self,
+        *,
+        page: int = 0,
+        size: int = 0,
+        sort_field: str = "",
+        descending: bool = True,
+        **filters: Any,
+    ) -> entries.Found[entries.Lock]:
+        """Return a page of the active locks that match: by default the newest of all.
+
+        Contract: "Lock", "query", and "Pagination".
+
+        Args:
+            page: which page, from 0.
+            size: how many locks are on a page; less than 1 is as many as the largest page holds.
+            sort_field: `id`, `owner`, `service_instance_id` or `expires_at`; `id` by default.
+            descending: the order.
+            filters: `ids`, `orchestration_job_ids`, `service_instance_ids` and `owners` are lists;
+                `expires_before` and `expires_after` are times with a zone, or DateTimes of the
+                contract.
+
+        Raises:
+            InvalidParameter: a value is malformed, or there is no such filter.
+            Unavailable: the database does not answer.
+        """
+        wanted = self._query.load_arguments(filters, page, size, sort_field, descending)
+        rows, count = self.find_rows(*wanted)
+        return entries.Found(self._read(rows), count)
+
+    def _read(self, rows: Iterable[Row]) -> list[entries.Lock]:
+        return [entries.Lock.from_wire(entry) for entry in self._entry.dump(rows)]
+
+    def create_rows(self, locks: Sequence[NewLock]) -> list[Row]:
         """Make all of `locks` or none; return their rows in the same order.
 
         Contract: "Lock", "create".
@@ -143,13 +305,17 @@ class Locks:
 
     def _create(self, locks: Sequence[NewLock]) -> list[Row]:
         self._demand_future(locks)
+        rows = self._put(locks)
+        self._demand_future(locks)  # it may have waited long for others
+        return rows
+
+    def _put(self, locks: Sequence[NewLock]) -> list[Row]:
         seen: set[str] = set()
         for lock in locks:
             if lock.service_instance_id in seen:
                 raise DuplicatedInstance(lock.service_instance_id)
             seen.add(lock.service_instance_id)
         ids = self.insert(locks)
-        self._demand_future(locks)  # it may have waited long for others
         return [(ids[lock.service_instance_id], *lock) for lock in locks]
 
     def insert(self, locks: Sequence[NewLock]) -> dict[str, int]:
@@ -208,58 +374,7 @@ class Locks:
         rows = [(lock_id, *lock) for lock_id, lock in locks.items()]
         self._insert.rows(rows, self._database.now())
 
-    def reserve(self, job_id: str, service_instance_id: str, owner: str, expires_at: str) -> Row:
-        """Lock an instance for an unfinished job, temporarily: only `release` or time frees it.
-
-        Args:
-            job_id: the job's id, as `History.create` returned it.
-            service_instance_id: the instance, `SystemName|ServiceName|Version`.
-            owner: the system that the instance is reserved for.
-            expires_at: a DateTime of the contract, in the future.
-
-        Returns:
-            The lock's row, as `query` would.
-
-        Raises:
-            InvalidParameter: a value is malformed, or `expires_at` is past (`InThePast`).
-            NotFound: there is no such unfinished job.
-            AlreadyLocked: somebody holds the instance.
-            Unavailable: the database does not answer.
-        """
-        lock = NewLock(
-            **self._reservation.load(
-                {
-                    "orchestrationJobId": job_id,
-                    "serviceInstanceId": service_instance_id,
-                    "owner": owner,
-                    "expiresAt": expires_at,
-                }
-            ),
-            temporary=True,
-        )
-
-        def reserve() -> list[Row]:
-            self._demand_future([lock])
-            this_job = {"id": lock.orchestration_job_id}
-            if not self._database.rows(self._select_unfinished, this_job):
-                raise NotFound(f"There is no unfinished orchestration job {job_id}")
-            return self._create([lock])
-
-        return self._database.write(reserve)[0]
-
-    def release(self, job_id: str) -> int:
-        """Remove the temporary locks of a job.
-
-        Returns:
-            How many there were.
-
-        Raises:
-            Unavailable: the database does not answer.
-        """
-        values = {"job_id": strip(job_id).lower()}
-        return self._database.write(self._database.change, self._delete_of_job, values)
-
-    def find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
+    def find_rows(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
         """Return a page of the active locks that match, and how many match in all.
 
         Contract: "Lock", "query".
@@ -278,7 +393,7 @@ class Locks:
         """Return all active locks, the oldest first, in batches. For use inside `Database.read`."""
         return self._active.stream()
 
-    def remove(self, owner: str, service_instance_ids: Sequence[str]) -> int:
+    def remove_rows(self, owner: str, service_instance_ids: Sequence[str]) -> int:
         """Remove an owner's locks on these instances, but no temporary ones.
 
         Contract: "Lock", "remove".

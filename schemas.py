@@ -14,9 +14,10 @@ from marshmallow import Schema
 from marshmallow import missing as absent
 from marshmallow.fields import Field
 
-from orchmgmt import fields, values
+from orchmgmt import entries, fields, values
 from orchmgmt.databases import Row
 from orchmgmt.databases.queries import Page
+from orchmgmt.errors import InvalidParameter
 from orchmgmt.fields import CONTRADICTORY, INCOMPLETE, UNKNOWN, WRONG_TYPE, Fault
 from orchmgmt.models import FINISHED, IN_PROGRESS, PENDING, NewLock
 from orchmgmt.settings import Settings
@@ -206,6 +207,18 @@ class Reservation(LockRequest):
     orchestration_job_id = fields.JobId(missing="Orchestration job id is missing")
 
 
+def payload_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a Python program gives, by name, as a payload of the wire.
+
+    Raises:
+        InvalidParameter: a time has no zone.
+    """
+    try:
+        return entries.to_wire(values)
+    except ValueError as error:
+        raise InvalidParameter(str(error)) from None
+
+
 class LockCreate(WireSchema):
     """The body of lock create: ServiceOrchestrationLockListRequest."""
 
@@ -234,6 +247,22 @@ class QuerySchema(WireSchema):
         wanted: dict[str, Any] = super().load({} if data is None else data)
         page = wanted.pop("pagination", None) or Page(0, self.settings.max_page_size)
         return wanted, page
+
+    def load_arguments(
+        self, filters: Mapping[str, Any], page: int, size: int, sort_field: str, descending: bool
+    ) -> tuple[dict[str, Any], Page]:
+        """Return the same of what a Python program asks for.
+
+        Raises:
+            InvalidParameter: as `WireSchema.load`, or a time has no zone.
+        """
+        pagination = {
+            "page": page,
+            "size": size,
+            "sortField": fields.camel_case(sort_field),
+            "direction": "DESC" if descending else "ASC",
+        }
+        return self.load({**payload_of(filters), "pagination": pagination})
 
 
 class LockQuery(QuerySchema):
@@ -305,13 +334,13 @@ class EntrySchema(WireSchema):
             obj: rows of the table.
         """
         keys: Any = self._keys
-        entries = [dict(zip(keys, row, strict=True)) for row in obj]
+        dumped = [dict(zip(keys, row, strict=True)) for row in obj]
         for key in self._flags:
-            for entry in entries:
+            for entry in dumped:
                 entry[key] = bool(entry[key])
         if self.settings.omit_empty:
-            return [{key: it for key, it in entry.items() if it != ""} for entry in entries]
-        return entries
+            return [{key: it for key, it in entry.items() if it != ""} for entry in dumped]
+        return dumped
 
 
 class LockEntry(EntrySchema):

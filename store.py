@@ -12,7 +12,7 @@ from orchmgmt.databases import Clock
 from orchmgmt.databases.opening import open_database
 from orchmgmt.history import History
 from orchmgmt.locks import Locks
-from orchmgmt.models import READY, Opening
+from orchmgmt.models import READY, Job, Lock, Opening
 from orchmgmt.settings import Settings
 
 
@@ -21,8 +21,9 @@ class Store:
 
     Args:
         settings: settings by name, over those of the environment; or ready settings.
-        clock: what returns the present, in seconds since the epoch; by default the machine's clock
-            for SQLite, and the server's for PostgreSQL.
+        clock: what returns the present when it is called, in seconds since the epoch: all that this
+            store does goes by it, and so does its cleaner, however it jumps. By default the
+            machine's clock for SQLite, and the server's for PostgreSQL.
         opening: what may be done to the database so that it can be used; by default it is made when
             it is not there, and upgraded when it is of an earlier version.
 
@@ -44,6 +45,7 @@ class Store:
         if not isinstance(settings, Settings):
             settings = Settings.read(settings or {})
         self.settings = settings
+        self.clock = clock
         self.database = open_database(
             settings.database_url,
             settings.database_timeout_seconds,
@@ -72,6 +74,19 @@ class Store:
         """
         moment = moment or self.now()
         return self.locks.delete_expired(moment, pause), self.history.delete_old(moment, pause)
+
+    def clear(self) -> None:
+        """Delete all locks and jobs, all or nothing: for tests. Ids go on from where they were.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+
+        def delete() -> None:
+            for model in (Lock, Job):
+                self.database.change(self.database.sql(model.delete()))
+
+        self.database.write(delete)
 
     def now(self) -> str:
         """Return the present second, as a DateTime, by the clock that the database goes by.

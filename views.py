@@ -36,7 +36,7 @@ def lock_blueprint(store: Store) -> Blueprint:
                 instances=[lock.service_instance_id for lock in wanted],
                 owners=dict.fromkeys(lock.owner for lock in wanted),
             )
-            rows = locks.create(wanted)
+            rows = locks.create_rows(wanted)
         except AlreadyLocked:
             raise
         except InvalidParameter:
@@ -48,7 +48,7 @@ def lock_blueprint(store: Store) -> Blueprint:
 
     @blueprint.post("/query")
     def query() -> Response:
-        return _entries(entry, *locks.find(*query_request.load(_payload())))
+        return _entries(entry, *locks.find_rows(*query_request.load(_payload())))
 
     @blueprint.delete("/remove", defaults={"owner": ""})
     @blueprint.delete("/remove/", defaults={"owner": ""})
@@ -56,7 +56,7 @@ def lock_blueprint(store: Store) -> Blueprint:
     def remove(owner: str) -> Response:
         owner, instances = remove_request.read_path(owner, request.args.to_dict(flat=False))
         tell(locks=len(instances), instances=instances, owners=[owner])
-        tell(removed=locks.remove(owner, instances))
+        tell(removed=locks.remove_rows(owner, instances))
         response = Response()
         del response.headers["Content-Type"]  # there is no content
         return response
@@ -72,7 +72,7 @@ def history_blueprint(store: Store) -> Blueprint:
 
     @blueprint.post("/query")
     def query() -> Response:
-        return _entries(entry, *store.history.find(*query_request.load(_payload())))
+        return _entries(entry, *store.history.find_rows(*query_request.load(_payload())))
 
     return blueprint
 

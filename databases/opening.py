@@ -33,7 +33,8 @@ def open_database(
         if scheme == "sqlite":
             from orchmgmt.databases.sqlite import SqliteDatabase
 
-            return SqliteDatabase(url, timeout, opening, clock or time.time)
+            # Looked up each time, for libraries that put another in its place.
+            return SqliteDatabase(url, timeout, opening, clock or (lambda: time.time()))
         if scheme == "postgresql":
             try:
                 from orchmgmt.databases.postgresql import PostgresqlDatabase

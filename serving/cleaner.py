@@ -26,7 +26,7 @@ class Cleaner:
     """Cleans a store now and then, in the background, until it is stopped.
 
     While the clock of the database jumps, forward or back, nothing is deleted: it would be gone for
-    good when the clock is right again.
+    good when the clock is right again. A clock that the store was given jumps as it is meant to.
 
     Args:
         store: what to clean.
@@ -70,7 +70,7 @@ class Cleaner:
 
     def _round(self) -> None:
         present = self._present()
-        if not self._believes(present):
+        if self._store.clock is None and not self._believes(present):
             return
         moment = write_second(int(present - GRACE))
         locks, jobs = self._store.clean(moment, self._stopped.wait)

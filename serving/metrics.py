@@ -119,9 +119,9 @@ class Metrics(Collector):
         jobs = GaugeMetricFamily("orchmgmt_jobs", "Jobs, by status", labels=("status",))
         try:
             for status in STATUSES:
-                count = self._store.history.find({"statuses": [status]}, FIRST)[1]
+                count = self._store.history.find_rows({"statuses": [status]}, FIRST)[1]
                 jobs.add_metric((status,), count)
-            count = self._store.locks.find({}, FIRST)[1]
+            count = self._store.locks.find_rows({}, FIRST)[1]
         except Unavailable:  # just then the other metrics are wanted
             return []
         return [

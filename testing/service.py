@@ -268,7 +268,7 @@ class Service:
             InvalidParameter: a value is malformed.
         """
         wanted = _load(LockQuery(self.settings), filters)
-        rows, _ = self.store.locks.find(wanted, ALL)
+        rows, _ = self.store.locks.find_rows(wanted, ALL)
         return [Lock.from_wire(it) for it in LockEntry(self.settings).dump(rows)]
 
     def jobs(self, **filters: Any) -> list[Job]:
@@ -282,7 +282,7 @@ class Service:
             InvalidParameter: a value is malformed.
         """
         wanted = _load(HistoryQuery(self.settings), filters)
-        rows, _ = self.store.history.find(wanted, ALL)
+        rows, _ = self.store.history.find_rows(wanted, ALL)
         return [Job.from_wire(it) for it in JobEntry(self.settings).dump(rows)]
 
     def _running(self) -> Server:

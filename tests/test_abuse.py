@@ -57,7 +57,7 @@ def test_requests_sent_at_once_are_answered_in_their_order(service):
 def test_clients_that_ask_for_much_and_read_nothing_hold_up_nobody(start):
     service = start(THREADS=2)
     names = [f"P{number}{'x' * 50}|s{'y' * 50}|1.0.0" for number in range(1000)]
-    service.store.locks.create([NewLock("", name, "Owner", FUTURE) for name in names])
+    service.store.locks.create_rows([NewLock("", name, "Owner", FUTURE) for name in names])
     with ExitStack() as stack:
         greedy = [stack.enter_context(connect(service, 4096)) for _ in range(6)]
         for client in greedy:
@@ -168,7 +168,7 @@ def test_a_client_that_has_said_all_gets_its_answers(service, requests):
 def test_a_client_that_has_said_all_gets_a_large_answer_and_a_slow_one(start, tmp_path):
     service = start(DATABASE_TIMEOUT_SECONDS=30)
     names = [f"P{number}{'x' * 50}|s{'y' * 50}|1.0.0" for number in range(1000)]
-    service.store.locks.create([NewLock("", name, "Owner", FUTURE) for name in names])
+    service.store.locks.create_rows([NewLock("", name, "Owner", FUTURE) for name in names])
     body = json.dumps({"locks": [lock("A|b|1.0.0")]}).encode()
     head = QUERY.replace(b"query", b"create")[:-2] + b"Content-Type: application/json\r\n"
     with (

@@ -95,7 +95,7 @@ def test_cleaning_takes_old_jobs_out_of_the_counts(store):
     store.database.write(store.history.put, [*old, job(99, status="PENDING")])
     assert store.clean() == (0, 30)
     assert_counts_are_exact(store)
-    assert store.history.find({}, Page(0, 1)) == store.history.find(
+    assert store.history.find_rows({}, Page(0, 1)) == store.history.find_rows(
         {"statuses": ["PENDING"]}, Page(0, 1)
     )
 
@@ -107,8 +107,8 @@ def test_counting_all_or_by_status_and_type_reads_no_jobs_and_no_active_locks(st
     by_count.append({"type": "PUSH", "statuses": ["DONE", "ERROR"]})
     with traced(store) as statements:
         for wanted in by_count:
-            store.history.find(wanted, Page(0, 1))
-        store.locks.find({}, Page(0, 1))
+            store.history.find_rows(wanted, Page(0, 1))
+        store.locks.find_rows({}, Page(0, 1))
     jobs = [sql for sql in statements if '"orchestration_job" AS' in sql]
     assert len(jobs) == len(by_count)
     assert all("LIMIT 1" in sql for sql in jobs)
@@ -174,7 +174,7 @@ def test_every_way_through_the_indexes_gives_the_same_page(store, sort, descendi
             for it in in_order
             if all(it[KINDS[name][0]] in some for name, some in wanted.items())
         ]
-        rows, count = store.history.find(wanted, page)
+        rows, count = store.history.find_rows(wanted, page)
         assert count == len(matching)
         start = page.number * page.size
         assert [row[0] for row in rows] == matching[start : start + page.size]
@@ -201,7 +201,7 @@ def test_a_database_of_an_earlier_version_is_upgraded_in_place(file, tmp_path):
     assert all(before)
     with Store({"DATABASE_URL": f"sqlite:///{path}"}) as store:
         assert_counts_are_exact(store)
-        assert store.history.find({}, Page(0, 1))[1] == len(before[1])
+        assert store.history.find_rows({}, Page(0, 1))[1] == len(before[1])
     assert contents() == before
     Store({"DATABASE_URL": f"sqlite:///{tmp_path}/new.db"}).close()
     assert schema(path) == schema(tmp_path / "new.db")

@@ -95,7 +95,7 @@ def test_created_job_is_pending_and_has_what_it_was_given(history, job):
 def test_malformed_job_is_refused(store, history, values, says):
     with pytest.raises(InvalidParameter, match=says):
         history.create(*values)
-    assert history.find({}, Page(0, 10)) == ([], 0)
+    assert history.find_rows({}, Page(0, 10)) == ([], 0)
 
 
 @pytest.mark.parametrize(("end", "status"), [("finish", "DONE"), ("fail", "ERROR")])
@@ -240,10 +240,10 @@ def test_jobs_of_several_threads_do_not_disturb_each_other(service, history):
 
 
 def test_reservation_is_a_temporary_lock_of_the_job(service, store, job_id):
-    row = store.locks.reserve(job_id.upper(), " provider|Kelvin_info|1 ", "the-owner", FUTURE)
+    made = store.locks.reserve(job_id.upper(), " provider|Kelvin_info|1 ", "the-owner", FUTURE)
     (entry,) = service.locks().entries
     assert entry == {
-        "id": row[0],
+        "id": made.id,
         "orchestrationJobId": job_id,
         "serviceInstanceId": INSTANCE,
         "owner": "TheOwner",
@@ -324,7 +324,7 @@ def test_expired_reservation_frees_its_instance(service, store, history, job_id)
     old = store.locks.reserve(job_id, INSTANCE, "Owner", FUTURE)
     execute(store, "UPDATE orchestration_lock SET expires_at = '2020-01-01T00:00:00Z'")
     new = store.locks.reserve(history.create("PULL", "A", "B", "c"), INSTANCE, "Other", FUTURE)
-    assert new[0] > old[0]
+    assert new.id > old.id
     assert [it["owner"] for it in service.locks().entries] == ["Other"]
 
 
@@ -353,6 +353,6 @@ def test_life_without_a_file_and_without_a_server():
         store.history.start(job_id)
         store.locks.reserve(job_id, INSTANCE, "Owner", FUTURE)
         store.history.finish(job_id, "found")
-        ((found_id, status, *_),), count = store.history.find({}, Page(0, 10))
+        ((found_id, status, *_),), count = store.history.find_rows({}, Page(0, 10))
         assert (found_id, status, count) == (job_id, "DONE", 1)
         assert store.locks.release(job_id) == 1

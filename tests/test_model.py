@@ -97,7 +97,7 @@ class Locks(RuleBasedStateMachine):
             with pytest.raises(InvalidParameter, match="Already locked"):
                 locks.reserve(job, instance, owner, expires)
             return
-        number = locks.reserve(job, instance, owner, expires)[0]
+        number = locks.reserve(job, instance, owner, expires).id
         self.jobs.append(job)
         self.keep(
             {

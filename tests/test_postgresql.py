@@ -219,9 +219,9 @@ def test_language_and_time_zone_of_the_server_change_no_answer(start, tmp_path):
 def test_values_with_signs_of_sql_are_values(store):
     message = "100% '; DROP TABLE orchestration_job; -- %s {} \\ \x7f \ufffd"
     made = store.history.create("PULL", "Alice", "Alice", "kelvinInfo", message=message)
-    ((found, *_),), count = store.history.find({"ids": [made]}, Page(0, 1))
+    ((found, *_),), count = store.history.find_rows({"ids": [made]}, Page(0, 1))
     assert (found, count) == (made, 1)
-    assert store.history.find({}, Page(0, 1))[0][0][7] == message
+    assert store.history.find_rows({}, Page(0, 1))[0][0][7] == message
 
 
 def test_ids_go_on_while_locks_with_ids_are_imported(store):
@@ -230,7 +230,7 @@ def test_ids_go_on_while_locks_with_ids_are_imported(store):
     def create():
         try:
             for number in range(60):
-                store.locks.create([NewLock("", f"New{number}|s|1.0.0", "Alice", FUTURE)])
+                store.locks.create_rows([NewLock("", f"New{number}|s|1.0.0", "Alice", FUTURE)])
         except Exception as error:
             failed.append(error)
 
@@ -259,7 +259,9 @@ def test_as_many_connections_as_allowed_serve_any_number_of_threads(url, postgre
         def work(number):
             try:
                 for n in range(20):
-                    store.locks.create([NewLock("", f"P{number}x{n}|s|1.0.0", "Alice", FUTURE)])
+                    store.locks.create_rows(
+                        [NewLock("", f"P{number}x{n}|s|1.0.0", "Alice", FUTURE)]
+                    )
             except Exception as error:
                 failed.append(error)
 
@@ -274,7 +276,7 @@ def test_as_many_connections_as_allowed_serve_any_number_of_threads(url, postgre
             thread.join()
         assert failed == []
         assert max(most) <= 2
-        assert store.locks.find({}, Page(0, 1))[1] == 160
+        assert store.locks.find_rows({}, Page(0, 1))[1] == 160
 
 
 def test_connection_limit_of_the_server_is_a_503_while_it_is_reached(start, postgresql, new_url):
@@ -372,7 +374,7 @@ def test_what_two_writers_want_in_opposite_order_is_done_by_both(store):
     in_threads(work, (1, 2), (2, 1))
     assert failed == []
     assert sorted(tries.values()) == [1, 2]
-    messages = [row[7] for row in store.history.find({}, Page(0, 2))[0]]
+    messages = [row[7] for row in store.history.find_rows({}, Page(0, 2))[0]]
     assert [sorted(message) for message in messages] == [["1", "2"]] * 2
 
 
@@ -440,7 +442,7 @@ def test_cleaners_of_several_processes_do_not_wait_for_each_other(url):
     for thread in threads:
         thread.join()
     assert sum(found) == 4000
-    assert stores[0].locks.find({}, Page(0, 1))[1] == 0
+    assert stores[0].locks.find_rows({}, Page(0, 1))[1] == 0
     for store in stores:
         store.close()
 
@@ -451,7 +453,7 @@ def test_cleaner_leaves_a_job_that_starts_anew_meanwhile(store, url):
         other.execute(f"UPDATE {JOB} SET finished_at = '' WHERE id = %s", (job_id(1),))
         assert store.clean() == (0, 1)
         other.commit()
-    assert [row[0] for row in store.history.find({}, Page(0, 9))[0]] == [job_id(1)]
+    assert [row[0] for row in store.history.find_rows({}, Page(0, 9))[0]] == [job_id(1)]
 
 
 def test_job_that_ends_meanwhile_gets_no_reservation(store, url):

@@ -156,7 +156,9 @@ def test_client_that_stops_within_a_transaction_lets_go(start, url, client, stat
 def test_export_waits_for_its_reader_as_long_as_it_takes(url):
     with Store({"DATABASE_URL": url, "DATABASE_TIMEOUT_SECONDS": TIMEOUT}) as store:
         count = module.STREAM_BATCH + 1
-        store.locks.create([NewLock("", f"P{n}|s|1.0.0", "Alice", FUTURE) for n in range(count)])
+        store.locks.create_rows(
+            [NewLock("", f"P{n}|s|1.0.0", "Alice", FUTURE) for n in range(count)]
+        )
 
         def read():
             sizes = []
@@ -533,7 +535,7 @@ def test_processes_that_are_forked_from_one_application_serve(url):
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     with Store({"DATABASE_URL": url}) as store:
-        assert store.locks.find({}, Page(0, 1))[1] == 60
+        assert store.locks.find_rows({}, Page(0, 1))[1] == 60
 
 
 def test_connection_is_found_fit_without_asking_the_server(proxy, url):

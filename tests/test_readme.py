@@ -59,9 +59,12 @@ def test_every_command_prints_what_the_readme_shows(serve: Callable[..., Process
     ] == [(command, output.rstrip("\n")) for command, output in commands]
 
 
-def test_the_example_of_embedding_runs_and_closes_what_it_opens(tmp_path: Path) -> None:
-    (example,) = blocks("python", README)
-    assert warnings_of(example, tmp_path) == ""
+def test_the_examples_of_embedding_run_and_close_what_they_open(tmp_path: Path) -> None:
+    examples = blocks("python", README)
+    assert "create_app" in examples[0]
+    assert "store.locks.create" in examples[1]
+    for example in examples:
+        assert warnings_of(example, tmp_path) == ""
 
 
 def test_threads_that_used_a_store_and_end_leave_nothing_open(tmp_path: Path) -> None:
