@@ -3,9 +3,9 @@
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -51,9 +51,6 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 #: What `upgrade --check` exits with when there is something to do.
 SOMETHING_TO_DO = 1
-
-#: How often the test server looks whether it is to stop, in seconds.
-TICK = 0.05
 
 #: For commands that use a database as it is.
 AS_IT_IS = Opening(create=False, upgrade=False)
@@ -292,35 +289,32 @@ def test_server(ready_file: Path | None, **options: Any) -> None:
 
     Only this machine may reach it. ORCHMGMT_* variables have no effect.
     """
-    from orchmgmt.serving.server import Signals, is_loopback
+    from orchmgmt.serving.server import SIGNALS, hold_signals
     from orchmgmt.testing import Service
-    from orchmgmt.testing.control import Control, tell_ready
+    from orchmgmt.testing.control import Control, is_loopback, tell_ready
 
+    hold_signals()
     service = Service(**{name: it for name, it in options.items() if it is not None})
     settings = service.settings
     if not is_loopback(settings.host):
         raise Failure(
-            f"whoever reaches a test server controls it: it listens on a loopback address such as "
+            "whoever reaches a test server controls it: it listens on a loopback address such as "
             f"127.0.0.1, not on {settings.host}"
         )
     start_logging(settings)
-    stopped: list[bool] = []
-    with Signals() as signals:
+    try:
+        service.start()
+    except OSError as error:
+        where = f"{settings.host}, port {settings.port}"
+        raise NoAddress(f"cannot listen on {where}: {error.strerror or error}") from None
+    with service:
+        Control(service)
         try:
-            service.start()
+            with tell_ready(ready_file, service.url):
+                click.echo(f"Listening on {service.url}")
+                signal.sigwait(SIGNALS)
         except OSError as error:
-            where = f"{settings.host}, port {settings.port}"
-            raise NoAddress(f"cannot listen on {where}: {error.strerror or error}") from None
-        with service:
-            Control(service)
-            try:
-                with tell_ready(ready_file, service.url):
-                    click.echo(f"Listening on {service.url}")
-                    signals.call(lambda: stopped.append(True))
-                    while not stopped:
-                        time.sleep(TICK)
-            except OSError as error:
-                raise Failure(f"cannot write to {ready_file}: {error.strerror or error}") from None
+            raise Failure(f"cannot write to {ready_file}: {error.strerror or error}") from None
 
 
 @main.command()

@@ -7,8 +7,10 @@ listens on the loopback address.
 import inspect
 import json
 import os
+import socket
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -149,6 +151,15 @@ def _call(function: Callable[..., T], values: Any) -> T:
         if parameter.default is parameter.empty and name not in values:
             raise ValueError(f"{name} is missing")
     return function(**values)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach the host."""
+    try:
+        found = socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError):
+        return False
+    return all(ip_address(it[4][0]).is_loopback for it in found)
 
 
 @contextmanager

@@ -36,8 +36,8 @@ class Fault:
     happened: bool = field(default=False, repr=False)
 
     def __str__(self) -> str:
-        given = [(it.name, getattr(self, it.name)) for it in fields(self) if it.repr]
-        shown = [f"{name}={value!r}" for name, value in given if value not in (None, 0, 1, inf)]
+        given = [(it, getattr(self, it.name)) for it in fields(self) if it.repr]
+        shown = [f"{it.name}={value!r}" for it, value in given if value not in (it.default, inf)]
         return f"{'always' if self.times == inf else 'next'}({', '.join(shown)})"
 
 
