@@ -37,6 +37,8 @@ class Service:
     The environment does not matter. As a context manager it is started and stopped with its block.
 
     Args:
+        strict: whether payload keys that the contract does not name are refused, as the setting
+            `unknown_keys="refuse"` has it: a misspelt filter then fails.
         settings: settings by their names in lower case; the database is in memory, and the port
             a free one, unless they say otherwise.
 
@@ -48,8 +50,10 @@ class Service:
         SettingError: a setting is wrong, or is none.
     """
 
-    def __init__(self, **settings: object) -> None:
-        self.settings = Settings.read(DEFAULTS, settings, environ={})
+    def __init__(self, *, strict: bool = False, **settings: object) -> None:
+        self.settings = Settings.read(
+            DEFAULTS, {"unknown_keys": "refuse" if strict else None}, settings, environ={}
+        )
         if self.settings.unix_socket:
             raise SettingError("A service under test has an address, and no Unix socket")
         self.clock = Clock()

@@ -168,6 +168,27 @@ def test_command_of_the_installed_wheel_works(elsewhere, site, tmp_path):
     assert (tmp_path / "orchmgmt.db").is_file()
 
 
+def test_a_project_of_others_tests_with_the_installed_wheel(elsewhere, tmp_path):
+    page = (TREE / "docs" / "testing.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "test_page.py").write_text("\n".join(blocks))
+    pytest_options = ["-c", os.devnull, "--rootdir", ".", "-W", "error", "-rA"]
+    said = elsewhere("-m", "pytest", *pytest_options, "test_page.py")
+    assert "4 passed" in said
+    fixtures = re.findall(r"^\| `(orchmgmt\w*)` \|", page, re.MULTILINE)
+    listed = elsewhere("-m", "pytest", *pytest_options, "--fixtures", "test_page.py")
+    assert sorted(fixtures) == sorted(re.findall(r"^(orchmgmt\w*)", listed, re.MULTILINE))
+    code = "".join(blocks)
+    assert all(re.search(rf"def test_\w+\(.*\b{name}\b", code) for name in fixtures)
+    table = page.split("<!-- faults -->")[1].split("<!-- /faults -->")[0]
+    faults = set(re.findall(r"(\w+=[\w.\"]+)", table))
+    assert len(faults) == 6
+    for fault in faults:
+        assert (fault if "drop" in fault else fault.partition("=")[0] + "=") in code
+    clock = {"advance", "set", "freeze", "resume"}
+    assert clock <= set(re.findall(r"service\.clock\.(\w+)\(", code))
+
+
 def test_development_install_imports_from_any_folder(tmp_path):
     code = "import orchmgmt.app; print(orchmgmt.app.__file__)"
     ended = subprocess.run(
