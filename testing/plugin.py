@@ -36,7 +36,7 @@ def orchmgmt_factory(request: pytest.FixtureRequest) -> Iterator[Callable[..., S
 
     with ExitStack() as running:
 
-        def start(**settings: object) -> Service:
+        def start(**settings: Any) -> Service:
             service = running.enter_context(Service(**settings))
             _show(request, service)
             return service
