@@ -33,6 +33,7 @@ class Cloud:
         open: while it is not set, requests are held. `held` counts them.
         lifetime: how long a login lasts, in seconds.
         operators: operators who may log in, each with a password.
+        page: the origin whose pages may ask from a browser.
         systems: what the registry knows, by name.
         services: likewise, by instance id.
     """
@@ -48,6 +49,7 @@ class Cloud:
         self.changed = threading.Condition()
         self.lifetime = 300.0
         self.operators: dict[str, str] = {}
+        self.page = ""
         self.systems: dict[str, dict[str, Any]] = {}
         self.services: dict[str, dict[str, Any]] = {}
         self.connections = 0
@@ -251,9 +253,12 @@ class _Request(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         cloud.requests.append((self.command, self.path, self.headers.get("Authorization")))
         cloud._hold()
-        status, answer = cloud.respond(
-            self.command, self.path, self.headers.get("Authorization"), self._certified(), body
-        )
+        if self.command == "OPTIONS":  # a browser asks whether its page may ask
+            status, answer = 204, b""
+        else:
+            status, answer = cloud.respond(
+                self.command, self.path, self.headers.get("Authorization"), self._certified(), body
+            )
         try:
             if status == 0:  # bytes as they are
                 self.wfile.write(answer)
@@ -262,13 +267,16 @@ class _Request(BaseHTTPRequestHandler):
             self.send_response(status)
             if 300 <= status < 400:
                 self.send_header("Location", f"{cloud.url}{IDENTITY}/elsewhere")
+            if cloud.page:
+                self.send_header("Access-Control-Allow-Origin", cloud.page)
+                self.send_header("Access-Control-Allow-Headers", "Content-Type")
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
             self.wfile.write(answer)
         except OSError:
             self.close_connection = True  # the service has given up
 
-    do_GET = do_POST = do_DELETE = _any  # noqa: N815
+    do_GET = do_POST = do_DELETE = do_OPTIONS = _any  # noqa: N815
 
     def _certified(self) -> str | None:
         """The system that a client certificate names."""

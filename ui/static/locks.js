@@ -102,7 +102,6 @@ function row(entry) {
     box.disabled = true;
     for (const it of [box, remove]) it.title = WHY_NOT;
     attribute(remove, "aria-disabled", "true");
-    attribute(remove, "aria-description", WHY_NOT);
   }
   const job = entry.orchestrationJobId
     ? el("a", { href: `?view=history&ids=${encodeURIComponent(entry.orchestrationJobId)}&open=${encodeURIComponent(entry.orchestrationJobId)}`, title: entry.orchestrationJobId }, entry.orchestrationJobId.slice(0, 8))
@@ -234,7 +233,7 @@ function createForm(go) {
 
   function wanted() {
     const ends = form.elements.ends.value;
-    const end = ends === "until" ? new Date(until.value).getTime() : now() + Number(ends) * 1000;
+    const end = ends === "until" ? new Date(until.value).getTime() : Math.floor(now() / 1000) * 1000 + Number(ends) * 1000;
     return { locks: [{
       serviceInstanceId: instance.value.trim(),
       owner: owner.value.trim(),
