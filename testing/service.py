@@ -1,34 +1,26 @@
 """One service under test, with everything that a test may do to it."""
 
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Callable
+from itertools import count
 from types import TracebackType
-from typing import Any
-from uuid import uuid4
+from typing import Any, TypeVar
 
 from flask import Flask
 
 from orchmgmt.app import create_app, store_of
-from orchmgmt.databases.queries import Page
-from orchmgmt.entries import Job, Lock, write_time
-from orchmgmt.fields import camel_case
-from orchmgmt.models import FINISHED, PENDING, NewLock
-from orchmgmt.models import Job as JobRow
-from orchmgmt.models import Lock as LockRow
-from orchmgmt.schemas import HistoryQuery, JobEntry, LockEntry, LockQuery, QuerySchema
+from orchmgmt.entries import Found, Job, Lock
+from orchmgmt.models import FINISHED, PENDING
 from orchmgmt.settings import SettingError, Settings
 from orchmgmt.store import Store
 from orchmgmt.testing.clock import Clock
 from orchmgmt.testing.faults import Faults
 from orchmgmt.testing.identity import operator_headers
-from orchmgmt.testing.names import unknown
 from orchmgmt.testing.server import Server
 from orchmgmt.testing.wire import Request, Wire
 
-DEFAULTS = {"database_url": "sqlite:///:memory:", "port": 0}
+E = TypeVar("E", Lock, Job)
 
-#: Page sizes end here; `locks` and `jobs` give all at once.
-ALL = Page(0, 2**31, descending=False)
+DEFAULTS = {"database_url": "sqlite:///:memory:", "port": 0}
 
 
 class Service:
@@ -162,7 +154,7 @@ class Service:
         self.clock.reset()
         self.faults.clear()
         self.requests.clear()
-        self.store.database.write(_empty, self.store)
+        self.store.clear()
 
     def clean(self) -> tuple[int, int]:
         """Delete expired locks and old jobs by the service's clock, as a server does now and then.
@@ -195,22 +187,14 @@ class Service:
             InvalidParameter: a value is malformed, or the instance is held (`AlreadyLocked`).
             ValueError: `expires_in` is no number of seconds, or a moment that no clock has.
         """
-        moment = self.clock.after(expires_in)
-        loaded = LockEntry(self.settings).load(
-            {
-                "serviceInstanceId": service_instance_id,
-                "owner": owner,
-                "expiresAt": write_time(moment),
-                "temporary": temporary,
-                "orchestrationJobId": orchestration_job_id,
-            }
+        lock = Lock(
+            service_instance_id=service_instance_id,
+            owner=owner,
+            expires_at=self.clock.after(expires_in),
+            temporary=temporary,
+            orchestration_job_id=orchestration_job_id,
         )
-        del loaded["id"]
-        lock = NewLock(**loaded)
-        store = self.store
-        ids = store.database.write(store.locks.insert, [lock])
-        row = (ids[lock.service_instance_id], *lock)
-        return Lock.from_wire(LockEntry(self.settings).dump([row])[0])
+        return self.store.locks.add([lock])[0]
 
     def add_job(
         self,
@@ -239,26 +223,21 @@ class Service:
             InvalidParameter: a value is malformed.
             ValueError: `age` is no number of seconds, or a moment that no clock has.
         """
-        then = write_time(self.clock.ago(age))
+        then = self.clock.ago(age)
         status = str(status).strip().upper()
-        loaded = JobEntry(self.settings).load(
-            {
-                "id": str(uuid4()),
-                "status": status,
-                "type": type,
-                "requesterSystem": requester_system,
-                "targetSystem": target_system or requester_system,
-                "serviceDefinition": service_definition,
-                "subscriptionId": subscription_id,
-                "message": message,
-                "createdAt": then,
-                "startedAt": "" if status == PENDING else then,
-                "finishedAt": then if status in FINISHED else "",
-            }
+        job = Job(
+            status=status,
+            type=type,
+            requester_system=requester_system,
+            target_system=target_system or requester_system,
+            service_definition=service_definition,
+            subscription_id=subscription_id,
+            message=message,
+            created_at=then,
+            started_at=None if status == PENDING else then,
+            finished_at=then if status in FINISHED else None,
         )
-        store = self.store
-        store.database.write(store.history.put, [loaded])
-        return self.jobs(ids=[loaded["id"]])[0]
+        return self.store.history.add([job])[0]
 
     def locks(self, **filters: Any) -> list[Lock]:
         """Return the active locks, or those that match, the oldest first.
@@ -268,12 +247,9 @@ class Service:
                 a time may be a datetime.
 
         Raises:
-            TypeError: a filter is none that there is.
-            InvalidParameter: a value is malformed.
+            InvalidParameter: a value is malformed, or a filter is none that there is.
         """
-        wanted = _load(LockQuery(self.settings), filters)
-        rows, _ = self.store.locks.find_rows(wanted, ALL)
-        return [Lock.from_wire(it) for it in LockEntry(self.settings).dump(rows)]
+        return _all(self.store.locks.find, filters)
 
     def jobs(self, **filters: Any) -> list[Job]:
         """Return the jobs, or those that match, the oldest first.
@@ -282,12 +258,9 @@ class Service:
             filters: as history query has them, in Python's letter case: `statuses=["ERROR"]`.
 
         Raises:
-            TypeError: a filter is none that there is.
-            InvalidParameter: a value is malformed.
+            InvalidParameter: a value is malformed, or a filter is none that there is.
         """
-        wanted = _load(HistoryQuery(self.settings), filters)
-        rows, _ = self.store.history.find_rows(wanted, ALL)
-        return [Job.from_wire(it) for it in JobEntry(self.settings).dump(rows)]
+        return _all(self.store.history.find, filters)
 
     def _running(self) -> Server:
         if not self._server:
@@ -295,21 +268,12 @@ class Service:
         return self._server
 
 
-def _empty(store: Store) -> None:
-    for model in (LockRow, JobRow):
-        store.database.change(f"DELETE FROM {model._meta.table_name}")
-
-
-def _load(schema: QuerySchema, filters: Mapping[str, Any]) -> dict[str, Any]:
-    """The filters as the models take them."""
-    known = schema.fields.keys() - {"pagination"}
-    for name in filters:
-        if name not in known:
-            raise TypeError(unknown("filter", name, sorted(known)))
-    wanted, _ = schema.load(
-        {
-            camel_case(name): write_time(value) if isinstance(value, datetime) else value
-            for name, value in filters.items()
-        }
-    )
-    return wanted
+def _all(find: Callable[..., Found[E]], filters: dict[str, Any]) -> list[E]:
+    """All that match, however many pages they are."""
+    found: list[E] = []
+    for page in count():
+        part = find(page=page, descending=False, **filters)
+        found += part.entries
+        if not part.entries or len(found) >= part.count:
+            break
+    return found
