@@ -6,14 +6,12 @@ from flask import Flask
 
 from orchmgmt import views
 from orchmgmt.databases import Clock
+from orchmgmt.entries import MANAGEMENT, ROOT
 from orchmgmt.errors import register_error_handlers
 from orchmgmt.policies.gate import Gate
 from orchmgmt.serving.logs import start_logging
 from orchmgmt.settings import Settings
 from orchmgmt.store import Store
-
-ROOT = "/serviceorchestration"
-MANAGEMENT = f"{ROOT}/orchestration/mgmt"
 
 #: The service definition that each blueprint is, as the cloud's other systems know it.
 SERVICES = {
@@ -45,6 +43,8 @@ def create_app(
     gate = Gate(settings)
     if settings.metrics:
         from orchmgmt.serving.metrics import Metrics
+    if settings.openapi:
+        from orchmgmt.openapi import publish
     store = Store(settings, clock)
 
     app = Flask(__name__, static_folder=None)
@@ -72,6 +72,8 @@ def create_app(
     register_error_handlers(app)
     if settings.metrics:
         app.extensions["orchmgmt-metrics"] = Metrics(app, store)
+    if settings.openapi:
+        publish(app, settings)
     return app
 
 

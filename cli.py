@@ -1,5 +1,6 @@
 """The command `orchmgmt`."""
 
+import json
 import logging
 import os
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import version
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from pkgutil import resolve_name
@@ -23,7 +25,7 @@ from orchmgmt.databases.opening import shown
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import READY, SCHEMA_VERSION, OldSchema, Opening, UnusableDatabase, WrongUrl
 from orchmgmt.serving.logs import start_logging
-from orchmgmt.settings import PREFIX, SettingError, Settings, describe, unknown_names
+from orchmgmt.settings import PREFIX, SettingError, Settings, describe, unknown_names, write
 from orchmgmt.store import Store
 from orchmgmt.transfer import BadLine, export_jobs, export_locks, import_jobs, import_locks
 
@@ -34,6 +36,9 @@ EXAMPLE = Path(__file__).with_name("db.sqlite.example")
 #: The demonstration's own defaults. The example's jobs are older than any sensible limit, and are
 #: to stay; the log has nothing for an audience.
 DEMO = {"history_max_age_days": "1000000", "log_level": "WARNING", "ui": "true"}
+
+#: Those of the extra `openapi`.
+OPENAPI_PACKAGES = ("apispec", "flask_swagger_ui")
 
 OF_EVERYTHING = tuple(setting.name for setting in fields(Settings))
 OF_THE_DEMO = tuple(name for name in OF_EVERYTHING if name != "database_url")
@@ -189,7 +194,7 @@ def serve(**options: Any) -> None:
     is_flag=True,
     help="Leave the example and its times as they are, and let nothing happen.",
 )
-@takes_settings(*OF_THE_DEMO, **DEMO)
+@takes_settings(*OF_THE_DEMO, **DEMO, openapi="true, where its extra is installed")
 def demo(rate: float, speed: float, still: bool, **options: Any) -> None:
     """Show the service at work, on a fresh copy of the example; nothing of it is kept.
 
@@ -199,7 +204,8 @@ def demo(rate: float, speed: float, still: bool, **options: Any) -> None:
     from orchmgmt.serving.server import hold_signals
 
     hold_signals()
-    environ = {PREFIX + name.upper(): value for name, value in DEMO.items()} | dict(os.environ)
+    defaults = {**DEMO, "openapi": write(all(map(find_spec, OPENAPI_PACKAGES)))}
+    environ = {PREFIX + name.upper(): value for name, value in defaults.items()} | dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="orchmgmt-demo-") as folder:
         copy = Path(folder, "orchmgmt.db")
         shutil.copyfile(EXAMPLE, copy)
@@ -354,6 +360,15 @@ def backup(file: Path, **options: Any) -> None:
     """Copy the database to a new FILE, as it is at one moment, while servers use it."""
     size = back_up(begin(options).database_url, file)
     click.echo(f"Copied {size} bytes to {file}.")
+
+
+@main.command()
+@takes_settings("authentication_policy", "max_page_size", "omit_empty", "unknown_keys", *OF_THE_LOG)
+def openapi(**options: Any) -> None:
+    """Print what OpenAPI 3.1 says of the operations under these settings."""
+    from orchmgmt.openapi import document
+
+    click.echo(json.dumps(document(begin(options)), indent=2))
 
 
 @main.group()

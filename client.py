@@ -23,12 +23,9 @@ from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
-from orchmgmt.entries import Job, Lock, write_time
+from orchmgmt.entries import MANAGEMENT, ROOT, Job, Lock, write_time
 
 __all__ = ["AlreadyLocked", "Client", "Job", "Lock", "Refused", "Unavailable"]
-
-ROOT = "/serviceorchestration"
-MANAGEMENT = f"{ROOT}/orchestration/mgmt"
 
 #: Seconds. A longer `Retry-After` is the caller's to wait for.
 LONGEST_PAUSE = 10.0

@@ -1,5 +1,7 @@
 """Locks and jobs as Python programs see them: what the client and the embedded API return and take.
 
+And the paths below which they are asked for.
+
 The names are those of the wire in Python's letter case. Only the standard library is needed.
 """
 
@@ -7,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from typing import Any, ClassVar, Generic, TypeVar
+
+ROOT = "/serviceorchestration"
+MANAGEMENT = f"{ROOT}/orchestration/mgmt"
 
 E = TypeVar("E", bound="Entry")
 

@@ -197,8 +197,8 @@ class Number(Value):
         self, *, minimum: int = INTEGER_MIN, maximum: int = INTEGER_MAX, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self._minimum = minimum
-        self._maximum = maximum
+        self.minimum = minimum
+        self.maximum = maximum
 
     def _convert(self, value: Any) -> int:
         if isinstance(value, str):
@@ -208,8 +208,8 @@ class Number(Value):
             value = int(value)
         if type(value) is not int:
             raise self._wrong_type()
-        if not self._minimum <= value <= self._maximum:
-            raise self._wrong_type(f"from {self._minimum} to {self._maximum}")
+        if not self.minimum <= value <= self.maximum:
+            raise self._wrong_type(f"from {self.minimum} to {self.maximum}")
         return value
 
 
@@ -274,15 +274,15 @@ class SortField(Value):
     """
 
     def __init__(self, *names: str, **kwargs: Any) -> None:
-        self._names = {camel_case(name): name for name in names}
-        allowed = ", ".join(self._names)
+        self.names = {camel_case(name): name for name in names}
+        allowed = ", ".join(self.names)
         message = f"Sort field is invalid. Only the following are allowed: [{allowed}]"
         super().__init__(invalid=message, **kwargs)
 
     def _canonical(self, text: str) -> str:
-        if text not in self._names:
+        if text not in self.names:
             raise ValueError
-        return self._names[text]
+        return self.names[text]
 
 
 class ListOf(fields.List[Any]):

@@ -206,6 +206,11 @@ class Settings:
     ui: bool = _setting(
         False, "Show locks and history to people, on the page /ui/, to which / leads"
     )
+    openapi: bool = _setting(
+        False,
+        "Describe the operations at /openapi.json (OpenAPI 3.1), and at /docs for people; neither "
+        "asks for an identity",
+    )
 
     def __post_init__(self) -> None:
         names = {

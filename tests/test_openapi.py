@@ -1,0 +1,224 @@
+"""What OpenAPI says of the operations: complete, true, and of use to other programs."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jsonschema_rs import validator_for
+from support import OPERATOR, Client
+
+from orchmgmt.app import create_app, store_of
+from orchmgmt.openapi import NAMES, document
+from orchmgmt.settings import Settings
+
+pytestmark = pytest.mark.sqlite
+
+COMMITTED = Path(__file__).parent.parent / "docs" / "openapi.json"
+DOCUMENT = document(Settings())
+OPERATIONS = [
+    (method, path, operation)
+    for path, operations in DOCUMENT["paths"].items()
+    for method, operation in operations.items()
+]
+IDS = [operation["operationId"] for _, _, operation in OPERATIONS]
+
+
+def test_the_committed_document_is_that_of_the_code(run):
+    printed = run("openapi").stdout
+    assert printed == COMMITTED.read_text(), "orchmgmt openapi > docs/openapi.json"
+
+
+def test_every_operation_is_described():
+    app = create_app({"DATABASE_URL": "sqlite:///:memory:"})
+    with store_of(app):
+        served = {
+            (method.lower(), re.sub("<(.*)>", r"{\1}", rule.rule))
+            for rule in app.url_map.iter_rules()
+            if not rule.defaults  # another spelling of an operation
+            for method in rule.methods - {"HEAD", "OPTIONS"}
+        }
+    assert served == {(method, path) for method, path, _ in OPERATIONS}
+
+
+def resolve(described):
+    """What a reference stands for."""
+    while "$ref" in described:
+        *_, kind, name = described["$ref"].split("/")
+        described = DOCUMENT["components"][kind][name]
+    return described
+
+
+def is_valid(example, schema):
+    return validator_for({**schema, "components": DOCUMENT["components"]}).is_valid(example)
+
+
+@pytest.mark.parametrize(("method", "path", "operation"), OPERATIONS, ids=IDS)
+def test_examples_are_as_described(method, path, operation):
+    contents = [operation["requestBody"]["content"]] if "requestBody" in operation else []
+    contents += [resolve(it).get("content", {}) for it in operation["responses"].values()]
+    shown = 0
+    for content in contents:
+        for described in content.values():
+            examples = [it["value"] for it in described.get("examples", {}).values()]
+            examples += [described["example"]] if "example" in described else []
+            for example in examples:
+                assert is_valid(example, described["schema"]), example
+            shown += len(examples)
+    for parameter in operation.get("parameters", []):
+        assert is_valid(parameter["example"], parameter["schema"])
+    assert shown >= len(operation["responses"]) - 1
+
+
+@pytest.mark.parametrize(("method", "path", "operation"), OPERATIONS, ids=IDS)
+def test_the_service_takes_the_examples(service, method, path, operation):
+    body = operation.get("requestBody")
+    example = body and json.dumps(body["content"]["application/json"]["example"]).encode()
+    for parameter in operation.get("parameters", []):
+        if parameter["in"] == "path":
+            path = path.replace(f"{{{parameter['name']}}}", parameter["example"])
+        else:
+            path += f"?{parameter['name']}={parameter['example'][0].replace('|', '%7C')}"
+    headers = {"Authorization": OPERATOR, "Content-Type": "application/json"}
+    if operation.get("security") == []:
+        headers = {}
+    answer = service.send(method.upper(), path, example, headers)
+    good = str(answer.status)
+    assert good[0] == "2"
+    (described,) = [it for status, it in operation["responses"].items() if status == good]
+    for media_type, content in described.get("content", {}).items():
+        assert answer.headers["Content-Type"].partition(";")[0] == media_type
+        text = media_type == "text/plain"
+        assert is_valid(answer.body.decode() if text else answer.json, content["schema"])
+
+
+def test_an_entry_may_be_empty_where_it_is_said_to_be(service):
+    create = ["ServiceOrchestrationLockListResponse", service.create(LOCK).json]
+    schema = {"$ref": f"#/components/schemas/{create[0]}"}
+    assert create[1]["entries"][0]["orchestrationJobId"] == ""
+    assert is_valid(create[1], schema)
+    job = DOCUMENT["components"]["schemas"]["Job"]
+    empty = {
+        name: {"type": "string", "const": ""} in described.get("anyOf", [])
+        for name, described in job["properties"].items()
+    }
+    assert [name for name, it in empty.items() if it] == [
+        "subscriptionId",
+        "startedAt",
+        "finishedAt",
+    ]
+    assert set(job["required"]) == set(job["properties"])
+
+
+LOCK = {"serviceInstanceId": "A|b|1", "owner": "Owner", "expiresAt": "2099-01-01T00:00:00Z"}
+
+
+def test_settings_change_what_is_said(run):
+    def schemas(**settings):
+        return document(Settings(**settings))["components"]["schemas"]
+
+    small = schemas(max_page_size=10)
+    assert small["LockPagination"]["properties"]["size"]["maximum"] == 10
+    lean = schemas(omit_empty=True)
+    assert "orchestrationJobId" not in lean["Lock"]["required"]
+    assert {"id", "owner"} <= set(lean["Lock"]["required"])
+    assert "anyOf" not in json.dumps(lean)
+    assert "additionalProperties" not in json.dumps(lean)
+    strict = schemas(unknown_keys="refuse")
+    refusing = {name for name, it in strict.items() if it.get("additionalProperties") is False}
+    assert refusing == set(NAMES.values()) - {"Lock", "Job"}
+    printed = json.loads(run("openapi", "--authentication-policy", "certificate").stdout)
+    assert printed["components"]["securitySchemes"]["identity"]["type"] == "mutualTLS"
+
+
+def test_no_identity_is_asked_for(start):
+    service = start(OPENAPI=True, MAX_PAGE_SIZE=7)
+    answer = service.send("GET", "/openapi.json", headers={})
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.json == document(Settings(max_page_size=7))
+    assert service.send("GET", "/docs", headers={}).headers["Location"] == "/docs/"
+    page = service.send("GET", "/docs/", headers={})
+    assert page.status == 200
+    linked = re.findall(r'(?:src|href)="([^"]+)"', page.body.decode())
+    assert len(linked) > 4
+    for path in linked:
+        assert path.startswith("/docs/")
+        assert service.send("GET", path, headers={}).status == 200
+    assert service.send("GET", "/docs/nothing", headers={}).error == "There is no such path"
+
+
+def test_nothing_is_said_where_it_is_off(service):
+    for path in ("/openapi.json", "/docs", "/docs/"):
+        assert service.send("GET", path, headers={}).status == 404
+
+
+def test_the_page_shows_the_operations_without_a_network(start, tmp_path):
+    browser = shutil.which("chromium")
+    if browser is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("chromium is missing")
+        pytest.skip("chromium is not installed")
+    shown = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path}",
+            "--virtual-time-budget=20000",
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            "--dump-dom",
+            f"{start(OPENAPI=True).url}/docs/",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    for name in IDS:
+        assert re.search(f'id="operations-[a-z]+-{name}"', shown.stdout), shown.stderr
+    assert "Content Security Policy" not in shown.stderr
+
+
+WITHOUT = (
+    "import importlib.util, sys\n"
+    "sys.modules['apispec'] = None\n"
+    "found = importlib.util.find_spec\n"
+    "importlib.util.find_spec = lambda name: None if name == 'apispec' else found(name)\n"
+    "from orchmgmt.cli import main\n"
+    "main()\n"
+)
+
+
+def test_without_its_packages_it_says_what_to_install():
+    for arguments in (["openapi"], ["serve", "--openapi", "true"]):
+        ended = subprocess.run(
+            [sys.executable, "-c", WITHOUT, *arguments], capture_output=True, text=True, timeout=60
+        )
+        assert ended.returncode == 2
+        assert ended.stderr.splitlines()[-1] == (
+            "Error: the description of the operations needs apispec: "
+            "pip install 'orchmgmt[openapi]'"
+        )
+
+
+@pytest.mark.parametrize("packages", [True, False])
+def test_the_demo_has_it_if_it_can(packages):
+    command = [sys.executable, "-c", "from orchmgmt.cli import main; main()"]
+    if not packages:
+        command[-1] = WITHOUT
+    with subprocess.Popen(
+        [*command, "demo", "--port", "0"], stdout=-1, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            greeting = next(line for line in process.stdout if "http://" in line)
+            url = re.search(r"http://[0-9.]+:[0-9]+", greeting)[0]
+            answer = Client(url).send("GET", "/openapi.json", headers={})
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+    assert answer.status == (200 if packages else 404)
