@@ -1,5 +1,6 @@
 """`orchmgmt demo`: what an audience sees, through the doors that everybody has."""
 
+import re
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -7,6 +8,10 @@ from typing import Any
 
 import pytest
 from support import Process
+from test_readme import ROOT
+
+from orchmgmt import cli
+from orchmgmt.settings import describe
 
 pytestmark = pytest.mark.sqlite
 
@@ -69,6 +74,15 @@ def test_the_factory_works_collides_fails_and_releases(serve: Callable[..., Proc
     held = {it["orchestrationJobId"] for it in demo.locks().entries if it["temporary"]}
     assert len(ended) > 300
     assert not ended & held
+
+
+def test_its_own_options_are_in_the_page() -> None:
+    named = re.findall(r"^\| `(--\w+)` \|", (ROOT / "docs" / "page.md").read_text(), re.MULTILINE)
+    options = [it.opts[0] for it in cli.demo.params]
+    settings = {"--" + row.name.removeprefix("ORCHMGMT_").lower() for row in describe()}
+    assert named == [
+        it for it in options if it.replace("-", "_").replace("__", "--") not in settings
+    ]
 
 
 def test_still_it_is_the_example_as_it_is(serve: Callable[..., Process]) -> None:

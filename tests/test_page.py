@@ -16,6 +16,7 @@ import pytest
 from axe_core_python.selenium import Axe
 from browser import Browser, missing
 from certificates import CLOUD, Authority
+from nginx import Nginx
 from selenium.webdriver.common.keys import Keys
 from standin import PASSWORD, Cloud
 from support import UUID, Client, Service, after, job, lock, served
@@ -99,6 +100,21 @@ def test_the_root_leads_to_the_page(page: Browser) -> None:
     page.driver.get(page.url)
     page.see("h1", "Locks")
     assert urlsplit(page.driver.current_url).path == "/ui/"
+
+
+def test_it_works_behind_nginx(
+    service: Service, show: Callable[[Client], Browser], tmp_path: Path
+) -> None:
+    backend = {"127.0.0.1:8441": urlsplit(service.url).netloc}
+    nginx = Nginx(tmp_path / "nginx", "generic_http.conf", backend)
+    try:
+        service.create(lock("A|s|1.0.0", "Alice"))
+        page = show(Client(f"http://127.0.0.1:{nginx.port}"))
+        page.driver.get(page.url)
+        page.see("td", "Alice")
+        assert urlsplit(page.driver.current_url).path == "/ui/"
+    finally:
+        nginx.stop()
 
 
 def test_what_is_served_is_small_and_asks_nobody_else(service: Service) -> None:
@@ -196,7 +212,7 @@ def test_locks_are_shown_with_all_that_is_known_of_them(page: Browser, service: 
     assert columns(page, "Expires")[0] == "2099-01-01 00:00:00"
     assert "local time" in page.one("td time").get_attribute("title")
     assert "years" in columns(page, "Time left")[0]
-    assert columns(page, "Time left")[1].startswith("4 min ")
+    assert re.match("[45] min", columns(page, "Time left")[1])
     page.see(".count", "2 locks")
     page.click("td a", job_id[:8])
     page.see("h1", "History")
@@ -205,8 +221,9 @@ def test_locks_are_shown_with_all_that_is_known_of_them(page: Browser, service: 
 
 def test_a_bar_runs_down_and_its_lock_leaves_by_itself(page: Browser, service: Service) -> None:
     service.create(lock("Long|s|1.0.0", expires_at=after(3600)))
-    service.create(lock("Short|s|1.0.0", expires_at=after(4)))
     page.open()
+    service.create(lock("Short|s|1.0.0", expires_at=after(8)))
+    page.refresh()
     page.see(".soon", "Short")
     page.run("""
         window.gone = null;
@@ -365,10 +382,10 @@ def test_a_refused_lock_shows_who_holds_it_and_points_at_the_row(
 def test_a_refusal_ends_with_the_lock_that_stood_in_the_way(
     page: Browser, service: Service
 ) -> None:
-    service.create(lock("Boiler|heating|1.0.0", "RoomClimate", after(3)))
     page.open()
     page.fill("[name=instance]", "Boiler|heating|1.0.0")
     page.fill("[name=owner]", "Alice")
+    service.create(lock("Boiler|heating|1.0.0", "RoomClimate", after(6)))
     page.click("button", "Lock it")
     page.see(".create .refused", "RoomClimate holds")
     page.see(".create .refused", "is free now")
@@ -787,8 +804,9 @@ def test_it_says_when_the_service_is_away_and_recovers(
 
 
 def test_it_pauses(page: Browser, service: Service) -> None:
-    service.create(lock("A|s|1.0.0", expires_at=after(5)))
     page.open()
+    service.create(lock("A|s|1.0.0", expires_at=after(6)))
+    page.refresh()
     page.see("td", "Owner")
     page.click("#pause")
     page.see("#live-words", "Paused")
