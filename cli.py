@@ -156,7 +156,13 @@ def opened(options: dict[str, Any], opening: Opening = AS_IT_IS) -> Store:
 
 @click.group(
     cls=Group,
-    lazy={"deploy-files": "orchmgmt.deploy_files:deploy_files"},
+    lazy={
+        "check": "orchmgmt.operating.check:check",
+        "completion": "orchmgmt.operating.completion:completion",
+        "config": "orchmgmt.operating.config:config",
+        "deploy-files": "orchmgmt.deploy_files:deploy_files",
+        "mirror": "orchmgmt.operating.mirror:mirror",
+    },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(version("orchmgmt"), prog_name="orchmgmt", message="%(prog)s %(version)s")
@@ -371,9 +377,9 @@ def openapi(**options: Any) -> None:
     click.echo(json.dumps(document(begin(options)), indent=2))
 
 
-@main.group()
+@main.group(lazy={"list": "orchmgmt.operating.commands:list_jobs"})
 def history() -> None:
-    """Import and export orchestration jobs as JSON Lines."""
+    """Show the jobs of a running service; import and export those of a database."""
 
 
 @history.command("import")
@@ -399,9 +405,15 @@ def export_history(file: str, **options: Any) -> None:
     click.echo(f"Exported {count} jobs.", err=True)
 
 
-@main.group()
+@main.group(
+    lazy={
+        "create": "orchmgmt.operating.commands:create_locks",
+        "list": "orchmgmt.operating.commands:list_locks",
+        "remove": "orchmgmt.operating.commands:remove_locks",
+    }
+)
 def lock() -> None:
-    """Import and export locks as JSON Lines."""
+    """Manage the locks of a running service; import and export those of a database."""
 
 
 @lock.command("import")

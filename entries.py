@@ -29,9 +29,7 @@ class Entry:
         Raises:
             ValueError: a time is malformed.
         """
-        found = {
-            it.name: entry[key] for it in fields(cls) if (key := _camel_case(it.name)) in entry
-        }
+        found = {it.name: entry[key] for it in fields(cls) if (key := camel_case(it.name)) in entry}
         for name in cls.TIMES:
             found[name] = read_time(found[name]) if found.get(name) else None
         return cls(**found)
@@ -127,7 +125,7 @@ def to_wire(values: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, (tuple, set, frozenset)):
             value = list(value)
         if value is not None and value != "":
-            found[_camel_case(name)] = value
+            found[camel_case(name)] = value
     return found
 
 
@@ -151,6 +149,7 @@ def write_time(moment: datetime) -> str:
     return moment.astimezone(timezone.utc).replace(tzinfo=None).isoformat() + "Z"
 
 
-def _camel_case(name: str) -> str:
+def camel_case(name: str) -> str:
+    """Return a name of an entry as the wire has it: `expires_at` is `expiresAt`."""
     first, *others = name.split("_")
     return first + "".join(map(str.capitalize, others))

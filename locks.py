@@ -370,9 +370,13 @@ class Locks:
                 held[instance] = _held(instance)
         if held or taken:
             raise Conflicts("Locks of others are in the way", {**held, **taken})
-        self._database.change(self._delete_ids, {"ids": replaced})
+        self.discard(replaced)
         rows = [(lock_id, *lock) for lock_id, lock in locks.items()]
         self._insert.rows(rows, self._database.now())
+
+    def discard(self, ids: Sequence[int]) -> None:
+        """Remove locks by their ids, whoever holds them, within a `Database.write`."""
+        self._database.change(self._delete_ids, {"ids": ids})
 
     def find_rows(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
         """Return a page of the active locks that match, and how many match in all.

@@ -146,6 +146,8 @@ JOB_FILTERS = [
     ({"service_definitions": ["service3"]}, [3]),
     ({"subscription_ids": [UUIDS[2]]}, [2]),
     ({"subscription_ids": [UUIDS[2]], "statuses": ["PENDING"]}, []),
+    ({"since": datetime(2090, 1, 1, tzinfo=timezone.utc)}, []),
+    ({"since": datetime(2000, 1, 1, tzinfo=timezone.utc), "type": "PUSH"}, [3]),
 ]
 
 

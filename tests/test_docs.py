@@ -107,6 +107,15 @@ def test_the_files_for_a_deployment_are_written_as_the_page_says(tmp_path: Path)
     check(section("deploy.md", "The files"), tmp_path)
 
 
+def test_the_commands_at_a_running_service(
+    serve: Callable[..., Process], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = serve("--still", command="demo")
+    netloc = urlsplit(demo.url).netloc
+    monkeypatch.setenv("ORCHMGMT_PORT", netloc.partition(":")[2])
+    check((DOCS / "commands.md").read_text(), tmp_path, {"127.0.0.1:8441": netloc})
+
+
 def test_the_page_about_compose_says_what_its_file_says() -> None:
     text = section("deploy.md", "Containers")
     compose = (ROOT / "deploy" / "compose" / "compose.yaml").read_text()

@@ -1,0 +1,203 @@
+"""How a command asks a running service: where that is, who asks, and how the answers are shown."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from datetime import datetime
+from functools import wraps
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from orchmgmt.cli import Failure, printable
+from orchmgmt.client import Client, Refused, Unavailable
+from orchmgmt.entries import Entry, camel_case, read_time
+from orchmgmt.settings import Settings
+from orchmgmt.values import second, strip
+
+#: Addresses to listen on that none can connect to, and those to take instead.
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+OPERATOR = "Sysop"
+
+_FILE = click.Path(exists=True, dir_okay=False)
+
+
+class NotDone(Failure):
+    """The service refuses, or not all is as it should be."""
+
+    exit_code = 1
+
+
+class NoAnswer(Failure):
+    """The service does not answer."""
+
+    exit_code = 5
+
+
+def asks(url: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command a `Client` as `client`, and the options that it is made from.
+
+    Args:
+        url: whether one of them says where the service is; otherwise an argument does.
+    """
+    options: list[Callable[[Callable[..., None]], Callable[..., None]]] = [
+        click.option(
+            "--url", help="Where the service is; by default where HOST, PORT or UNIX_SOCKET say."
+        ),
+        click.option(
+            "--name", help=f"The system that asks, where its name is enough.  [default: {OPERATOR}]"
+        ),
+        click.option(
+            "--token-file",
+            type=click.File(),
+            help="File (- is standard input) with its identity token, instead.",
+        ),
+        click.option("--certificate", type=_FILE, help="PEM file of its certificate, instead."),
+        click.option("--key", type=_FILE, help="PEM file of its key, if that is another file."),
+        click.option(
+            "--ca",
+            type=_FILE,
+            help="PEM file of who may certify the service; the machine's own by default.",
+        ),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(0.1, 3600),
+            default=5.0,
+            show_default=True,
+            help="For how many seconds the service may be silent.",
+        ),
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def ask(url: str | None, timeout: float, **rest: Any) -> None:
+            identity = {it: rest.pop(it) for it in ("name", "token_file", "certificate", "key")}
+            try:
+                client = Client(
+                    url or own_url(), **_who(**identity), ca=rest.pop("ca"), timeout=timeout
+                )
+            except ValueError as error:
+                raise Failure(printable(str(error))) from None
+            with client, explained():
+                command(client=client, **rest)
+
+        asking: Callable[..., None] = ask
+        for option in reversed(options if url else options[1:]):
+            asking = option(asking)
+        return asking
+
+    return decorate
+
+
+def _who(name: str | None, token_file: Any, certificate: str | None, key: str | None) -> Any:
+    """What a `Client` is told of who asks."""
+    if key and not certificate:
+        raise click.UsageError("--key goes with --certificate")
+    if name and token_file:
+        raise click.UsageError("give --name or --token-file, not both")
+    who: dict[str, Any] = {"certificate": (certificate, key) if key else certificate}
+    if token_file:
+        try:
+            who["token"] = _plain(token_file.read())
+        except ValueError:
+            raise Failure(f"{token_file.name} holds no token: one line of ASCII") from None
+    elif name or not certificate:
+        try:
+            who["name"] = _plain(name or OPERATOR)
+        except ValueError:
+            raise Failure(f"{printable(name or '')} cannot be sent as a name: ASCII is") from None
+    return who
+
+
+def _plain(text: str) -> str:
+    """What a header can hold."""
+    text = strip(text)
+    if not text or not text.isascii() or not text.isprintable():
+        raise ValueError
+    return text
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """End the command with one clear line where the service does not do what it is asked."""
+    try:
+        yield
+    except Refused as refusal:
+        hint = ""
+        if refusal.status == HTTPStatus.UNAUTHORIZED:
+            hint = ": say who asks, by --name, --token-file or --certificate, as its policy wants"
+        raise NotDone(printable(f"{refusal.message}{hint}")) from None
+    except Unavailable as failure:
+        raise NoAnswer(printable(str(failure))) from None
+
+
+def own_url() -> str:
+    """Return where the service of this machine listens, as the settings say."""
+    settings = Settings.read()
+    if settings.unix_socket:
+        return f"http+unix://{quote(str(Path(settings.unix_socket).absolute()), safe='')}"
+    host = EVERYWHERE.get(settings.host, settings.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+
+
+class Moment(click.ParamType[datetime]):
+    """A DateTime of the contract, in whole seconds.
+
+    Args:
+        round_up: count a fraction as the whole second, instead of cutting it off.
+    """
+
+    name = "time"
+
+    def __init__(self, round_up: bool = False) -> None:
+        self._round_up = round_up
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        """Return the moment, in UTC."""
+        try:
+            return read_time(second(strip(value), self._round_up))
+        except ValueError:
+            self.fail(f"{printable(value)!r} is not like 2099-01-01T00:00:00Z", param, ctx)
+
+
+def wire(entry: Entry) -> str:
+    """Return an entry as the line of JSON that an export writes: all its keys are there."""
+    empty = {camel_case(it.name): "" for it in fields(entry)}
+    return json.dumps({**empty, **entry.to_wire()}, separators=(",", ":"))
+
+
+class Table:
+    """Rows for people, in columns that get wider as they must.
+
+    Args:
+        titles: of the columns.
+    """
+
+    def __init__(self, *titles: str) -> None:
+        self._titles = titles
+        self._widths = [0] * len(titles)
+
+    def show(self, rows: Iterable[Sequence[object]]) -> None:
+        """Print rows, below the titles if they are the first."""
+        texts = [[printable(str(cell)) for cell in row] for row in rows]
+        if texts and not any(self._widths):
+            texts.insert(0, list(self._titles))
+        for number, width in enumerate(self._widths):
+            self._widths[number] = max([width, *(len(text[number]) for text in texts)])
+        for text in texts:
+            cells = (cell.ljust(width) for cell, width in zip(text, self._widths, strict=True))
+            say("  ".join(cells).rstrip())
+
+
+def say(text: str) -> None:
+    """Print a line; what the terminal's encoding has no sign for is a question mark."""
+    encoding = sys.stdout.encoding
+    click.echo(text.encode(encoding, "replace").decode(encoding))

@@ -1,0 +1,217 @@
+"""The command that looks whether all that a server needs is there, and changes nothing."""
+
+import logging
+import os
+import ssl
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from flask import Flask
+
+from orchmgmt.app import SERVICES
+from orchmgmt.cli import AS_IT_IS, OF_EVERYTHING, printable, takes_settings
+from orchmgmt.errors import Unavailable
+from orchmgmt.models import SCHEMA_VERSION, UnusableDatabase
+from orchmgmt.operating.asking import say
+from orchmgmt.policies.gate import Gate
+from orchmgmt.settings import PREFIX, SettingError, Settings, unknown_names
+from orchmgmt.store import Store
+
+if TYPE_CHECKING:
+    from orchmgmt.policies.cloud import OtherSystem
+
+log = logging.getLogger("orchmgmt")
+
+#: Blocks of a PEM file that end some day.
+CERTIFICATE = "-----BEGIN CERTIFICATE-----"
+REVOCATIONS = "-----BEGIN X509 CRL-----"
+
+
+class Wrong(Exception):
+    """What is not as it should be, and what to do."""
+
+
+@click.command()
+@click.argument("files", metavar="[PEM]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--days",
+    default=14.0,
+    show_default=True,
+    type=click.FloatRange(0, 3650),
+    help="For how long certificates and revocation lists must last.",
+)
+@takes_settings(*OF_EVERYTHING)
+@click.pass_context
+def check(context: click.Context, /, files: tuple[Path, ...], days: float, **options: Any) -> None:
+    """Look whether all that a server needs is there, and change nothing.
+
+    PEM files are looked at as well: the proxy's certificates and its revocation list. Each thing is
+    one line, `ok`, or `wrong` and what to do; then the exit code is 1.
+    """
+    wrong = False
+    with _Reasons() as reasons:
+        for what, look in _looks(options, files, timedelta(days=days)):
+            reasons.clear()
+            try:
+                result = f"ok     {what}: {look()}"
+            except (Wrong, SettingError, UnusableDatabase, Unavailable) as error:
+                # The log says more than an answer to a client may.
+                reason = reasons[-1] if isinstance(error, Unavailable) and reasons else error
+                result = f"wrong  {what}: {reason}"
+                wrong = True
+            say(printable(result))
+    context.exit(int(wrong))
+
+
+class _Reasons(list[str]):
+    """What the log says meanwhile, instead of where it says it otherwise."""
+
+    def __enter__(self) -> "_Reasons":
+        self._handler = logging.Handler()
+        self._handler.emit = lambda record: self.append(record.getMessage())  # type: ignore[method-assign]
+        log.addHandler(self._handler)
+        log.propagate = False
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        log.removeHandler(self._handler)
+        log.propagate = True
+
+
+Look = tuple[str, Callable[[], str]]
+
+
+def _looks(options: dict[str, Any], files: tuple[Path, ...], last: timedelta) -> Iterator[Look]:
+    """What there is to look at; each thing only if what it needs is there."""
+    found: list[Settings] = []
+
+    def settings_are_right() -> str:
+        found.append(Settings.read(options))
+        misspelt = unknown_names(os.environ)
+        if misspelt:
+            raise Wrong(f"{', '.join(misspelt)} is not a setting: take it away, or spell it right")
+        return f"authentication policy {found[0].authentication_policy}, " + (
+            f"management policy {found[0].management_policy}"
+        )
+
+    yield "settings", settings_are_right
+    if not found:
+        return
+    (settings,) = found
+    yield "policies", lambda: _policies(settings)
+    yield "database", lambda: _database(settings)
+    for name in ("ca_file", "certificate_file"):
+        if getattr(settings, name):
+            path = Path(getattr(settings, name))
+            yield PREFIX + name.upper(), lambda path=path: _lasts(path, last)  # type: ignore[misc]
+    if settings.certificate_file:
+        yield f"{PREFIX}KEY_FILE", lambda: _key(settings)
+    for path in files:
+        yield str(path), lambda path=path: _lasts(path, last)  # type: ignore[misc]
+    if settings.authentication_policy == "outsourced" and settings.identity_url:
+        yield "identity service", lambda: _identity(settings)
+    if settings.management_policy == "authorization" and settings.authorization_url:
+        yield "authorization system", lambda: _authorization(settings)
+    if settings.service_registry_url:
+        yield "ServiceRegistry", lambda: _registry(settings)
+
+
+def _policies(settings: Settings) -> str:
+    Gate(settings)
+    return "they have what they need"
+
+
+def _database(settings: Settings) -> str:
+    with Store(settings, opening=AS_IT_IS) as store:
+        store.database.check()
+    return f"schema version {SCHEMA_VERSION}"
+
+
+def _key(settings: Settings) -> str:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(
+            settings.certificate_file, settings.key_file or None, password=""
+        )
+    except OSError as error:
+        raise Wrong(f"it is not the key of the certificate: {error.strerror}") from None
+    return "it is that of the certificate"
+
+
+def _lasts(path: Path, last: timedelta) -> str:
+    """Until when a PEM file's first part that ends lasts."""
+    try:
+        from cryptography import x509
+    except ImportError:
+        raise Wrong("it cannot be read: pip install 'orchmgmt[certificate]'") from None
+    try:
+        text = path.read_bytes()
+        ends: list[datetime | None] = []
+        if CERTIFICATE.encode() in text:
+            ends += [it.not_valid_after_utc for it in x509.load_pem_x509_certificates(text)]
+        if REVOCATIONS.encode() in text:
+            ends += [x509.load_pem_x509_crl(text).next_update_utc]
+    except OSError as error:
+        raise Wrong(f"it cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise Wrong("it is damaged: put the file there anew") from None
+    known = [it for it in ends if it]
+    if not known:
+        raise Wrong("it has neither a certificate nor a revocation list that ends: name another")
+    end = min(known)
+    now = datetime.now(timezone.utc)
+    if end <= now:
+        raise Wrong(f"it ended at {end:%Y-%m-%dT%H:%M:%SZ}: put a new one there")
+    if end <= now + last:
+        raise Wrong(f"it ends soon, at {end:%Y-%m-%dT%H:%M:%SZ}: put a new one there")
+    return f"it lasts until {end:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _ask(settings: Settings, system: "OtherSystem", *request: Any) -> Any:
+    from orchmgmt.policies.cloud import own_side
+
+    return own_side(settings).ask(system, *request)
+
+
+def _identity(settings: Settings) -> str:
+    from orchmgmt.policies.cloud import OtherSystem
+
+    system = OtherSystem("identity service", settings, "identity_url", "outsourced")
+    answer = _ask(settings, system, "GET", f"verify/{uuid.uuid4()}")
+    if not isinstance(answer, dict) or answer.get("verified") is not False:
+        raise Wrong(f"{PREFIX}IDENTITY_URL leads to something else")
+    return f"{settings.system_name} can log in there"
+
+
+def _authorization(settings: Settings) -> str:
+    from orchmgmt.policies.cloud import OtherSystem, own_side
+
+    system = OtherSystem("authorization system", settings, "authorization_url", "authorization")
+    name = own_side(settings).name
+    question = {
+        "provider": name,
+        "consumer": name,
+        "cloud": "LOCAL",
+        "targetType": "SERVICE_DEF",
+        "target": SERVICES["lock"],
+        "scope": "query",
+    }
+    if not isinstance(_ask(settings, system, "POST", "verify", question), bool):
+        raise Wrong(f"{PREFIX}AUTHORIZATION_URL leads to something else")
+    return f"{name} may ask it"
+
+
+def _registry(settings: Settings) -> str:
+    from orchmgmt.policies.cloud import OtherSystem
+    from orchmgmt.serving.registration import Registration
+
+    Registration(Flask("orchmgmt"), SERVICES, settings)  # for what it demands of the settings
+    system = OtherSystem("ServiceRegistry", settings, "service_registry_url", "")
+    query = {"serviceDefinitionNames": list(SERVICES.values())}
+    answer = _ask(settings, system, "POST", "service-discovery/lookup", query)
+    if not isinstance(answer, dict) or not isinstance(answer.get("entries"), list):
+        raise Wrong(f"{PREFIX}SERVICE_REGISTRY_URL leads to something else")
+    return "it lets this system ask"

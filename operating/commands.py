@@ -1,0 +1,204 @@
+"""The commands that create, show and remove locks, and show the history, of a running service."""
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from typing import Any
+
+import click
+
+from orchmgmt.cli import printable
+from orchmgmt.client import Client, Unavailable
+from orchmgmt.entries import Entry, Job, Lock, write_time
+from orchmgmt.models import STATUSES, TYPES
+from orchmgmt.operating.asking import Moment, NoAnswer, Table, asks, say, wire
+from orchmgmt.operating.changes import Changes
+
+_UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+_DURATION = re.compile("".join(rf"(?:([0-9]{{1,9}}){unit})?" for unit in _UNITS)).fullmatch
+
+#: A filter with several values: its option is repeated.
+any_of = partial(click.option, multiple=True)
+
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="A line of JSON for each, as an export has it."
+)
+
+
+class Duration(click.ParamType[timedelta]):
+    """How long, such as `1h`, `90s` or `1d12h`."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> timedelta:
+        """Return it."""
+        match = _DURATION(value)
+        if not match or not any(match.groups()):
+            self.fail(f"{printable(value)!r} is not like 1h, 90s or 1d12h", param, ctx)
+        numbers = (int(number or 0) for number in match.groups())
+        return timedelta(**dict(zip(_UNITS.values(), numbers, strict=True)))
+
+
+@click.command("list")
+@any_of("--id", "ids", type=int, help="The number of a lock.")
+@any_of("--orchestration-job-id", "orchestration_job_ids", help="The job that holds it.")
+@any_of("--service-instance-id", "service_instance_ids", help="SystemName|serviceName|version.")
+@any_of("--owner", "owners", help="Who holds it.")
+@click.option("--expires-before", type=Moment(round_up=True), help="It ends earlier.")
+@click.option("--expires-after", type=Moment(), help="It ends later.")
+@as_json
+@asks()
+def list_locks(client: Client, as_json: bool, **filters: Any) -> None:
+    """Show the active locks of a running service, the newest last.
+
+    Those that match every filter; a filter that is repeated, with any of its values.
+    """
+    locks = sorted(client.locks(**filters), key=lambda lock: lock.id or 0)
+    _show_locks(locks, as_json)
+
+
+@click.command("create")
+@click.option("--owner", required=True, help="Who is to hold them.")
+@click.option("--expires-in", type=Duration(), help="For how long, such as 1h, 90s or 1d12h.")
+@click.option("--expires-at", type=Moment(round_up=True), help="Until when, instead.")
+@click.argument("instances", metavar="INSTANCE...", nargs=-1, required=True)
+@as_json
+@asks()
+def create_locks(
+    client: Client,
+    owner: str,
+    expires_in: timedelta | None,
+    expires_at: datetime | None,
+    instances: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Lock service instances at a running service, all of them or none.
+
+    An INSTANCE is SystemName|serviceName|version; a shell needs quotes round it. --expires-in goes
+    by this machine's clock.
+    """
+    if (expires_in is None) == (expires_at is None):
+        raise click.UsageError("give --expires-in or --expires-at")
+    if expires_in is not None:
+        try:
+            expires_at = datetime.now(timezone.utc) + expires_in
+        except OverflowError:
+            raise click.UsageError("--expires-in reaches beyond the year 9999") from None
+    wanted = [Lock(service_instance_id=it, owner=owner, expires_at=expires_at) for it in instances]
+    try:
+        made = client.create_locks(wanted)
+    except Unavailable as failure:
+        raise NoAnswer(
+            printable(f"{failure}; if it was sent, `orchmgmt lock list` tells whether it was done")
+        ) from None
+    _show_locks(made, as_json)
+
+
+@click.command("remove")
+@click.option("--owner", required=True, help="Who holds them.")
+@click.argument("instances", metavar="INSTANCE...", nargs=-1, required=True)
+@asks()
+def remove_locks(client: Client, owner: str, instances: tuple[str, ...]) -> None:
+    """Remove an owner's locks at a running service.
+
+    Temporary ones stay, for they are a job's; what the owner does not hold is passed over.
+    """
+    client.remove_locks(owner, *instances)
+
+
+@click.command("list")
+@any_of("--id", "ids", help="The UUID of a job.")
+@any_of("--status", "statuses", help=" ".join(STATUSES) + ".")
+@click.option("--type", help=" or ".join(TYPES) + ".")
+@any_of("--requester-system", "requester_systems", help="Who asked for it.")
+@any_of("--target-system", "target_systems", help="Whom its result is for.")
+@any_of("--service-definition", "service_definitions", help="What was looked for.")
+@any_of("--subscription-id", "subscription_ids", help="What triggered it.")
+@click.option("--watch", is_flag=True, help="Go on with what is new and what changes, until ^C.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 3600),
+    default=2.0,
+    show_default=True,
+    help="Seconds between two looks of --watch.",
+)
+@as_json
+@asks()
+def list_jobs(client: Client, watch: bool, interval: float, as_json: bool, **filters: Any) -> None:
+    """Show the orchestration jobs of a running service, the newest last.
+
+    Those that match every filter; a filter that is repeated, with any of its values.
+    """
+    show = _jobs_shower(as_json)
+    changes = Changes(client, filters)
+    seen = {job.id: job for job in changes.look()}
+    show(sorted(seen.values(), key=_age))
+    try:
+        while watch:
+            time.sleep(interval)
+            try:
+                found = {job.id: job for job in changes.look()}
+                show(sorted((it for it in found.values() if seen.get(it.id) != it), key=_age))
+                seen = found
+            except Unavailable as failure:
+                click.echo(printable(f"{failure}; it is asked again"), err=True)
+    except KeyboardInterrupt:
+        pass  # which is how a watch ends
+
+
+def _show_locks(locks: list[Lock], as_json: bool) -> None:
+    if as_json:
+        _show_json(locks)
+        return
+    table = Table("ID", "INSTANCE", "OWNER", "EXPIRES", "HELD BY")
+    table.show(
+        (
+            lock.id,
+            lock.service_instance_id,
+            lock.owner,
+            _written(lock.expires_at),
+            (lock.orchestration_job_id or "a job") if lock.temporary else "its owner",
+        )
+        for lock in locks
+    )
+
+
+def _jobs_shower(as_json: bool) -> Callable[[list[Job]], None]:
+    """What shows jobs, and more of them."""
+    if as_json:
+        return _show_json
+    table = Table(
+        "CREATED", "ID", "STATUS", "TYPE", "REQUESTER", "TARGET", "SERVICE", "FINISHED", "MESSAGE"
+    )
+    return lambda jobs: table.show(
+        (
+            _written(job.created_at),
+            job.id,
+            job.status,
+            job.type,
+            job.requester_system,
+            job.target_system,
+            job.service_definition,
+            _written(job.finished_at),
+            job.message,
+        )
+        for job in jobs
+    )
+
+
+def _show_json(entries: Iterable[Entry]) -> None:
+    for entry in entries:
+        say(wire(entry))
+
+
+def _age(job: Job) -> tuple[bool, datetime | None, str]:
+    """What puts the newest job last."""
+    return job.created_at is not None, job.created_at, job.id
+
+
+def _written(moment: datetime | None) -> str:
+    return write_time(moment) if moment else ""

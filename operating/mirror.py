@@ -1,0 +1,250 @@
+"""The command that copies another orchestration's locks and history, and goes on copying."""
+
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from io import StringIO
+from itertools import islice
+from typing import Any, NamedTuple
+
+import click
+from peewee import BigIntegerField, Model
+
+from orchmgmt.cli import OF_THE_STORE, opened, printable, takes_settings
+from orchmgmt.client import Client, Unavailable
+from orchmgmt.databases.queries import BulkInsert, Page
+from orchmgmt.entries import Entry
+from orchmgmt.errors import InvalidParameter
+from orchmgmt.history import COLUMNS
+from orchmgmt.locks import Conflicts
+from orchmgmt.models import READY, Lock, NewLock
+from orchmgmt.operating.asking import NotDone, asks
+from orchmgmt.operating.changes import Changes
+from orchmgmt.schemas import EntrySchema, JobEntry, LockEntry
+from orchmgmt.store import Store
+
+log = logging.getLogger("orchmgmt")
+
+#: Jobs that are compared and written at once.
+BATCH = 900
+
+#: Seconds after which `--follow` compares all jobs again, and not only those that have changed.
+ALL_AGAIN = 600.0
+
+Loaded = dict[str, Any]
+
+
+class Mirrored(Model):
+    """The locks that are copies; what else is locked here is none of the source's.
+
+    No part of the schema: only this command knows the table, and makes it where it is not there.
+    """
+
+    id = BigIntegerField(primary_key=True)
+
+    class Meta:
+        table_name = "orchestration_mirrored_lock"
+
+
+class Copied(NamedTuple):
+    """What one round has changed here."""
+
+    locks: int
+    gone: int
+    jobs: int
+
+
+@click.command()
+@click.argument("url")
+@click.option("--follow", is_flag=True, help="Go on copying what changes, until SIGTERM or ^C.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 86400),
+    default=5.0,
+    show_default=True,
+    help="Seconds between two rounds of --follow.",
+)
+@takes_settings(*OF_THE_STORE)
+@asks(url=False)
+def mirror(client: Client, follow: bool, interval: float, **options: Any) -> None:
+    """Copy the locks and the history of the orchestration at URL into the database.
+
+    URL is a running orchmgmt, or the Java implementation of Eclipse Arrowhead. Locks keep their
+    ids, and those that are gone there go here; jobs stay. It can be repeated, and stopped at any
+    time.
+    """
+    with opened(options, READY) as store:
+        copy = Mirror(store, client)
+        if not follow:
+            _tell(copy.round())
+        else:
+            _follow(copy, interval)
+    if copy.refused:
+        raise NotDone(f"{len(copy.refused)} entries cannot be kept here; the log says which")
+
+
+def _follow(copy: "Mirror", interval: float) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # It may come at any time: what is not written by then is not.
+        signal.signal(number, signal.default_int_handler)
+    away = False
+    last = 0.0
+    try:
+        while True:
+            everything = time.monotonic() - last > ALL_AGAIN or not last
+            try:
+                copied = copy.round(everything)
+            except Unavailable as failure:
+                if not away:
+                    log.warning("%s; it is asked again and again", failure)
+                away = True
+            else:
+                if everything:
+                    last = time.monotonic()
+                if any(copied) or away or everything:
+                    _tell(copied)
+                away = False
+            time.sleep(interval)
+    except KeyboardInterrupt:
+        click.echo("Stopped.")
+
+
+def _tell(copied: Copied) -> None:
+    locks, gone, jobs = copied
+    click.echo(f"Locks: {locks} copied, {gone} removed. Jobs: {jobs} copied.")
+    sys.stdout.flush()
+
+
+class Mirror:
+    """A database that becomes equal to an orchestration elsewhere.
+
+    Args:
+        store: the database.
+        client: how to ask the other one.
+
+    Attributes:
+        refused: why entries cannot be kept here, as far as that has been logged.
+    """
+
+    def __init__(self, store: Store, client: Client) -> None:
+        self._store = store
+        self._client = client
+        self._changes = Changes(client)
+        self._lock_entry = LockEntry(store.settings)
+        self._job_entry = JobEntry(store.settings)
+        self.refused: set[str] = set()
+        database = store.database
+        key = Mirrored.id
+        self._ids = database.sql(Mirrored.select())
+        self._forget = database.sql(Mirrored.delete().where(database.any_of(key, "ids")))
+        self._remember = BulkInsert(database, [key], lambda insert: insert)
+        create = f"CREATE TABLE IF NOT EXISTS {Mirrored._meta.table_name} (id BIGINT PRIMARY KEY)"
+        database.write(database.rows, create)
+
+    def round(self, everything: bool = True) -> Copied:
+        """Copy what differs.
+
+        Args:
+            everything: compare all jobs, not only those that have changed since the last round.
+
+        Raises:
+            NotDone: locks of this database's own are in the way.
+            Refused: the other one does not do what it is asked.
+            Unavailable: it does not answer.
+            orchmgmt.errors.Unavailable: the database does not answer.
+        """
+        locks, jobs = self._client.counts() if _watched() and everything else (0, 0)
+        there: dict[int, NewLock] = {}
+        with _progress("Locks", locks) as advance:
+            for entry in self._client.locks():
+                advance(1)
+                loaded = self._load(self._lock_entry, entry)
+                if loaded:
+                    there.setdefault(loaded.pop("id"), NewLock(**loaded))
+        put, gone = self._store.database.write(self._put_locks, there)
+        copied = 0
+        with _progress("Jobs", jobs) as advance:
+            changed = self._changes.look(everything)
+            while batch := list(islice(changed, BATCH)):
+                copied += self._put_jobs(batch)
+                advance(len(batch))
+        return Copied(put, gone, copied)
+
+    def _load(self, schema: EntrySchema, entry: Entry) -> Loaded | None:
+        """What is to be stored of an entry, or `None` if it cannot be."""
+        wire = entry.to_wire()
+        try:
+            loaded: Loaded = schema.load(wire)
+            if loaded["id"] is None:
+                raise InvalidParameter("it has no id")
+        except InvalidParameter as error:
+            reason = f"{wire.get('id')} is passed over: {error}"
+            if reason not in self.refused:
+                log.warning("%s", reason)
+            self.refused.add(reason)
+            return None
+        return loaded
+
+    def _put_locks(self, there: dict[int, NewLock]) -> tuple[int, int]:
+        """Make the copies among the locks equal to those there, all at once."""
+        database, locks = self._store.database, self._store.locks
+        database.keep_others_off(Lock.id)
+        present = database.now()
+        # While somebody imports, two may be on one instance: the later has the larger id.
+        newest = {lock.service_instance_id: number for number, lock in sorted(there.items())}
+        there = {
+            number: there[number]
+            for number in newest.values()
+            if there[number].expires_at > present
+        }
+        here = {row[0]: _lock(row) for rows in locks.stream() for row in rows}
+        copies = {number for (number,) in database.rows(self._ids)}
+        changed = {number: it for number, it in there.items() if here.get(number) != it}
+        outdated = [number for number in copies & here.keys() if here[number] != there.get(number)]
+        locks.discard(outdated)
+        try:
+            locks.restore(changed)
+        except Conflicts as error:
+            first = next(iter(error.reasons.values()))
+            raise NotDone(
+                printable(f"{first}: it is no copy; remove it, or mirror into another database")
+            ) from None
+        database.change(self._forget, {"ids": list(copies - there.keys())})
+        self._remember.rows([(number,) for number in there.keys() - copies])
+        return len(changed), len(copies & here.keys() - there.keys())
+
+    def _put_jobs(self, batch: Iterable[Entry]) -> int:
+        """Write those of a batch that are not here as they are there; return how many."""
+        loaded = {it["id"]: it for it in (self._load(self._job_entry, job) for job in batch) if it}
+        if not loaded:
+            return 0
+        rows, _ = self._store.history.find_rows({"ids": list(loaded)}, Page(0, len(loaded)))
+        here = {row[0]: row for row in rows}
+        changed = [
+            job
+            for number, job in loaded.items()
+            if here.get(number) != tuple(job[column.name] for column in COLUMNS)
+        ]
+        if changed:
+            self._store.database.write(self._store.history.put, changed)
+        return len(changed)
+
+
+def _lock(row: tuple[Any, ...]) -> NewLock:
+    lock = NewLock(*row[1:])
+    return lock._replace(temporary=bool(lock.temporary))
+
+
+def _watched() -> bool:
+    return sys.stderr.isatty()
+
+
+@contextmanager
+def _progress(label: str, length: int) -> Iterator[Callable[[int], None]]:
+    """Show how far it is, if somebody watches and it is known how much there is."""
+    file = sys.stderr if length else StringIO()
+    with click.progressbar(length=length, label=label, file=file) as bar:
+        yield bar.update
