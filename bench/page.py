@@ -75,7 +75,7 @@ def fill(path: Path) -> None:
         ]
         store.database.write(store.history.put, jobs)
         for first in range(0, LOCKS, 1000):
-            store.locks.create(
+            store.locks.create_rows(
                 [
                     NewLock("", f"Provider{number:05}|service{number % 20}|1.0.0",
                             f"Owner{number % 1000}",

@@ -831,6 +831,30 @@ def test_it_is_large_for_a_projector(page: Browser) -> None:
     assert "large" in parse_qs(page.address)
 
 
+def test_small_pages_and_keys_left_out_are_no_trouble(
+    start: Callable[..., Service], show: Callable[[Client], Browser]
+) -> None:
+    service = start(UI=True, MAX_PAGE_SIZE=10, OMIT_EMPTY=True)
+    service.create(*[lock(f"P{n:02}|s|1.0.0") for n in range(15)])
+    for _ in range(15):
+        service.store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
+    page = show(service)
+    for view in ("locks", "timeline", "history"):
+        page.open(f"view={view}")
+        page.see(".range", "1–10 of 15")
+        page.click("button", "Next")
+        page.see(".range", "11–15 of 15")
+        if view == "history":
+            page.click(".open")
+            page.see(".course", "now it waits")
+        assert not re.search("undefined|NaN|null", page.one("main").text)
+    gone = ",".join(f"P{n:02}|s|1.0.0" for n in range(12))
+    service.remove("Owner", f"instanceIds={quote(gone)}")
+    page.open("view=timeline")
+    page.see(".range", "1–3 of 3")
+    assert len(page.texts(".rows li")) == 3
+
+
 def test_nothing_of_the_database_is_read_as_html(page: Browser, service: Service) -> None:
     put(service, recent(1, 20, message=HOSTILE, requester_system=HOSTILE, target_system=HOSTILE,
                         service_definition=HOSTILE))  # fmt: skip

@@ -1,6 +1,6 @@
 // What the page remembers of locks, because no operation tells it: since when one is held.
 
-import { historyQuery, lockQuery, now, Refusal } from "./service.js";
+import { about, historyQuery, lockQuery, now, Refusal } from "./service.js";
 import { moment } from "./words.js";
 
 const AT_MOST = 5000; // locks
@@ -69,9 +69,9 @@ export function between(instances, from, until) {
 export async function missed(entries, instances) {
   const there = new Set(entries.map((it) => it.id));
   const present = now();
-  const gone = [...known.values()].filter(
-    (it) => instances.has(it.entry.serviceInstanceId) && it.end > present && !there.has(it.entry.id),
-  );
+  const gone = [...known.values()]
+    .filter((it) => instances.has(it.entry.serviceInstanceId) && it.end > present && !there.has(it.entry.id))
+    .slice(0, about.maxPageSize); // the rest at the next refresh
   if (!gone.length) return;
   const ids = gone.map((it) => it.entry.id);
   const still = new Set((await lockQuery({ ids })).entries.map((it) => it.id));
