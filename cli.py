@@ -295,7 +295,12 @@ def run_server(
     metavar="FILE",
     help="Where to write the URL and the process id, as JSON, once it listens.",
 )
-@takes_settings(*OF_THE_TEST_SERVER, database_url="sqlite:///:memory:", port="0")
+@takes_settings(
+    *OF_THE_TEST_SERVER,
+    database_url="sqlite:///:memory:",
+    port="0",
+    openapi="true, where its extra is installed",
+)
 def test_server(ready_file: Path | None, **options: Any) -> None:
     """Serve for tests: a clock, faults and more can be controlled below /test/ (docs/testing.md).
 
@@ -306,7 +311,8 @@ def test_server(ready_file: Path | None, **options: Any) -> None:
     from orchmgmt.testing.control import Control, is_loopback, tell_ready
 
     hold_signals()
-    service = Service(**{name: it for name, it in options.items() if it is not None})
+    given = {name: it for name, it in options.items() if it is not None}
+    service = Service(**{"openapi": all(map(find_spec, OPENAPI_PACKAGES)), **given})
     settings = service.settings
     if not is_loopback(settings.host):
         raise Failure(
