@@ -30,6 +30,11 @@ FLAGS = (
     "--disable-sync",
 )
 
+SHOWN = """
+return [...document.querySelectorAll(arguments[0])].find((it) =>
+  it.checkVisibility({visibilityProperty: true}) && it.innerText.includes(arguments[1])) ?? null;
+"""
+
 T = TypeVar("T")
 
 
@@ -124,19 +129,17 @@ class Browser:
         wait = WebDriverWait(self.driver, PATIENCE, 0.05, ignored)
         return wait.until(lambda _: look())
 
+    def _shown(self, selector: str, text: str) -> WebElement | None:
+        """The first such element that can be seen, by one request: each costs milliseconds."""
+        found: WebElement | None = self.run(SHOWN, selector, text)
+        return found
+
     def one(self, selector: str, text: str = "") -> WebElement:
         """The first element that shows this text, once it is there."""
-
-        def look() -> WebElement | None:
-            for it in self.all(selector):
-                if it.is_displayed() and text in it.text:
-                    return it
-            return None
-
         try:
-            found = self.until(look)
+            found = self.until(lambda: self._shown(selector, text))
         except WebDriverException:
-            seen = [it.text for it in self.all(selector)]
+            seen = self.texts(selector)
             raise AssertionError(f"no {selector} shows {text!r}, only {seen}") from None
         assert found is not None
         return found
@@ -145,9 +148,7 @@ class Browser:
 
     def unseen(self, selector: str, text: str = "") -> None:
         """Wait until no such element is shown."""
-        self.until(
-            lambda: not any(it.is_displayed() and text in it.text for it in self.all(selector))
-        )
+        self.until(lambda: self._shown(selector, text) is None)
 
     def click(self, selector: str, text: str = "") -> None:
         """Click what shows this text, even if it is replaced in the meantime."""

