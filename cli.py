@@ -37,6 +37,9 @@ EXAMPLE = Path(__file__).with_name("db.sqlite.example")
 #: to stay; the log has nothing for an audience.
 DEMO = {"history_max_age_days": "1000000", "log_level": "WARNING", "ui": "true"}
 
+#: The same as the help says it.
+DEMO_SAID = {**DEMO, "openapi": "true, where its extra is installed"}
+
 #: Those of the extra `openapi`.
 OPENAPI_PACKAGES = ("apispec", "flask_swagger_ui")
 
@@ -200,7 +203,7 @@ def serve(**options: Any) -> None:
     is_flag=True,
     help="Leave the example and its times as they are, and let nothing happen.",
 )
-@takes_settings(*OF_THE_DEMO, **DEMO, openapi="true, where its extra is installed")
+@takes_settings(*OF_THE_DEMO, **DEMO_SAID)
 def demo(rate: float, speed: float, still: bool, **options: Any) -> None:
     """Show the service at work, on a fresh copy of the example; nothing of it is kept.
 

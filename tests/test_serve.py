@@ -19,7 +19,7 @@ from support import FUTURE, MANAGEMENT, OPERATOR, Client, lock
 
 import orchmgmt.cli
 from orchmgmt.app import create_app, store_of
-from orchmgmt.cli import DEMO
+from orchmgmt.cli import DEMO_SAID
 from orchmgmt.serving.server import Server
 from orchmgmt.settings import describe
 
@@ -322,7 +322,7 @@ def test_help_shows_every_option_with_its_default(run, command):
             if option == "--" + row.name.removeprefix("ORCHMGMT_").lower().replace("_", "-"):
                 default = row.default or "none"
                 if command == ["demo"]:
-                    default = DEMO.get(option.removeprefix("--").replace("-", "_"), default)
+                    default = DEMO_SAID.get(option.removeprefix("--").replace("-", "_"), default)
                 shown = f"[{row.name}; default: {default}]"
                 assert shown in text.replace("- ", "-")  # click breaks lines at hyphens too
 
