@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlencode, urlsplit
@@ -339,6 +340,7 @@ class Client:
         entries cannot always overlap.)
         """
         query = {key: value for key, value in filters.items() if value}
+        id_of = attrgetter("id")
         largest = size = 0  # which stands for the largest page
         place = 0  # how many entries there were up to the last
         last: Any = None
@@ -346,16 +348,14 @@ class Client:
             number = place // size if size else 0
             pagination = {"page": number, "size": size, "direction": "DESC", "sortField": "id"}
             found, count = self._post(path, {**query, "pagination": pagination}, entry)
-            ids: list[Any] = [it.id for it in found]
-            overlaps = number * size < place
-            if number and overlaps and not (ids and ids[0] >= last):
-                place = number * size
+            start = number * size
+            if 0 < start < place and not (found and id_of(found[0]) >= last):
+                place = start
             else:
-                for id, it in zip(ids, found, strict=True):
-                    if last is None or id < last:
-                        last = id
-                        yield it
-                place = number * size + len(found)
+                fresh = [it for it in found if last is None or id_of(it) < last]
+                yield from fresh
+                last = id_of(fresh[-1]) if fresh else last
+                place = start + len(found)
                 if place >= count or not found:
                     return
             largest = largest or len(found)
