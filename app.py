@@ -55,14 +55,15 @@ def create_app(
     # A path is right or unknown, never redirected.
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
-    app.register_blueprint(
-        gate.guard(views.lock_blueprint(store), SERVICES["lock"]),
-        url_prefix=f"{MANAGEMENT}/lock",
-    )
-    app.register_blueprint(
-        gate.guard(views.history_blueprint(store), SERVICES["history"]),
-        url_prefix=f"{MANAGEMENT}/history",
-    )
+    services = {"lock": views.lock_blueprint(store), "history": views.history_blueprint(store)}
+    if settings.recorder:
+        from orchmgmt.recorder import extend
+
+        extend(services["lock"], services["history"], store)
+    for name, blueprint in services.items():
+        app.register_blueprint(
+            gate.guard(blueprint, SERVICES[name]), url_prefix=f"{MANAGEMENT}/{name}"
+        )
     app.register_blueprint(gate.guard(views.monitor_blueprint()), url_prefix=f"{ROOT}/monitor")
     app.register_blueprint(views.health_blueprint(store))
     if settings.ui:

@@ -21,12 +21,22 @@ from orchmgmt import entries
 from orchmgmt.databases import Database, Row
 from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
 from orchmgmt.errors import InvalidParameter, NotFound
-from orchmgmt.models import DONE, ERROR, IN_PROGRESS, STATUSES, Job, JobCount
+from orchmgmt.fields import camel_case
+from orchmgmt.models import DONE, ERROR, FINISHED, IN_PROGRESS, PENDING, STATUSES, Job, JobCount
 from orchmgmt.schemas import HistoryQuery, JobEntry, payload_of
 from orchmgmt.settings import Settings
 from orchmgmt.values import strip, write_instant
 
 COLUMNS = list(Job._meta.sorted_fields)
+
+#: What a job has from its beginning to its end.
+FOR_LIFE = (
+    "type",
+    "requester_system",
+    "target_system",
+    "service_definition",
+    "subscription_id",
+)
 
 _ROW = itemgetter(*[column.name for column in COLUMNS])
 
@@ -68,6 +78,9 @@ class History:
             lambda insert: insert.on_conflict(conflict_target=[Job.id], preserve=COLUMNS[1:]),
         )
         place = database.place
+        self._insert = BulkInsert(database, COLUMNS, lambda insert: insert)
+        among = Job.select().where(database.any_of(Job.id, "ids")).order_by(Job.id)
+        self._select_among = database.sql(database.locking(among, "UPDATE"))
         this_job = Job.id == place("id")
         message = place("message")
         nothing = SQL("''")
@@ -272,6 +285,53 @@ class History:
         self._upsert.rows(list({row[0]: row for row in rows}.values()))
         return rows
 
+    def record_rows(self, jobs: Sequence[Mapping[str, str]]) -> list[Row]:
+        """Put new jobs there and bring others forward in their life, all or none.
+
+        Contract: "Extensions of ours", `record`. Times that a job's status needs and that are not
+        given are the present.
+
+        Args:
+            jobs: jobs as `HistoryRecord` loads them, each with the values that are given. One
+                without an id, or with one that is not there, is new.
+
+        Returns:
+            Their rows, in the same order.
+
+        Raises:
+            InvalidParameter: a job is named twice, would take a step back, changes what stays, or
+                is new and not complete; or its times do not go with its status.
+            Unavailable: the database does not answer.
+        """
+        seen: set[str] = set()
+        for job_id in filter(None, (job.get("id") for job in jobs)):
+            if job_id in seen:
+                raise InvalidParameter(f"Duplicated orchestration job id: {job_id}")
+            seen.add(job_id)
+        ids = [job.get("id") or str(uuid4()) for job in jobs]
+
+        def record() -> list[Row]:
+            now = self._database.now()
+            found = self._database.rows(self._select_among, {"ids": ids})
+            there = {row[0]: dict(zip(self._entry.fields, row, strict=True)) for row in found}
+            rows = []
+            for job_id, job in zip(ids, jobs, strict=True):
+                whole = _stepped(job_id, job, there.get(job_id), now)
+                try:
+                    rows.append(_ROW(self._entry.load(payload_of(whole))))
+                except InvalidParameter as error:
+                    if "id" in job and job_id not in there:
+                        text = f"There is no orchestration job {job_id} yet: {error}"
+                        raise InvalidParameter(text) from None
+                    raise
+            # Writers come to new jobs in one order, as to others. One that another writer has put
+            # there meanwhile is a conflict; at the next try it is there.
+            self._insert.rows(sorted(row for row in rows if row[0] not in there))
+            self._upsert.rows([row for row in rows if row[0] in there])
+            return rows
+
+        return self._database.write(record)
+
     def delete_old(self, moment: str, pause: Pause) -> int:
         """Delete the jobs that had ended the maximum age before then, in batches.
 
@@ -315,3 +375,34 @@ class History:
             )
 
         self._database.write(change)
+
+
+def _stepped(
+    job_id: str, job: Mapping[str, str], there: Mapping[str, str] | None, now: str
+) -> dict[str, str]:
+    """Return a job as it will be.
+
+    Args:
+        job_id: its id.
+        job: what is given.
+        there: the job as it is, if it is there.
+        now: the present.
+    """
+    whole = {"status": PENDING, "created_at": now, **(there or {}), **job, "id": job_id}
+    if there is not None:
+        for name in FOR_LIFE:
+            if whole[name] != there[name]:
+                raise InvalidParameter(
+                    f"Orchestration job {job_id} has {camel_case(name)} {there[name] or 'empty'}: "
+                    f"it cannot become {whole[name]}"
+                )
+        before, status = there["status"], whole["status"]
+        if status != before and (before in FINISHED or status == PENDING):
+            raise InvalidParameter(
+                f"Orchestration job {job_id} is {before}: it cannot become {status}"
+            )
+    needed = {
+        "started_at": whole["status"] != PENDING,
+        "finished_at": whole["status"] in FINISHED,
+    }
+    return whole | {it: now for it, need in needed.items() if need and not whole.get(it)}

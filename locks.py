@@ -78,6 +78,13 @@ class DuplicatedInstance(InvalidParameter):
         super().__init__(f"Duplicated service instance id: {service_instance_id}")
 
 
+class NoUnfinishedJob(InvalidParameter, NotFound):
+    """A reservation's job is not there, or has ended; on the wire that is 400."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"There is no unfinished orchestration job {job_id}")
+
+
 class Locks:
     """The locks of one database.
 
@@ -142,7 +149,9 @@ class Locks:
         self._delete_of_job = database.deletion(
             Lock.id, Lock.select(Lock.id).where(*of_job).order_by(IN_TURN)
         )
-        unfinished = Job.select(Job.id).where(Job.id == place("id"), Job.finished_at == SQL("''"))
+        of_locks = (database.any_of(Job.id, "ids"), Job.finished_at == SQL("''"))
+        unfinished = Job.select(Job.id).where(*of_locks).order_by(Job.id)
+        # They cannot end before the locks are there.
         self._select_unfinished = database.sql(database.locking(unfinished, "SHARE"))
 
     def create(self, locks: Iterable[entries.Lock]) -> list[entries.Lock]:
@@ -201,7 +210,7 @@ class Locks:
 
         Raises:
             InvalidParameter: a value is malformed, or `expires_at` is past (`InThePast`).
-            NotFound: there is no such unfinished job.
+            NoUnfinishedJob: the job is not there or has ended; it is a `NotFound` too.
             AlreadyLocked: somebody holds the instance.
             Unavailable: the database does not answer.
         """
@@ -212,15 +221,7 @@ class Locks:
             "expires_at": expires_at,
         }
         lock = NewLock(**self._reservation.load(payload_of(values)), temporary=True)
-
-        def reserve() -> list[Row]:
-            self._demand_future([lock])
-            this_job = {"id": lock.orchestration_job_id}
-            if not self._database.rows(self._select_unfinished, this_job):
-                raise NotFound(f"There is no unfinished orchestration job {job_id}")
-            return self._create([lock])
-
-        return self._read(self._database.write(reserve))[0]
+        return self._read(self.reserve_rows([lock]))[0]
 
     def release(self, job_id: str) -> int:
         """Remove the temporary locks of a job.
@@ -302,6 +303,33 @@ class Locks:
             Unavailable: the database does not answer.
         """
         return self._database.write(self._create, locks)
+
+    def reserve_rows(self, locks: Sequence[NewLock]) -> list[Row]:
+        """Make all of `locks` for their jobs or none; return their rows in the same order.
+
+        Contract: "Extensions of ours", `reserve`.
+
+        Args:
+            locks: what to make, in canonical form, as `LockReserve` loads it.
+
+        Raises:
+            NoUnfinishedJob: one of their jobs is not there, or has ended.
+            InThePast: as `create_rows`.
+            DuplicatedInstance: likewise.
+            AlreadyLocked: likewise.
+            Unavailable: the database does not answer.
+        """
+
+        def reserve() -> list[Row]:
+            self._demand_future(locks)
+            job_ids = list(dict.fromkeys(lock.orchestration_job_id for lock in locks))
+            unfinished = set(self._database.rows(self._select_unfinished, {"ids": job_ids}))
+            for job_id in job_ids:
+                if (job_id,) not in unfinished:
+                    raise NoUnfinishedJob(job_id)
+            return self._create(locks)
+
+        return self._database.write(reserve)
 
     def _create(self, locks: Sequence[NewLock]) -> list[Row]:
         self._demand_future(locks)

@@ -25,6 +25,9 @@ from orchmgmt.settings import Settings
 LOCK_ID_MAX = 2**62  # new ids go on from the largest: as many again are left
 
 IN_THE_PAST = "Expires at is in the past: {}"
+CREATED_AT = "Invalid created at format: {}"
+STARTED_AT = "Invalid started at format: {}"
+FINISHED_AT = "Invalid finished at format: {}"
 
 
 class WireSchema(Schema):
@@ -219,7 +222,21 @@ def payload_of(values: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidParameter(str(error)) from None
 
 
-class LockCreate(WireSchema):
+class ListRequest(WireSchema):
+    """A body that must be there, for it lists what to make."""
+
+    def load(self, data: Any, **kwargs: Any) -> Any:
+        """Return what the body holds.
+
+        Raises:
+            Fault: as `WireSchema.load`, or there is no body.
+        """
+        if data is None:
+            raise Fault(INCOMPLETE, "Request payload is null")
+        return super().load(data)
+
+
+class LockCreate(ListRequest):
     """The body of lock create: ServiceOrchestrationLockListRequest."""
 
     locks = Objects(LockRequest, missing="Request payload is empty")
@@ -228,11 +245,23 @@ class LockCreate(WireSchema):
         """Return the locks to make.
 
         Raises:
-            Fault: as `WireSchema.load`.
+            Fault: as `ListRequest.load`.
         """
-        if data is None:
-            raise Fault(INCOMPLETE, "Request payload is null")
         return [NewLock(**lock) for lock in super().load(data)["locks"]]
+
+
+class LockReserve(LockCreate):
+    """The body of lock reserve."""
+
+    locks = Objects(Reservation, missing="Request payload is empty")
+
+    def load(self, data: Any, **kwargs: Any) -> list[NewLock]:
+        """Return the locks to make.
+
+        Raises:
+            Fault: as `ListRequest.load`.
+        """
+        return [lock._replace(temporary=True) for lock in super().load(data)]
 
 
 class QuerySchema(WireSchema):
@@ -306,6 +335,26 @@ class LockRemove(WireSchema):
         return loaded["owner"], loaded["service_instance_ids"]
 
 
+class LockRelease(WireSchema):
+    """The job of lock release, from its path."""
+
+    orchestration_job_id = fields.JobId(missing="Orchestration job id is missing")
+
+    def read_path(self, job_id: str, query: Iterable[str]) -> str:
+        """Return the job's id.
+
+        Args:
+            job_id: the path's last part.
+            query: the keys of the query string; the contract names none.
+
+        Raises:
+            Fault: as `WireSchema.load`.
+        """
+        self._demand_known(query, [])
+        loaded: dict[str, str] = self.load({"orchestrationJobId": job_id})
+        return loaded["orchestration_job_id"]
+
+
 class HistoryQuery(QuerySchema):
     """The body of history query: ServiceOrchestrationHistoryQueryRequest."""
 
@@ -366,10 +415,10 @@ class JobEntry(EntrySchema):
     subscription_id = fields.SubscriptionId(default="")
     message = fields.Message(default="")
     created_at = fields.DateTime(
-        missing="Creation time is missing", invalid="Invalid created at format: {}", stored=True
+        missing="Creation time is missing", invalid=CREATED_AT, stored=True
     )
-    started_at = fields.DateTime(invalid="Invalid started at format: {}", default="", stored=True)
-    finished_at = fields.DateTime(invalid="Invalid finished at format: {}", default="", stored=True)
+    started_at = fields.DateTime(invalid=STARTED_AT, default="", stored=True)
+    finished_at = fields.DateTime(invalid=FINISHED_AT, default="", stored=True)
 
     def _check(self, found: dict[str, Any]) -> None:
         status, started, finished = map(found.get, ("status", "started_at", "finished_at"))
@@ -381,3 +430,34 @@ class JobEntry(EntrySchema):
             raise Fault(CONTRADICTORY, "A job in progress must have startedAt")
         if status == PENDING and started:
             raise Fault(CONTRADICTORY, "A pending job cannot have startedAt")
+
+
+class JobRecord(WireSchema):
+    """One element of a record request's `jobs`: what is not given, the job has or begins with."""
+
+    id = fields.JobId()
+    status = fields.JobStatus()
+    type = fields.JobType()
+    requester_system = fields.SystemName()
+    target_system = fields.SystemName()
+    service_definition = fields.ServiceName()
+    subscription_id = fields.SubscriptionId()
+    message = fields.Message()
+    created_at = fields.DateTime(invalid=CREATED_AT, stored=True)
+    started_at = fields.DateTime(invalid=STARTED_AT, stored=True)
+    finished_at = fields.DateTime(invalid=FINISHED_AT, stored=True)
+
+
+class HistoryRecord(ListRequest):
+    """The body of history record."""
+
+    jobs = Objects(JobRecord, missing="Request payload is empty")
+
+    def load(self, data: Any, **kwargs: Any) -> list[dict[str, str]]:
+        """Return the jobs, each with the values that are given.
+
+        Raises:
+            Fault: as `ListRequest.load`.
+        """
+        jobs: list[dict[str, str]] = super().load(data)["jobs"]
+        return jobs

@@ -184,6 +184,9 @@ class Settings:
         "name: ignore them, or refuse the request (400)",
         choices=("ignore", "refuse"),
     )
+    recorder: bool = _setting(
+        False, "Let orchestrators in any language keep their jobs and reservations here"
+    )
     history_max_age_days: float = _setting(
         15.0, "Age at which the cleaner deletes a finished job, in days", within=(0.0, 1e6)
     )

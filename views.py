@@ -1,6 +1,6 @@
 """The operations over HTTP: load the request, call the model, dump the answer."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from flask import Blueprint, Response, request
@@ -11,6 +11,7 @@ from orchmgmt.databases import Row
 from orchmgmt.errors import InvalidParameter, body_too_large
 from orchmgmt.json_text import parse_json, write_json
 from orchmgmt.locks import AlreadyLocked
+from orchmgmt.models import NewLock
 from orchmgmt.serving.audit import audited, tell
 from orchmgmt.store import Store
 
@@ -21,34 +22,16 @@ def lock_blueprint(store: Store) -> Blueprint:
     """Return the operations of serviceOrchestrationLockManagement."""
     blueprint = Blueprint("lock", __name__)
     locks = store.locks
-    create_request = schemas.LockCreate(store.settings)
     query_request = schemas.LockQuery(store.settings)
     remove_request = schemas.LockRemove(store.settings)
     entry = schemas.LockEntry(store.settings)
-
-    @blueprint.post("/create")
-    def create() -> Response:
-        payload = _payload()
-        try:
-            wanted = create_request.load(payload)
-            tell(
-                locks=len(wanted),
-                instances=[lock.service_instance_id for lock in wanted],
-                owners=dict.fromkeys(lock.owner for lock in wanted),
-            )
-            rows = locks.create_rows(wanted)
-        except AlreadyLocked:
-            raise
-        except InvalidParameter:
-            # A time that is past may count before this fault, in the form in which it was sent.
-            schemas.LockCreate(store.settings, present=store.now()).load(payload)
-            raise
-        tell(ids=[row[0] for row in rows])
-        return _entries(entry, rows, len(rows), status=201)
+    blueprint.post("/create", endpoint="create")(
+        lock_maker(store, schemas.LockCreate, locks.create_rows)
+    )
 
     @blueprint.post("/query")
     def query() -> Response:
-        return _entries(entry, *locks.find_rows(*query_request.load(_payload())))
+        return answer(entry, *locks.find_rows(*query_request.load(read_payload())))
 
     @blueprint.delete("/remove", defaults={"owner": ""})
     @blueprint.delete("/remove/", defaults={"owner": ""})
@@ -64,6 +47,43 @@ def lock_blueprint(store: Store) -> Blueprint:
     return audited(blueprint, "create", "remove")
 
 
+def lock_maker(
+    store: Store,
+    request_schema: type[schemas.LockCreate],
+    make_rows: Callable[[list[NewLock]], list[Row]],
+) -> Callable[[], Response]:
+    """Return an operation that makes the locks of its payload.
+
+    Args:
+        store: where the locks are kept.
+        request_schema: what the payload looks like.
+        make_rows: makes all of the locks, or none, and returns their rows.
+    """
+    wanted_request = request_schema(store.settings)
+    entry = schemas.LockEntry(store.settings)
+
+    def make() -> Response:
+        payload = read_payload()
+        try:
+            wanted = wanted_request.load(payload)
+            tell(
+                locks=len(wanted),
+                instances=[lock.service_instance_id for lock in wanted],
+                owners=dict.fromkeys(lock.owner for lock in wanted),
+            )
+            rows = make_rows(wanted)
+        except AlreadyLocked:
+            raise
+        except InvalidParameter:
+            # A time that is past may count before this fault, in the form in which it was sent.
+            request_schema(store.settings, present=store.now()).load(payload)
+            raise
+        tell(ids=[row[0] for row in rows])
+        return answer(entry, rows, len(rows), status=201)
+
+    return make
+
+
 def history_blueprint(store: Store) -> Blueprint:
     """Return the operation of serviceOrchestrationHistoryManagement."""
     blueprint = Blueprint("history", __name__)
@@ -72,7 +92,7 @@ def history_blueprint(store: Store) -> Blueprint:
 
     @blueprint.post("/query")
     def query() -> Response:
-        return _entries(entry, *store.history.find_rows(*query_request.load(_payload())))
+        return answer(entry, *store.history.find_rows(*query_request.load(read_payload())))
 
     return blueprint
 
@@ -100,8 +120,8 @@ def health_blueprint(store: Store) -> Blueprint:
     return blueprint
 
 
-def _payload() -> Any:
-    """The request's JSON; `None` when there is no body."""
+def read_payload() -> Any:
+    """Return the request's JSON; `None` when there is no body."""
     limit = (request.max_content_length or 0) - 1
     length = request.content_length or 0
     if length <= limit:
@@ -116,8 +136,9 @@ def _payload() -> Any:
     return parse_json(body)
 
 
-def _entries(
+def answer(
     schema: schemas.EntrySchema, rows: Iterable[Row], count: int, status: int = 200
 ) -> Response:
+    """Return an answer of entries (contract, "Lock" and "History")."""
     body = write_json({"entries": schema.dump(rows), "count": count})
     return Response(body, status, content_type="application/json")
