@@ -103,6 +103,14 @@ def test_registration(serve: Callable[..., Process], cloud: Cloud, tmp_path: Pat
     check(text, tmp_path, {address: cloud.url})
 
 
+def test_an_orchestrator_records_reserves_and_releases(
+    serve: Callable[..., Process], tmp_path: Path
+) -> None:
+    text = section("recorder.md", "")
+    process = serve(env=environ(text))
+    check(text, tmp_path, {"127.0.0.1:8441": urlsplit(process.url).netloc})
+
+
 def test_the_files_for_a_deployment_are_written_as_the_page_says(tmp_path: Path) -> None:
     check(section("deploy.md", "The files"), tmp_path)
 
