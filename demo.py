@@ -5,7 +5,6 @@ has: jobs and reservations through the embedded API, an operator's locks over HT
 """
 
 import heapq
-import http.client
 import itertools
 import json
 import logging
@@ -13,19 +12,17 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
-from urllib.parse import quote, urlsplit
 
+from orchmgmt.client import Client, Refused, Unavailable
+from orchmgmt.entries import E, Found, Job, Lock, read_time
 from orchmgmt.errors import ServiceError
 from orchmgmt.locks import AlreadyLocked
 from orchmgmt.store import Store
-from orchmgmt.transfer import export_jobs, export_locks, import_jobs, import_locks
-from orchmgmt.values import write_instant
+from orchmgmt.transfer import import_locks
 
 log = logging.getLogger("orchmgmt")
-
-MANAGEMENT = "/serviceorchestration/orchestration/mgmt"
-OPERATOR = {"Authorization": "Bearer SYSTEM//Sysop", "Content-Type": "application/json"}
 
 #: Within which the jobs of the example have been created, and their latest before the present.
 HISTORY, LATEST = timedelta(minutes=30), timedelta(seconds=5)
@@ -49,22 +46,23 @@ FAILURES = (
 
 def bring_to_the_present(store: Store) -> None:
     """Move the example's jobs into the last half hour, and let its locks end within minutes."""
-    present = _read(store.now())
-    jobs = [json.loads(line) for line in _lines(export_jobs, store)]
-    created = [_read(job["createdAt"]) for job in jobs]
-    first, last = min(created), max(created)
-    for job, moment in zip(jobs, created, strict=True):
-        age = (last - moment) / (last - first) * HISTORY + LATEST
-        shift = present - age - moment
-        for name in ("createdAt", "startedAt", "finishedAt"):
-            if job.get(name):  # ORCHMGMT_OMIT_EMPTY leaves out what has no value
-                job[name] = write_instant(_read(job[name]) + shift)
-    locks = [json.loads(line) for line in _lines(export_locks, store)]
-    for number, lock in enumerate(locks):
-        lasting = timedelta(seconds=8 + number**LASTING)
-        lock["expiresAt"] = write_instant(present + lasting)
-    import_jobs(store, [json.dumps(job).encode() for job in jobs])
-    import_locks(store, [json.dumps(lock).encode() for lock in locks])
+    present = read_time(store.now())
+    jobs = [(job, job.created_at) for job in _all(store.history.find) if job.created_at]
+    moments = [created for _, created in jobs]
+    first, last = min(moments), max(moments)
+
+    def moved(job: Job, created: datetime) -> Job:
+        age = (last - created) / (last - first) * HISTORY + LATEST
+        times = {name: getattr(job, name) for name in Job.TIMES}
+        shift = present - age - created
+        return replace(job, **{name: it and it + shift for name, it in times.items()})
+
+    store.history.add([moved(*it) for it in jobs])
+    locks = [
+        replace(lock, expires_at=present + timedelta(seconds=int(8 + number**LASTING)))
+        for number, lock in enumerate(_all(store.locks.find))
+    ]
+    import_locks(store, [json.dumps(lock.to_wire()).encode() for lock in locks])  # under their ids
 
 
 class Factory:
@@ -79,8 +77,7 @@ class Factory:
 
     def __init__(self, store: Store, url: str, rate: float, speed: float) -> None:
         self._store = store
-        address = urlsplit(url)
-        self._address = address.netloc if address.scheme == "http" else ""  # no Unix socket
+        self._client = Client(url, name="Sysop")
         self._pause = 60 / rate
         self._speed = speed
         self._chance = random.Random()
@@ -88,21 +85,20 @@ class Factory:
         self._number = itertools.count(1)
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="factory", daemon=True)
-        jobs = [json.loads(line) for line in _lines(export_jobs, store)]
-        locks = [json.loads(line) for line in _lines(export_locks, store)]
-        self._systems = sorted({job["requesterSystem"] for job in jobs})
+        jobs, locks = _all(store.history.find), _all(store.locks.find)
+        self._systems = sorted({job.requester_system for job in jobs})
         self._instances: dict[str, list[str]] = {}
-        for instance in sorted(lock["serviceInstanceId"] for lock in locks):
+        for instance in sorted(lock.service_instance_id for lock in locks):
             self._instances.setdefault(instance.split("|")[1], []).append(instance)
-        self._subscriptions = sorted({job.get("subscriptionId", "") for job in jobs} - {""})
+        self._subscriptions = sorted({job.subscription_id for job in jobs} - {""})
         # What the example has left unfinished goes on.
-        held = {lock.get("orchestrationJobId"): lock["serviceInstanceId"] for lock in locks}
+        held = {lock.orchestration_job_id: lock.service_instance_id for lock in locks}
         for job in jobs:
-            if job["status"] == "PENDING":
-                self._later((1, 15), self._start, job["id"], job["requesterSystem"],
-                            job["serviceDefinition"])  # fmt: skip
-            elif job["status"] == "IN_PROGRESS":
-                self._later((2, 30), self._end, job["id"], held.get(job["id"], ""))
+            if job.status == "PENDING":
+                wanted = job.id, job.requester_system, job.service_definition
+                self._later((1, 15), self._start, *wanted)
+            elif job.status == "IN_PROGRESS":
+                self._later((2, 30), self._end, job.id, held.get(job.id, ""))
 
     def start(self) -> None:
         """Begin to work."""
@@ -113,6 +109,7 @@ class Factory:
         """End the work, in the midst of whatever is under way."""
         self._ending.set()
         self._thread.join()
+        self._client.close()
 
     def _run(self) -> None:
         while not self._ending.is_set():
@@ -122,7 +119,7 @@ class Factory:
             heapq.heappop(self._due)
             try:
                 step()
-            except (ServiceError, OSError, http.client.HTTPException) as error:
+            except (ServiceError, Refused, Unavailable) as error:
                 log.info("the factory of the demonstration: %s", error)
 
     def _later(
@@ -143,7 +140,7 @@ class Factory:
             "PUSH" if push else "PULL", requester, target, service, subscription
         )
         self._later((1, 6), self._start, job_id, target, service)
-        if self._address and self._chance.random() < 1 / JOBS_PER_LOCK:
+        if self._chance.random() < 1 / JOBS_PER_LOCK:
             self._lock()
 
     def _start(self, job_id: str, owner: str, service: str) -> None:
@@ -177,37 +174,24 @@ class Factory:
         instance = self._chance.choice(self._chance.choice(list(self._instances.values())))
         owner = self._chance.choice(self._systems)
         seconds = self._chance.uniform(*LOCKED) / self._speed
-        wanted = {
-            "serviceInstanceId": instance,
-            "owner": owner,
-            "expiresAt": self._after(seconds),
-        }
-        status = self._send("POST", "/lock/create", {"locks": [wanted]})
-        if status == 201 and self._chance.random() < 0.5:
+        end = self._after(seconds)
+        self._client.create_locks([Lock(service_instance_id=instance, owner=owner, expires_at=end)])
+        if self._chance.random() < 0.5:
             self._later((5, seconds * self._speed), self._remove, owner, instance)
 
     def _remove(self, owner: str, instance: str) -> None:
-        self._send("DELETE", f"/lock/remove/{owner}?instanceIds={quote(instance, safe='')}")
+        self._client.remove_locks(owner, instance)
 
-    def _send(self, method: str, path: str, payload: object = None) -> int:
-        connection = http.client.HTTPConnection(self._address, timeout=10)
-        try:
-            body = json.dumps(payload) if payload else None
-            connection.request(method, MANAGEMENT + path, body, OPERATOR)
-            return connection.getresponse().status
-        finally:
-            connection.close()
-
-    def _after(self, seconds: float) -> str:
+    def _after(self, seconds: float) -> datetime:
         # Rounded up as the service does it, and never to the present.
-        return write_instant(_read(self._store.now()) + timedelta(seconds=int(seconds) + 1))
+        return read_time(self._store.now()) + timedelta(seconds=int(seconds) + 1)
 
 
-def _lines(export: Callable[[Store, Callable[[str], object]], int], store: Store) -> list[str]:
-    parts: list[str] = []
-    export(store, parts.append)
-    return "".join(parts).splitlines()
-
-
-def _read(moment: str) -> datetime:
-    return datetime.fromisoformat(moment.removesuffix("Z"))
+def _all(find: Callable[..., Found[E]]) -> list[E]:
+    found: list[E] = []
+    for page in itertools.count():
+        entries = find(page=page, sort_field="id", descending=False).entries
+        found += entries
+        if not entries:
+            break
+    return found
