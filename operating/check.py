@@ -54,7 +54,7 @@ def check(context: click.Context, /, files: tuple[Path, ...], days: float, **opt
     """
     wrong = False
     with _Reasons() as reasons:
-        for what, look in _looks(options, files, timedelta(days=days)):
+        for what, look in looks(options, files, timedelta(days=days)):
             reasons.clear()
             try:
                 result = f"ok     {what}: {look()}"
@@ -85,8 +85,14 @@ class _Reasons(list[str]):
 Look = tuple[str, Callable[[], str]]
 
 
-def _looks(options: dict[str, Any], files: tuple[Path, ...], last: timedelta) -> Iterator[Look]:
-    """What there is to look at; each thing only if what it needs is there."""
+def looks(options: dict[str, Any], files: tuple[Path, ...], last: timedelta) -> Iterator[Look]:
+    """Return what there is to look at: a name, and what returns in words that it is well.
+
+    Args:
+        options: settings, over those of the environment.
+        files: PEM files that are looked at as well.
+        last: for how long what is in them must last.
+    """
     found: list[Settings] = []
 
     def settings_are_right() -> str:

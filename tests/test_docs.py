@@ -8,6 +8,7 @@ import subprocess
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,6 +21,9 @@ from support import Process
 from test_readme import ROOT, blocks, console
 
 from orchmgmt.app import create_app, store_of
+from orchmgmt.operating.check import looks
+from orchmgmt.operating.commands import remove_locks
+from orchmgmt.operating.mirror import mirror
 from orchmgmt.settings import Settings
 
 pytestmark = pytest.mark.sqlite
@@ -122,6 +126,31 @@ def test_the_commands_at_a_running_service(
     netloc = urlsplit(demo.url).netloc
     monkeypatch.setenv("ORCHMGMT_PORT", netloc.partition(":")[2])
     check((DOCS / "commands.md").read_text(), tmp_path, {"127.0.0.1:8441": netloc})
+
+
+def test_the_commands_options_are_those_of_the_page() -> None:
+    rows = re.findall(r"^\| (`--.*?) \|", section("commands.md", "Where, and who asks"), re.M)
+    named = [it for row in rows for it in re.findall("`(--[a-z-]+)`", row)]
+    own = {it.name for it in mirror.params} & {it.name for it in remove_locks.params}
+    options = [it.opts[0] for it in remove_locks.params if it.name in {*own, "url"}]
+    assert sorted(named) == sorted(options)
+
+
+def test_what_a_check_looks_at_is_what_the_page_says(tmp_path: Path) -> None:
+    settings = {
+        "authentication_policy": "outsourced",
+        "management_policy": "authorization",
+        **dict.fromkeys(("ca_file", "certificate_file"), "file.pem"),
+        **dict.fromkeys(("identity_url", "authorization_url"), "http://127.0.0.1:1/x"),
+        "service_registry_url": "http://127.0.0.1:1/x",
+    }
+    found = []
+    for what, look in looks(settings, (), timedelta(days=14)):
+        found.append(what)
+        if what == "settings":
+            look()
+    rows = re.findall(r"^\| (`.*?`) \|", section("commands.md", "Check"), re.M)
+    assert [it for row in rows for it in re.findall("`(.*?)`", row)] == found
 
 
 def test_the_page_about_compose_says_what_its_file_says() -> None:

@@ -1,0 +1,451 @@
+"""Operating from a shell: the real commands, against real services and stand-ins for the cloud."""
+
+import inspect
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from certificates import CLOUD, DAY, NOW, Authority, subject
+from click.testing import CliRunner
+from conftest import COMMAND
+from nginx import Nginx
+from standin import PASSWORD, Cloud
+from support import FUTURE, Service, lock, served
+from wire import JOB, LOCK, job_entry, job_id, lock_entry, put
+
+from orchmgmt.cli import main
+from orchmgmt.client import Client
+from orchmgmt.operating.commands import list_jobs, list_locks
+from orchmgmt.settings import Settings
+from orchmgmt.store import Store
+
+pytestmark = pytest.mark.sqlite
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Begin = Callable[..., Service]
+
+POLICY = {"DATABASE_URL": "sqlite:///:memory:"}
+
+HOSTILE = "an \x1b[2J\x07\u202eevil\nline two"
+
+
+@pytest.fixture
+def service(service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
+    """The service of this machine, as the settings say."""
+    monkeypatch.setenv("ORCHMGMT_PORT", service.url.rpartition(":")[2])
+    return service
+
+
+def lines(ended: "subprocess.CompletedProcess[str]") -> list[Any]:
+    """What a command prints for programs."""
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return [json.loads(line) for line in ended.stdout.splitlines()]
+
+
+# Locks and history of a running service
+
+
+def test_locks_are_created_shown_and_removed(run: Run, service: Service) -> None:
+    owned = ("--owner", "boiler-control")
+    made = run("lock", "create", *owned, "--expires-at", FUTURE, "Boiler|heat|1", "Tank|level|2")
+    assert (made.returncode, made.stderr) == (0, "")
+    assert made.stdout == (
+        "ID  INSTANCE           OWNER          EXPIRES               HELD BY\n"
+        f"1   Boiler|heat|1.0.0  BoilerControl  {FUTURE}  its owner\n"
+        f"2   Tank|level|2.0.0   BoilerControl  {FUTURE}  its owner\n"
+    )
+    (entry,) = lines(
+        run("lock", "create", *owned, "--expires-in", "1d2h3m4s", "--json", "C|d|1.0.0")
+    )
+    assert service.locks(ids=[3]).entries == [entry]
+    removed = run("lock", "remove", *owned, "Boiler|heat|1", "C|d|1")
+    assert (removed.returncode, removed.stdout, removed.stderr) == (0, "", "")
+    (entry,) = lines(run("lock", "list", "--json"))
+    assert entry["serviceInstanceId"] == "Tank|level|2.0.0"
+
+
+def test_what_is_shown_can_be_imported(run: Run, service: Service, tmp_path: Path) -> None:
+    put(service, LOCK, lock_entry(7, orchestrationJobId=job_id(1), temporary=True))
+    put(service, JOB, job_entry(1, message=HOSTILE, finishedAt=""))
+    url = f"sqlite:///{tmp_path}/other.db"
+    for kind in ("lock", "history"):
+        shown = run(kind, "list", "--json").stdout
+        imported = run(kind, "import", "-", "--database-url", url, input=shown)
+        assert imported.returncode == 0
+        ours, theirs = (
+            run(kind, "export", "--database-url", it).stdout
+            for it in (url, service.store.settings.database_url)
+        )
+        assert ours == theirs != ""
+
+
+def test_every_filter_of_the_contract_is_an_option(run: Run, service: Service) -> None:
+    values = {"orchestrationJobId": job_id(3), "owner": "Wanted", "temporary": True}
+    put(service, LOCK, lock_entry(1), lock_entry(2), lock_entry(3, **values))
+    assert lines(
+        run(
+            *("lock", "list", "--json", "--id", "1", "--id", "3"),
+            *("--orchestration-job-id", job_id(3)),
+            *("--service-instance-id", "Provider3|kelvinInfo|1"),
+            *("--owner", "wanted", "--owner", "Other"),
+            *("--expires-before", "2099-01-01T00:00:00.5Z"),
+            *("--expires-after", "2099-01-01T00:59:59+01:00"),
+        )
+    ) == [lock_entry(3, **values)]
+    for option in (["--owner", "Other"], ["--expires-before", FUTURE], ["--expires-after", FUTURE]):
+        assert lines(run("lock", "list", "--json", *option)) == []
+    subscription = "f0e1d2c3-0000-4000-8000-000000000000"
+    values = {"type": "PUSH", "subscriptionId": subscription, "targetSystem": "Target"}
+    put(service, JOB, job_entry(1), job_entry(2), job_entry(3, **values))
+    assert lines(
+        run(
+            *("history", "list", "--json", "--id", job_id(3), "--status", "pending"),
+            *("--type", "PUSH", "--requester-system", "Consumer", "--target-system", "Target"),
+            *("--service-definition", "kelvinInfo", "--subscription-id", subscription),
+        )
+    ) == [job_entry(3, **values)]
+    assert lines(run("history", "list", "--json", "--status", "DONE")) == []
+    for ask, command in ((Client.locks, list_locks), (Client.jobs, list_jobs)):
+        filters = set(inspect.signature(ask).parameters) - {"self", "since"}
+        assert filters <= {it.name for it in command.params}
+
+
+def test_what_somebody_else_wrote_cannot_command_a_terminal(run: Run, service: Service) -> None:
+    put(service, JOB, job_entry(1, message=HOSTILE), job_entry(2))
+    for env in ({}, {"PYTHONIOENCODING": "ascii"}):
+        ended = run("history", "list", env=env)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert len(ended.stdout.splitlines()) == 3
+        assert "evil" in ended.stdout
+        assert ended.stdout.replace("\n", "").isprintable()
+    ended = run("lock", "list", "--owner", "\x1b[2J\u202e")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Error: The specified system name does not match")
+    assert ended.stderr.replace("\n", "").isprintable()
+
+
+def test_a_reader_that_has_had_enough_is_left_alone(service: Service, tmp_path: Path) -> None:
+    put(service, JOB, *(job_entry(it, message="x" * 100) for it in range(3000)))
+    command = f"set -o pipefail; {COMMAND} history list | head -1"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert ended.stdout.startswith("CREATED ")
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+def test_the_exit_code_tells_a_refusal_from_an_absence(run: Run, service: Service) -> None:
+    service.create(lock("Boiler|heat|1.0.0"))
+    create = ("lock", "create", "--owner", "Other", "--expires-in", "1h", "Boiler|heat|1")
+    held = run(*create)
+    assert (held.returncode, held.stdout) == (1, "")
+    assert held.stderr == "Error: Already locked: Boiler|heat|1.0.0\n"
+    forbidden = run("lock", "list", "--name", "Alice")
+    assert forbidden.returncode == 1
+    assert forbidden.stderr == "Error: Requester has no management permission\n"
+    away = run(*create, "--url", "http://127.0.0.1:1")
+    assert away.returncode == 5
+    assert away.stderr.startswith("Error: no connection to http://127.0.0.1:1: ")
+    assert away.stderr.endswith("if it was sent, `orchmgmt lock list` tells whether it was done\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list", "--id", "x"], "'x' is not a valid integer"),
+        (["list", "--expires-after", "2099-01-01"], "is not like 2099-01-01T00:00:00Z"),
+        (["list", "--expires-after", "9999-12-31T23:59:59-18:00"], "is not like"),
+        (["list", "--url", "ftp://x"], "ftp://x must be http://HOST:PORT"),
+        (["list", "--url", "http://x:port"], "Port could not be cast"),
+        (["list", "--url", "http://x\x1b"], "must have its special characters escaped"),
+        (["list", "--name", "\x1b\n\u202e"], "\N{REPLACEMENT CHARACTER}"),
+        (["list", "--name", "ä"], "ä cannot be sent as a name"),
+        (["list", "--key", __file__], "--key goes with --certificate"),
+        (["list", "--url", "https://x", "--certificate", __file__], "hold no certificate"),
+        (["list", "--url", "https://x", "--ca", __file__], "is no PEM file"),
+        (["list", "--name", "A", "--token-file", __file__], "not both"),
+        (["list", "--token-file", __file__], "holds no token"),
+        (["create", "--owner", "A", "A|b|1"], "give --expires-in or --expires-at"),
+        (["create", "--owner", "A", "--expires-in", "1h", "--expires-at", FUTURE, "A|b|1"], "give"),
+        (["create", "--owner", "A", "--expires-in", "1 hour", "A|b|1"], "is not like 1h"),
+        (["create", "--owner", "A", "--expires-in", "", "A|b|1"], "is not like 1h"),
+        (["create", "--owner", "A", "--expires-in", "999999999d", "A|b|1"], "the year 9999"),
+        (["create", "--expires-in", "1h", "A|b|1"], "Missing option '--owner'"),
+        (["create", "--owner", "A", "--expires-in", "1h"], "Missing argument"),
+        (["remove", "--owner", "A"], "Missing argument"),
+    ],
+)
+def test_a_wrong_use_is_told_in_words(arguments: list[str], message: str) -> None:
+    ended = CliRunner().invoke(main, ["lock", *arguments], env={"ORCHMGMT_PORT": "1"})
+    assert ended.exit_code == 2
+    assert message in ended.output
+    assert "\x1b" not in ended.output
+
+
+def test_the_service_of_this_machine_may_listen_on_a_unix_socket(run: Run, tmp_path: Path) -> None:
+    started = subprocess.Popen(
+        [COMMAND, "serve", "--unix-socket", "a socket"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert started.stdout
+    assert started.stdout.readline().startswith("Listening on ")
+    env = {"ORCHMGMT_UNIX_SOCKET": "a socket"}
+    assert lines(run("lock", "list", "--json", env=env)) == []
+    started.terminate()
+    started.communicate(timeout=30)
+
+
+def test_who_asks_is_proved_by_a_token(
+    run: Run, begin: Begin, cloud: Cloud, tmp_path: Path
+) -> None:
+    url = begin(AUTHENTICATION_POLICY="outsourced").url
+    token = cloud.token("Carol", sysop=True)
+    (tmp_path / "token").write_text(f"{token}\n")
+    assert lines(run("lock", "list", "--json", "--url", url, "--token-file", "token")) == []
+    again = run("lock", "list", "--json", "--url", url, "--token-file", "-", input=token)
+    assert lines(again) == []
+    refused = run("lock", "list", "--url", url)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("Error: Invalid authorization header: say who asks, by --name")
+    (tmp_path / "token").write_text(f"{token}\n{token}")
+    refused = run("lock", "list", "--url", url, "--token-file", "token")
+    assert refused.returncode == 2
+    assert token not in refused.stderr
+
+
+def test_who_asks_is_proved_by_a_certificate(
+    run: Run, authority: Authority, tmp_path: Path
+) -> None:
+    server = authority.server_file()
+    authority.operator().save(tmp_path / "carol.pem")
+    with served(
+        AUTHENTICATION_POLICY="certificate", CLOUD=CLOUD, DATABASE_URL="sqlite:///:memory:"
+    ) as service:
+        files = {
+            "/etc/orchmgmt/server.pem": server,
+            "/etc/orchmgmt/server.key": server,
+            "/etc/orchmgmt/cloud-ca.pem": authority.ca_file,
+            "/etc/orchmgmt/cloud-crl.pem": authority.revocations(),
+            "127.0.0.1:8441": service.url.removeprefix("http://"),
+        }
+        nginx = Nginx(tmp_path / "nginx", "generic_https_certificate.conf", files)
+        try:
+            where = ("--url", f"https://127.0.0.1:{nginx.port}", "--ca", authority.ca_file)
+            own = ("--certificate", "carol.pem", "--key", "carol.pem")
+            assert lines(run("lock", "list", "--json", *where, *own[:2])) == []
+            assert lines(run("history", "list", "--json", *where, *own)) == []
+            assert run("lock", "list", *where).returncode == 1
+        finally:
+            nginx.stop()
+
+
+def test_a_watch_shows_what_is_new_and_what_changes_once(service: Service) -> None:
+    history = service.store.history
+    first = history.create("PULL", "Alice", "Bob", "kelvinInfo")
+    watch = subprocess.Popen(
+        [COMMAND, "history", "list", "--json", "--watch", "--interval", "0.1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watch.stdout
+
+    def seen() -> tuple[str, str]:
+        assert watch.stdout
+        entry = json.loads(watch.stdout.readline())
+        return entry["id"], entry["status"]
+
+    assert seen() == (first, "PENDING")
+    second = history.create("PULL", "Alice", "Bob", "kelvinInfo")
+    assert seen() == (second, "PENDING")
+    history.start(first)
+    assert seen() == (first, "IN_PROGRESS")
+    history.fail(first, "no")
+    assert seen() == (first, "ERROR")
+    watch.send_signal(signal.SIGINT)
+    output, log = watch.communicate(timeout=30)
+    assert (watch.returncode, output, log) == (0, "", "")
+
+
+# What a server needs, and the settings
+
+
+def looked(ended: "subprocess.CompletedProcess[str]") -> dict[str, str]:
+    """What a check says of each thing."""
+    found = dict(line.partition(": ")[::2] for line in ended.stdout.splitlines())
+    assert ended.stderr == ""
+    assert ended.returncode == any(name.startswith("wrong") for name in found)
+    return found
+
+
+@pytest.fixture
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A database that is in order."""
+    path = tmp_path / "orchmgmt.db"
+    Store({"DATABASE_URL": f"sqlite:///{path}"}).close()
+    return path
+
+
+def test_a_check_of_what_is_in_order_changes_nothing(run: Run, database: Path) -> None:
+    before = database.read_bytes()
+    assert looked(run("check")) == {
+        "ok     settings": "authentication policy declared, management policy sysop-only",
+        "ok     policies": "they have what they need",
+        "ok     database": "schema version 3",
+    }
+    assert database.read_bytes() == before
+
+
+def test_a_check_says_what_is_wrong_and_what_to_do(run: Run, tmp_path: Path) -> None:
+    found = looked(run("check", env={"ORCHMGMT_PROT": "1"}))
+    message = "ORCHMGMT_PROT is not a setting: take it away, or spell it right"
+    assert found["wrong  settings"] == message
+    assert found["wrong  database"].endswith("`orchmgmt serve` or an import makes a database")
+    assert not (tmp_path / "orchmgmt.db").exists()
+    shutil.copyfile(Path(__file__).parent / "data" / "schema-1.sqlite", tmp_path / "orchmgmt.db")
+    assert looked(run("check"))["wrong  database"].endswith("run `orchmgmt upgrade`")
+    found = looked(run("check", "--port", "x"))
+    assert list(found) == ["wrong  settings"]
+    found = looked(run("check", "--authentication-policy", "certificate"))
+    assert found["wrong  policies"] == "the policy `certificate` needs ORCHMGMT_CLOUD"
+
+
+def test_a_check_looks_when_certificates_and_revocation_lists_end(
+    run: Run, database: Path, authority: Authority, tmp_path: Path
+) -> None:
+    own = authority.issue(subject("own"), ends=NOW + 30 * DAY)
+    own.save(tmp_path / "own.pem")
+    authority.issue(subject("old"), ends=NOW - DAY / 2).save(tmp_path / "old.pem")
+    authority.issue(subject("other")).save(tmp_path / "other.pem")
+    (tmp_path / "bad.pem").write_text("-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n")
+    (tmp_path / "crl.pem").write_bytes(Path(authority.revocations(ends=NOW + DAY)).read_bytes())
+    files = ("old.pem", "crl.pem", "bad.pem", "none.pem", "orchmgmt.db")
+    ca, certificate = ("--ca-file", authority.ca_file), ("--certificate-file", "own.pem")
+    found = looked(run("check", *files, *ca, *certificate, "--key-file", "other.pem"))
+    soon = f"it ends soon, at {NOW + DAY:%Y-%m-%dT%H:%M:%SZ}: put a new one there"
+    assert found["wrong  ORCHMGMT_CA_FILE"] == soon
+    lasts = f"it lasts until {NOW + 30 * DAY:%Y-%m-%dT%H:%M:%SZ}"
+    assert found["ok     ORCHMGMT_CERTIFICATE_FILE"] == lasts
+    assert found["wrong  ORCHMGMT_KEY_FILE"].startswith("it is not the key of the certificate")
+    assert found["wrong  old.pem"].startswith("it ended at ")
+    assert found["wrong  crl.pem"] == soon
+    assert found["wrong  bad.pem"] == "it is damaged: put the file there anew"
+    assert found["wrong  none.pem"] == "it cannot be read: No such file or directory"
+    assert found["wrong  orchmgmt.db"].startswith("it has neither a certificate nor")
+    found = looked(run("check", "crl.pem", *ca, *certificate, "--days", "0.5"))
+    assert [name[:2] for name in found] == ["ok"] * 7
+
+
+def test_a_check_asks_the_clouds_other_systems(run: Run, database: Path, cloud: Cloud) -> None:
+    env = {
+        **{
+            f"ORCHMGMT_{name}": value
+            for name, value in {**cloud.settings, **cloud.registry}.items()
+        },
+        "ORCHMGMT_AUTHENTICATION_POLICY": "outsourced",
+        "ORCHMGMT_MANAGEMENT_POLICY": "authorization",
+    }
+    found = looked(run("check", env=env))
+    name = "OrchestrationManagement"
+    assert found["ok     identity service"] == f"{name} can log in there"
+    assert found["ok     authorization system"] == f"{name} may ask it"
+    assert found["ok     ServiceRegistry"] == "it lets this system ask"
+    assert cloud.systems == cloud.services == {}
+    secret = "not the password"
+    ended = run("check", env={**env, "ORCHMGMT_SYSTEM_PASSWORD": secret})
+    found = looked(ended)
+    refused = "the identity service does not answer as it should: it refuses this system's name or"
+    for system in ("identity service", "authorization system", "ServiceRegistry"):
+        assert found[f"wrong  {system}"].startswith(refused)
+    assert secret not in ended.stdout
+    assert PASSWORD not in ended.stdout
+    cloud.answer = lambda path: None if "login" in path else (200, b'{"hello": "world"}')
+    found = looked(run("check", env=env))
+    assert found["wrong  identity service"] == "ORCHMGMT_IDENTITY_URL leads to something else"
+    cloud.stop()
+    found = looked(run("check", env=env))
+    assert "Connection refused" in found["wrong  identity service"]
+
+
+def test_the_settings_in_effect_are_shown_with_where_they_come_from(run: Run) -> None:
+    env = {
+        "ORCHMGMT_PORT": "1234",
+        "ORCHMGMT_HOST": " ",
+        "ORCHMGMT_SYSTEM_PASSWORD": "hunter2",
+        "ORCHMGMT_DATABASE_URL": "postgresql://me:hunter2@db/orchmgmt",
+        "ORCHMGMT_IDENTITY_URL": "https://hunter2@cloud/identity",
+    }
+    ended = run("config", "--json", "--metrics", "yes", env=env)
+    assert "hunter2" not in ended.stdout
+    found = json.loads(ended.stdout)
+    assert list(found) == [f"ORCHMGMT_{it.name.upper()}" for it in fields(Settings)]
+    assert found["ORCHMGMT_PORT"] == {"value": 1234, "from": "environment"}
+    assert found["ORCHMGMT_HOST"] == {"value": "127.0.0.1", "from": "default"}
+    assert found["ORCHMGMT_METRICS"] == {"value": True, "from": "option"}
+    assert found["ORCHMGMT_SYSTEM_PASSWORD"] == {"value": "***", "from": "environment"}
+    table = run("config", "--metrics", "yes", env=env)
+    assert "hunter2" not in table.stdout
+    rows = [line.split(maxsplit=2) for line in table.stdout.splitlines()]
+    assert ["ORCHMGMT_METRICS", "option", "true"] in rows
+    assert len(rows) == len(found) + 1
+    wrong = run("config", "--port", "x")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+
+
+# The shell
+
+
+def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
+    script = """
+    eval "$(orchmgmt completion bash)"
+    for words in "orchmgmt lo" "orchmgmt lock cr" "orchmgmt lock create --expires-"; do
+        COMP_WORDS=($words); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=()
+        _orchmgmt_completion orchmgmt
+        echo "${COMPREPLY[@]}"
+    done
+    """
+    path = f"{Path(COMMAND).parent}{os.pathsep}{os.environ['PATH']}"
+    ended = subprocess.run(
+        ["bash", "-c", script],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.stderr == ""
+    assert ended.stdout.splitlines() == ["lock", "create", "--expires-in --expires-at"]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_another_shell_can_read_what_it_is_given(run: Run, shell: str) -> None:
+    program = shutil.which(shell)
+    if program is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{shell} is missing")
+        pytest.skip(f"{shell} is not installed")
+    script = run("completion", shell)
+    assert script.returncode == 0
+    read = subprocess.run([program, "-n"], input=script.stdout, capture_output=True, text=True)
+    assert (read.returncode, read.stderr) == (0, "")
+    env = {"_ORCHMGMT_COMPLETE": f"{shell}_complete", "COMP_WORDS": "orchmgmt lock cr"}
+    offered = run(env={**env, "COMP_CWORD": "cr" if shell == "fish" else "2"})
+    assert "create" in offered.stdout
+
+
+def test_a_server_imports_nothing_of_it(tmp_path: Path) -> None:
+    code = (
+        "import sys; from orchmgmt.cli import main, Group; import orchmgmt.serving.server;"
+        "print([it for it in sys.modules if it.startswith('orchmgmt.operating')"
+        " or it == 'orchmgmt.client'])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout == "[]\n"
