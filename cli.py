@@ -378,7 +378,9 @@ def backup(file: Path, **options: Any) -> None:
 
 
 @main.command()
-@takes_settings("authentication_policy", "max_page_size", "omit_empty", "unknown_keys", *OF_THE_LOG)
+@takes_settings(
+    "authentication_policy", "max_page_size", "omit_empty", "unknown_keys", "recorder", *OF_THE_LOG
+)
 def openapi(**options: Any) -> None:
     """Print what OpenAPI 3.1 says of the operations under these settings."""
     from orchmgmt.openapi import document

@@ -45,6 +45,15 @@ NAMES: dict[type[schemas.WireSchema], str] = {
     schemas.LockEntry: "Lock",
     schemas.JobEntry: "Job",
 }
+
+#: Those of the recorder's operations, which Eclipse Arrowhead does not have.
+RECORDER_NAMES: dict[type[schemas.WireSchema], str] = {
+    schemas.LockReserve: "LockReserveRequest",
+    schemas.Reservation: "Reservation",
+    schemas.HistoryRecord: "HistoryRecordRequest",
+    schemas.JobRecord: "JobRecord",
+}
+EVERY_NAME = NAMES | RECORDER_NAMES
 LOCKS = "ServiceOrchestrationLockListResponse"
 JOBS = "ServiceOrchestrationHistoryResponse"
 
@@ -92,6 +101,20 @@ JOB_EXAMPLE = {
 
 #: The keys of a lock that a request has.
 REQUESTED = ("serviceInstanceId", "owner", "expiresAt")
+
+NEW_JOB_EXAMPLE = {
+    "id": "091cc9c3-e704-4d0a-8d70-96fb2c11da55",
+    "type": "PULL",
+    "requesterSystem": "RoomClimate",
+    "targetSystem": "RoomClimate",
+    "serviceDefinition": "kelvinInfo",
+}
+
+#: For each part of a path that differs: an example.
+IN_PATHS = {
+    "owner": LOCK_EXAMPLE["owner"],
+    "orchestrationJobId": NEW_JOB_EXAMPLE["id"],
+}
 
 _ERROR_RESPONSE: dict[str, Any] = {
     "type": "object",
@@ -232,12 +255,12 @@ def document(settings: Settings) -> dict[str, Any]:
     """Return the description of the operations under these settings, as OpenAPI 3.1.
 
     Args:
-        settings: of which four matter: the policy that identifies, the largest page, and whether
-            empty keys are left out and unknown ones refused.
+        settings: of which five matter: the policy that identifies, the largest page, and whether
+            empty keys are left out, unknown ones refused and the recorder's operations there.
     """
 
     def name_of(schema: Any) -> str:
-        return NAMES[type(schema)]
+        return EVERY_NAME[type(schema)]
 
     plugin = MarshmallowPlugin(schema_name_resolver=name_of)
     plugin.Converter = Converter
@@ -250,7 +273,7 @@ def document(settings: Settings) -> dict[str, Any]:
         security=[{"identity": []}],
     )
     spec.components.security_scheme("identity", IDENTITIES[settings.authentication_policy])
-    for schema, name in NAMES.items():
+    for schema, name in (EVERY_NAME if settings.recorder else NAMES).items():
         if name not in spec.components.schemas:  # those within others come with these
             spec.components.schema(name, schema=schema(settings))
     spec.components.schema(LOCKS, _page_of("Lock"))
@@ -262,12 +285,15 @@ def document(settings: Settings) -> dict[str, Any]:
         spec.components.response(str(status), _error(status, meaning, examples, origin))
 
     converter: Any = plugin.converter  # there is one since the plugin has its specification
-    for method, path, operation in _operations(settings, converter):
+    operations = [*_operations(settings, converter)]
+    if settings.recorder:
+        operations += _recorder_operations(settings, converter)
+    for method, path, operation in operations:
         refused = operation.pop("refused", None)
         answers = operation.pop("answers")
         if refused is not None:
             meaning = "Malformed JSON, or a wrong or missing value"
-            origin = f"{method.upper()} {path.format(owner=LOCK_EXAMPLE['owner'])}"
+            origin = f"{method.upper()} {path.format(**IN_PATHS)}"
             answers["400"] = _error(400, meaning, refused, origin)
         for status in operation.pop("errors"):
             answers[str(status)] = {"$ref": f"#/components/responses/{status}"}
@@ -408,6 +434,88 @@ def _operations(
     )
 
 
+def _recorder_operations(
+    settings: Settings, converter: OpenAPIConverter
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield the same of the recorder's operations."""
+    job_id = NEW_JOB_EXAMPLE["id"]
+    reserved = {**LOCK_EXAMPLE, "orchestrationJobId": job_id, "temporary": True}
+    yield (
+        "post",
+        f"{MANAGEMENT}/lock/reserve",
+        {
+            "operationId": "reserveLocks",
+            "tags": ["lock"],
+            "summary": "Lock service instances for unfinished jobs, temporarily, all or none",
+            "requestBody": _body(
+                schemas.LockReserve,
+                {"locks": [{key: reserved[key] for key in ("orchestrationJobId", *REQUESTED)}]},
+                required=True,
+            ),
+            "answers": {
+                "201": _answer(LOCKS, "The new locks, in the order of the request", reserved)
+            },
+            "refused": {
+                "job": f"There is no unfinished orchestration job {job_id}",
+                "locked": f"Already locked: {LOCK_EXAMPLE['serviceInstanceId']}",
+            },
+            "errors": (401, 403, 413, 415, 500, 503),
+        },
+    )
+    release = schemas.LockRelease(settings).fields
+    counted = {
+        "type": "object",
+        "properties": {"count": {"type": "integer", "minimum": 0}},
+        "required": ["count"],
+    }
+    yield (
+        "delete",
+        f"{MANAGEMENT}/lock/release/{{orchestrationJobId}}",
+        {
+            "operationId": "releaseLocks",
+            "tags": ["lock"],
+            "summary": "Remove the temporary locks of a job",
+            "parameters": [
+                {
+                    "name": "orchestrationJobId",
+                    "in": "path",
+                    "required": True,
+                    "schema": converter.field2property(release["orchestration_job_id"]),
+                    "example": job_id,
+                }
+            ],
+            "answers": {
+                "200": {
+                    "description": "They are gone; `count` is how many there were",
+                    "content": {"application/json": {"schema": counted, "example": {"count": 1}}},
+                }
+            },
+            "refused": {"job": "Invalid orchestration job id: abc123"},
+            "errors": (401, 403, 404, 500, 503),
+        },
+    )
+    yield (
+        "post",
+        f"{MANAGEMENT}/history/record",
+        {
+            "operationId": "recordJobs",
+            "tags": ["history"],
+            "summary": "Put new jobs there, and bring others forward in their life, all or none",
+            "requestBody": _body(schemas.HistoryRecord, {"jobs": [NEW_JOB_EXAMPLE]}, required=True),
+            "answers": {
+                "201": _answer(
+                    JOBS, "The jobs as they are now, in the order of the request", JOB_EXAMPLE
+                )
+            },
+            "refused": {
+                "back": f"Orchestration job {job_id} is DONE: it cannot become PENDING",
+                "new": "Type is missing",
+            },
+            "errors": (401, 403, 413, 415, 500, 503),
+        },
+    )
+
+
 def publish(app: Flask, settings: Settings) -> None:
     """Give an application the description and, for people, Swagger UI; both for everybody."""
     text = json.dumps(document(settings))
@@ -469,7 +577,7 @@ def _page_of(entry: str) -> dict[str, Any]:
 def _body(
     schema: type[schemas.WireSchema], example: dict[str, Any], required: bool = False
 ) -> dict[str, Any]:
-    reference = {"$ref": f"#/components/schemas/{NAMES[schema]}"}
+    reference = {"$ref": f"#/components/schemas/{EVERY_NAME[schema]}"}
     content = {"application/json": {"schema": reference, "example": example}}
     return {"required": required, "content": content}
 

@@ -34,11 +34,11 @@ def extend(lock: Blueprint, history: Blueprint, store: Store) -> None:
 
     lock.post("/reserve", endpoint="reserve")(lock_maker(store, schemas.LockReserve, reserve))
 
-    @lock.delete("/release", defaults={"job_id": ""})
-    @lock.delete("/release/", defaults={"job_id": ""})
-    @lock.delete("/release/<job_id>")
-    def release(job_id: str) -> Response:
-        job_id = release_request.read_path(job_id, request.args)
+    @lock.delete("/release", defaults={"orchestrationJobId": ""})
+    @lock.delete("/release/", defaults={"orchestrationJobId": ""})
+    @lock.delete("/release/<orchestrationJobId>")
+    def release(**path: str) -> Response:
+        job_id = release_request.read_path(path["orchestrationJobId"], request.args)
         tell(job_ids=[job_id])
         count = store.locks.release(job_id)
         tell(removed=count)

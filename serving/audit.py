@@ -1,4 +1,4 @@
-"""The audit log: one line for each attempt to create or remove locks: who, what, result.
+"""The audit log: one line for each attempt to change locks or jobs: who, what, result.
 
 Nothing in it is as somebody sent it, but for the values that an error's message repeats.
 """

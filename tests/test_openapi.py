@@ -13,13 +13,13 @@ from jsonschema_rs import validator_for
 from support import OPERATOR, Client
 
 from orchmgmt.app import create_app, store_of
-from orchmgmt.openapi import NAMES, document
+from orchmgmt.openapi import NAMES, NEW_JOB_EXAMPLE, RECORDER_NAMES, document
 from orchmgmt.settings import Settings
 
 pytestmark = pytest.mark.sqlite
 
 COMMITTED = Path(__file__).parent.parent / "docs" / "openapi.json"
-DOCUMENT = document(Settings())
+DOCUMENT = document(Settings(recorder=True))
 OPERATIONS = [
     (method, path, operation)
     for path, operations in DOCUMENT["paths"].items()
@@ -33,8 +33,14 @@ def test_the_committed_document_is_that_of_the_code(run):
     assert printed == COMMITTED.read_text(), "orchmgmt openapi > docs/openapi.json"
 
 
-def test_every_operation_is_described():
-    app = create_app({"DATABASE_URL": "sqlite:///:memory:"})
+@pytest.fixture
+def service(start):
+    return start(RECORDER=True)
+
+
+@pytest.mark.parametrize("recorder", [True, False])
+def test_every_operation_is_described(recorder):
+    app = create_app({"DATABASE_URL": "sqlite:///:memory:", "RECORDER": recorder})
     with store_of(app):
         served = {
             (method.lower(), re.sub("<(.*)>", r"{\1}", rule.rule))
@@ -42,7 +48,8 @@ def test_every_operation_is_described():
             if not rule.defaults  # another spelling of an operation
             for method in rule.methods - {"HEAD", "OPTIONS"}
         }
-    assert served == {(method, path) for method, path, _ in OPERATIONS}
+    described = document(Settings(recorder=recorder))["paths"].items()
+    assert served == {(method, path) for path, methods in described for method in methods}
 
 
 def resolve(described):
@@ -84,6 +91,7 @@ def test_the_service_takes_the_examples(service, method, path, operation):
         else:
             path += f"?{parameter['name']}={parameter['example'][0].replace('|', '%7C')}"
     headers = {"Authorization": OPERATOR, "Content-Type": "application/json"}
+    service.post("/history/record", {"jobs": [NEW_JOB_EXAMPLE]})  # a reservation needs its job
     if operation.get("security") == []:
         headers = {}
     answer = service.send(method.upper(), path, example, headers)
@@ -131,6 +139,10 @@ def test_settings_change_what_is_said(run):
     strict = schemas(unknown_keys="refuse")
     refusing = {name for name, it in strict.items() if it.get("additionalProperties") is False}
     assert refusing == set(NAMES.values()) - {"Lock", "Job"}
+    strict = schemas(unknown_keys="refuse", recorder=True)
+    refusing |= set(RECORDER_NAMES.values())
+    assert refusing == {n for n, it in strict.items() if it.get("additionalProperties") is False}
+    assert run("openapi", "--recorder", "true").stdout == json.dumps(DOCUMENT, indent=2) + "\n"
     printed = json.loads(run("openapi", "--authentication-policy", "certificate").stdout)
     assert printed["components"]["securitySchemes"]["identity"]["type"] == "mutualTLS"
 
@@ -173,7 +185,7 @@ def test_the_page_shows_the_operations_without_a_network(start, tmp_path):
             "--virtual-time-budget=20000",
             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
             "--dump-dom",
-            f"{start(OPENAPI=True).url}/docs/",
+            f"{start(OPENAPI=True, RECORDER=True).url}/docs/",
         ],
         capture_output=True,
         text=True,
