@@ -55,11 +55,15 @@ func holder(url string) string {
 }
 
 func post(url string, payload any) (int, []byte, error) {
+	return send("POST", url, payload)
+}
+
+func send(method, url string, payload any) (int, []byte, error) {
 	body, err := json.Marshal(payload)
 	if err != nil {
 		return 0, nil, err
 	}
-	request, err := http.NewRequest("POST", url, bytes.NewReader(body))
+	request, err := http.NewRequest(method, url, bytes.NewReader(body))
 	if err != nil {
 		return 0, nil, err
 	}

@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	file := filepath.Join(folder, "ready.json")
-	server := exec.Command("orchmgmt", "test-server", "--ready-file", file)
+	server := exec.Command("orchmgmt", "test-server", "--ready-file", file, "--recorder", "true")
 	server.Stderr = os.Stderr
 	if err := server.Start(); err != nil {
 		panic(err)
