@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import fields
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -328,10 +328,9 @@ def test_server(ready_file: Path | None, **options: Any) -> None:
     except OSError as error:
         where = f"{settings.host}, port {settings.port}"
         raise NoAddress(f"cannot listen on {where}: {error.strerror or error}") from None
-    with service:
-        Control(service)
+    with service, closing(Control(service)) as control:
         try:
-            with tell_ready(ready_file, service.url):
+            with tell_ready(ready_file, service.url, control.url):
                 click.echo(f"Listening on {service.url}")
                 signal.sigwait(SIGNALS)
         except OSError as error:

@@ -159,13 +159,13 @@ class History:
             InvalidParameter: a value is malformed, or does not go with the status.
             Unavailable: the database does not answer.
         """
-        wanted = [payload_of(vars(job)) for job in jobs]
+        return self._database.write(self.add_within, list(jobs))
 
-        def put() -> list[Row]:
-            created = {"createdAt": self._database.now()}
-            return self.put([self._entry.load({**created, **job}) for job in wanted])
-
-        return self._read(self._database.write(put))
+    def add_within(self, jobs: Iterable[entries.Job]) -> list[entries.Job]:
+        """As `add`, within a `Database.write`."""
+        created = {"createdAt": self._database.now()}
+        wanted = [{**created, **payload_of(vars(job))} for job in jobs]
+        return self._read(self.put([self._entry.load(job) for job in wanted]))
 
     def start(self, job_id: str, message: str = "") -> None:
         """Put a job `IN_PROGRESS`, from now; a finished one starts anew.

@@ -193,9 +193,13 @@ class Locks:
             AlreadyLocked: somebody holds one of the service instances.
             Unavailable: the database does not answer.
         """
+        return self._database.write(self.add_within, list(locks))
+
+    def add_within(self, locks: Iterable[entries.Lock]) -> list[entries.Lock]:
+        """As `add`, within a `Database.write`."""
         loaded = [self._entry.load(payload_of(vars(lock))) for lock in locks]
         wanted = [NewLock(**{it: lock[it] for it in NewLock._fields}) for lock in loaded]
-        return self._read(self._database.write(self._put, wanted))
+        return self._read(self._put(wanted))
 
     def reserve(
         self, job_id: str, service_instance_id: str, owner: str, expires_at: datetime | str

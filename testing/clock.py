@@ -8,6 +8,7 @@ from orchmgmt.values import second
 
 #: The first second of the year 10000, since the epoch.
 END = 253402300800
+RANGE = "The clock goes from the year 1970 to the year 9999"
 
 
 class Clock:
@@ -20,7 +21,8 @@ class Clock:
     def __call__(self) -> float:
         """Return the present, in seconds since the epoch."""
         frozen = self._frozen
-        return time.time() + self._ahead if frozen is None else frozen
+        # No DateTime is later than the last second: there it stands.
+        return min(time.time() + self._ahead, END - 1) if frozen is None else frozen
 
     def now(self) -> datetime:
         """Return the present, in UTC."""
@@ -90,11 +92,13 @@ class Clock:
 
 def _moment(present: float) -> datetime:
     if not 0 <= present < END:
-        raise ValueError("The clock goes from the year 1970 to the year 9999")
+        raise ValueError(RANGE)
     return datetime.fromtimestamp(present, timezone.utc)
 
 
 def _number(seconds: float) -> float:
     if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
         raise ValueError(f"A number of seconds was expected, not {seconds!r}")
+    if not -END <= seconds <= END:
+        raise ValueError(RANGE)
     return seconds

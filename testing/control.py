@@ -12,29 +12,34 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from werkzeug.wrappers import Request, Response
 
 from orchmgmt.entries import Entry
-from orchmgmt.errors import InvalidParameter
+from orchmgmt.errors import ServiceError
 from orchmgmt.json_text import parse_json
 from orchmgmt.testing.names import unknown
+from orchmgmt.testing.server import Server
 from orchmgmt.testing.service import Service
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-T = TypeVar("T")
-
 PREFIX = "/test/"
+DOWN = f"{PREFIX}down"
 
 
 class Control:
     """Answers what is below `/test/`, and hands on the rest.
 
+    It also has an address of its own, which is there while that of the service is down.
+
     Args:
         service: what is controlled; its requests come through here from now on.
+
+    Raises:
+        OSError: there is no address left.
     """
 
     def __init__(self, service: Service) -> None:
@@ -42,11 +47,14 @@ class Control:
         self._next = service.app.wsgi_app
         self._operations: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
             "reset": ("POST", self._reset),
+            "down": ("POST", self._down),
+            "up": ("POST", self._up),
             "clock": ("POST", self._clock),
             "faults": ("POST", self._faults),
             "seed": ("POST", self._seed),
             "requests": ("GET", self._requests),
         }
+        self._server = Server(self._control, service.settings.host, 0)
         service.app.wsgi_app = self  # type: ignore[method-assign]  # as Flask would have it
 
     def __call__(
@@ -55,17 +63,34 @@ class Control:
         """Answer a request."""
         if not environ["PATH_INFO"].startswith(PREFIX):
             return self._next(environ, start_response)
-        request = Request(environ)
+        if environ["PATH_INFO"] == DOWN:
+            where = f"{DOWN} goes to {self.url}{DOWN}: this address will be gone"
+            return _respond(400, {"error": where})(environ, start_response)
+        return self._control(environ, start_response)
+
+    @property
+    def url(self) -> str:
+        """Its own address."""
+        return self._server.url
+
+    def close(self) -> None:
+        """Give up its own address."""
+        self._server.stop()
+
+    def _control(
+        self, environ: "WSGIEnvironment", start_response: "StartResponse"
+    ) -> Iterable[bytes]:
         try:
-            status, answer = self._answer(request)
-        except (InvalidParameter, ValueError) as error:
+            status, answer = self._answer(Request(environ))
+        except ServiceError as error:
+            status, answer = error.status.value, {"error": str(error)}
+        except ValueError as error:
             status, answer = 400, {"error": str(error)}
-        response = Response(json.dumps(answer) + "\n", status, content_type="application/json")
-        return response(environ, start_response)
+        return _respond(status, answer)(environ, start_response)
 
     def _answer(self, request: Request) -> tuple[int, Any]:
         name = request.path.removeprefix(PREFIX)
-        if name not in self._operations:
+        if not request.path.startswith(PREFIX) or name not in self._operations:
             return 404, {"error": f"There are {', '.join(PREFIX + it for it in self._operations)}"}
         method, operation = self._operations[name]
         if request.method != method:
@@ -79,6 +104,16 @@ class Control:
     def _reset(self, payload: dict[str, Any]) -> Any:
         _demand_known(payload, ())
         self._service.reset()
+        return {}
+
+    def _down(self, payload: dict[str, Any]) -> Any:
+        _demand_known(payload, ())
+        self._service.down()
+        return {}
+
+    def _up(self, payload: dict[str, Any]) -> Any:
+        _demand_known(payload, ())
+        self._service.up()
         return {}
 
     def _clock(self, payload: dict[str, Any]) -> Any:
@@ -100,24 +135,30 @@ class Control:
         _demand_one(payload)
         for name, value in payload.items():
             if name != "clear":
-                _call(getattr(faults, name), value)
+                fault = getattr(faults, name)
+                fault(**_arguments(fault, value))
             elif _is_true(name, value):
                 faults.clear()
         return {"unused": faults.unused()}
 
     def _seed(self, payload: dict[str, Any]) -> Any:
-        kinds: dict[str, Callable[..., Entry]] = {
-            "locks": self._service.add_lock,
-            "jobs": self._service.add_job,
-        }
-        _demand_known(payload, kinds)
+        service, store = self._service, self._service.store
+        _demand_known(payload, ("locks", "jobs"))
         for name, values in payload.items():
             if not isinstance(values, list):
                 raise ValueError(f"{name} must be a list")
-        return {
-            name: [_call(add, it).to_wire() for it in payload.get(name, ())]
-            for name, add in kinds.items()
-        }
+        locks = [
+            service.new_lock(**_arguments(service.add_lock, it)) for it in payload.get("locks", ())
+        ]
+        jobs = [
+            service.new_job(**_arguments(service.add_job, it)) for it in payload.get("jobs", ())
+        ]
+
+        def seed() -> dict[str, Iterable[Entry]]:
+            return {"locks": store.locks.add_within(locks), "jobs": store.history.add_within(jobs)}
+
+        seeded = store.database.write(seed)
+        return {name: [it.to_wire() for it in entries] for name, entries in seeded.items()}
 
     def _requests(self, payload: dict[str, Any]) -> Any:
         lines = list(self._service.requests)
@@ -141,8 +182,12 @@ def _is_true(name: str, value: Any) -> bool:
     return True
 
 
-def _call(function: Callable[..., T], values: Any) -> T:
-    """Call a method of the service with what a JSON object says."""
+def _respond(status: int, answer: Any) -> Response:
+    return Response(json.dumps(answer) + "\n", status, content_type="application/json")
+
+
+def _arguments(function: Callable[..., Any], values: Any) -> dict[str, Any]:
+    """Return what a method of the service is given by a JSON object, and by default."""
     if not isinstance(values, dict):
         raise ValueError("A JSON object was expected")
     parameters = inspect.signature(function).parameters
@@ -150,7 +195,7 @@ def _call(function: Callable[..., T], values: Any) -> T:
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in values:
             raise ValueError(f"{name} is missing")
-    return function(**values)
+    return {name: it.default for name, it in parameters.items()} | values
 
 
 def is_loopback(host: str) -> bool:
@@ -163,12 +208,13 @@ def is_loopback(host: str) -> bool:
 
 
 @contextmanager
-def tell_ready(path: Path | None, url: str) -> Iterator[None]:
+def tell_ready(path: Path | None, url: str, control: str) -> Iterator[None]:
     """Say in a file, while the context lasts, that the service listens.
 
     Args:
         path: the file, which appears once it is whole; `None` is no file.
         url: where the service is.
+        control: where the control is that stays while the service is down.
 
     Raises:
         OSError: the file cannot be written.
@@ -177,7 +223,8 @@ def tell_ready(path: Path | None, url: str) -> Iterator[None]:
         yield
         return
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n")
+    ready = {"url": url, "control": control, "pid": os.getpid()}
+    partial.write_text(json.dumps(ready) + "\n")
     try:
         partial.replace(path)
         yield

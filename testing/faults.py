@@ -11,6 +11,9 @@ from orchmgmt.testing.names import unknown
 DROPS = ("before", "after", "middle")
 STATUSES = {int(it) for it in HTTPStatus if it >= 400}
 
+#: Seconds, longer than any test: a thread cannot wait for much more than some hundred years.
+LONGEST = 10**9
+
 
 @dataclass
 class Fault:
@@ -134,13 +137,17 @@ class Faults:
         known = type(fault.status) is int and fault.status in STATUSES
         if fault.status is not None and not known:
             raise ValueError(f"status must be an HTTP status from 400 on, not {fault.status!r}")
-        if not (_is_number(fault.delay) and 0 <= fault.delay < inf):
-            raise ValueError(f"delay must be a number of seconds, not {fault.delay!r}")
+        if not (_is_number(fault.delay) and 0 <= fault.delay <= LONGEST):
+            raise ValueError(
+                f"delay must be a number of seconds up to {LONGEST}, not {fault.delay!r}"
+            )
         if fault.status is not None and fault.drop is not None:
             raise ValueError("status and drop do not go together: nobody would see the status")
         if fault.retry_after is not None:
-            if type(fault.retry_after) is not int or fault.retry_after < 0:
-                raise ValueError(f"retry_after must be whole seconds, not {fault.retry_after!r}")
+            if type(fault.retry_after) is not int or not 0 <= fault.retry_after <= LONGEST:
+                raise ValueError(
+                    f"retry_after must be whole seconds up to {LONGEST}, not {fault.retry_after!r}"
+                )
             if fault.status is None:
                 raise ValueError("retry_after needs a status to go with")
         if not (fault.status or fault.drop or fault.delay):

@@ -36,34 +36,42 @@ class Server:
         self._app = app
         self._host = host
         self._serving: tuple[_Werkzeug, threading.Thread] | None = None
+        self._turn = threading.Lock()
         self._reserve(port)
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
         self.up()
 
     def up(self) -> None:
         """Take connections, if it does not."""
-        if self._serving:
+        if self._serving:  # outside the turn: whoever goes down waits for who may be asking this
             return
-        self._socket.listen(128)
-        werkzeug = _Werkzeug(self._host, self._port, self._app, _Handler, fd=self._socket.fileno())
-        self._socket.close()  # werkzeug has its own of the same
-        thread = threading.Thread(
-            target=werkzeug.serve_forever, args=[TICK], name="orchmgmt.testing", daemon=True
-        )
-        thread.start()
-        self._serving = werkzeug, thread
+        with self._turn:
+            if self._serving:
+                return
+            self._socket.listen(128)
+            werkzeug = _Werkzeug(
+                self._host, self._port, self._app, _Handler, fd=self._socket.fileno()
+            )
+            self._socket.close()  # werkzeug has its own of the same
+            thread = threading.Thread(
+                target=werkzeug.serve_forever, args=[TICK], name="orchmgmt.testing", daemon=True
+            )
+            thread.start()
+            self._serving = werkzeug, thread
 
     def down(self) -> None:
         """Drop all connections and refuse new ones, but keep the port from others."""
-        if self._serving:
-            self._end(*self._serving)
-            self._reserve(self._port)
+        with self._turn:
+            if self._serving:
+                self._end(*self._serving)
+                self._reserve(self._port)
 
     def stop(self) -> None:
         """Drop all connections and give up the port."""
-        if self._serving:
-            self._end(*self._serving)
-        self._socket.close()
+        with self._turn:
+            if self._serving:
+                self._end(*self._serving)
+            self._socket.close()
 
     def _end(self, werkzeug: "_Werkzeug", thread: threading.Thread) -> None:
         werkzeug.shutdown()

@@ -149,12 +149,12 @@ class Service:
     def reset(self) -> None:
         """Make data, clock, faults and requests as new; a service that is down comes up."""
         self._running()
+        self.faults.clear()
         self._wire.cut()
         self.up()
-        self.clock.reset()
-        self.faults.clear()
-        self.requests.clear()
         self.store.clear()
+        self.clock.reset()
+        self.requests.clear()
 
     def clean(self) -> tuple[int, int]:
         """Delete expired locks and old jobs by the service's clock, as a server does now and then.
@@ -187,14 +187,25 @@ class Service:
             InvalidParameter: a value is malformed, or the instance is held (`AlreadyLocked`).
             ValueError: `expires_in` is no number of seconds, or a moment that no clock has.
         """
-        lock = Lock(
+        values = (service_instance_id, owner, expires_in, temporary, orchestration_job_id)
+        return self.store.locks.add([self.new_lock(*values)])[0]
+
+    def new_lock(
+        self,
+        service_instance_id: str,
+        owner: str,
+        expires_in: float,
+        temporary: bool,
+        orchestration_job_id: str,
+    ) -> Lock:
+        """Return what `add_lock` puts in."""
+        return Lock(
             service_instance_id=service_instance_id,
             owner=owner,
             expires_at=self.clock.after(expires_in),
             temporary=temporary,
             orchestration_job_id=orchestration_job_id,
         )
-        return self.store.locks.add([lock])[0]
 
     def add_job(
         self,
@@ -223,9 +234,25 @@ class Service:
             InvalidParameter: a value is malformed.
             ValueError: `age` is no number of seconds, or a moment that no clock has.
         """
+        systems = (requester_system, target_system)
+        values = (status, type, age, *systems, service_definition, subscription_id, message)
+        return self.store.history.add([self.new_job(*values)])[0]
+
+    def new_job(
+        self,
+        status: str,
+        type: str,
+        age: float,
+        requester_system: str,
+        target_system: str,
+        service_definition: str,
+        subscription_id: str,
+        message: str,
+    ) -> Job:
+        """Return what `add_job` puts in."""
         then = self.clock.ago(age)
         status = str(status).strip().upper()
-        job = Job(
+        return Job(
             status=status,
             type=type,
             requester_system=requester_system,
@@ -237,7 +264,6 @@ class Service:
             started_at=None if status == PENDING else then,
             finished_at=then if status in FINISHED else None,
         )
-        return self.store.history.add([job])[0]
 
     def locks(self, **filters: Any) -> list[Lock]:
         """Return the active locks, or those that match, the oldest first.

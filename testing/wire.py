@@ -70,7 +70,7 @@ class Wire:
     """
 
     def __init__(self, app: Flask) -> None:
-        names = sorted(it.endpoint for it in app.url_map.iter_rules())
+        names = sorted({it.endpoint for it in app.url_map.iter_rules()})
         self.faults = Faults(names)
         self.requests: list[Request] = []
         self._app = app

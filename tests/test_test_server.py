@@ -23,6 +23,14 @@ def server(serve):
     return serve(command="test-server")
 
 
+@pytest.fixture
+def aside(serve, tmp_path):
+    """A server, and the address of its control that stays."""
+    server = serve("--ready-file", str(tmp_path / "ready.json"), command="test-server")
+    # It is written before the address is printed.
+    return server, Client(json.loads((tmp_path / "ready.json").read_text())["control"], {})
+
+
 def control(server, name, payload=None, status=200):
     """What a control request is answered; anybody may make it."""
     method = "GET" if name == "requests" else "POST"
@@ -72,6 +80,48 @@ def test_faults_and_requests_are_controlled_over_http(server):
     assert lines[2]["headers"]["Content-Type"] == "application/json"
 
 
+def test_the_service_goes_down_and_up_over_http(aside):
+    server, stays = aside
+    server.create(lock(INSTANCE))
+    for again in ("up", "reset"):
+        assert control(stays, "down") == control(stays, "down") == {}
+        with pytest.raises(ConnectionRefusedError):
+            server.locks()
+        assert control(stays, again) == {}
+        assert len(server.locks().entries) == (again == "up")
+    assert f"{stays.url}/test/down" in control(server, "down", status=400)
+    assert server.locks().status == 200
+    assert "Unknown key" in control(stays, "down", {"for": 5}, status=400)
+    assert stays.send("POST", "/health", headers={}).status == 404
+    control(stays, "down")
+    assert server.stop() == 0
+
+
+def test_a_seed_is_put_there_whole_or_not_at_all(server):
+    good = [{"service_instance_id": INSTANCE}], [{}]
+    for locks, jobs, message in (
+        ([*good[0], {"service_instance_id": "Pump|flow|1", "owner": ""}], good[1], "Owner is"),
+        ([*good[0], *good[0]], good[1], "Duplicated service instance id"),
+        (good[0], [{}, {"status": "LOST"}], "Invalid status: LOST"),
+        (good[0], [{"age": 1e30}], "The clock goes from"),
+    ):
+        seed = {"locks": locks, "jobs": jobs}
+        assert control(server, "seed", seed, status=400).startswith(message)
+        assert (server.locks().entries, server.jobs().entries) == ([], [])
+    control(server, "seed", {"locks": good[0]})
+    again = {"jobs": good[1], "locks": good[0]}
+    assert control(server, "seed", again, status=400).startswith("Already locked")
+    assert server.jobs().entries == []
+
+
+def test_a_database_that_does_not_answer_is_said(serve, tmp_path):
+    server = serve("--database-url", f"sqlite:///{tmp_path}/boilers.db", command="test-server")
+    for file in tmp_path.glob("boilers.db*"):
+        file.unlink()
+    for name, payload in (("seed", {"jobs": [{}]}), ("reset", None)):
+        assert "does not answer" in control(server, name, payload, status=503)
+
+
 BAD = [
     ("reset", {"all": True}, "Unknown key: all (known: none)"),
     ("clock", {"advanc": 61}, "Unknown key: advanc (did you mean advance?)"),
@@ -118,7 +168,9 @@ def test_only_this_machine_may_reach_it(run):
 def test_the_ready_file_is_there_while_it_listens(serve, tmp_path):
     file = tmp_path / "ready.json"
     server = serve("--ready-file", str(file), command="test-server")
-    assert json.loads(file.read_text()) == {"url": server.url, "pid": server.process.pid}
+    ready = json.loads(file.read_text())
+    assert ready["url"] == server.url != ready["control"]
+    assert ready["pid"] == server.process.pid
     assert server.stop(signal.SIGINT) == 0
     assert [it.name for it in tmp_path.iterdir() if it.suffix != ".log"] == []
 

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import IncompleteRead, RemoteDisconnected
 from pathlib import Path
@@ -310,6 +311,19 @@ def test_locks_expire_and_jobs_happen_by_the_clock(database_url):
         assert service.clean() == (1, 0)
 
 
+def test_the_clock_stands_at_the_last_second_that_can_be_written(service, client):
+    service.clock.set("9999-12-31T23:59:59Z")
+    service.add_lock(INSTANCE, expires_in=-1)
+    assert service.clock.now() == service.clock.now()
+    assert client.locks().entries == []
+    late = client.create(lock(INSTANCE, expires_at="9999-12-31T23:59:59Z"))
+    assert "in the past" in late.error
+    with pytest.raises(ValueError, match="the year 9999"):
+        service.clock.advance(10**400)
+    service.clock.advance(-1)
+    assert client.create(lock(INSTANCE, expires_at="9999-12-31T23:59:59Z")).status == 201
+
+
 def test_a_frozen_clock_stands_and_a_resumed_one_goes_on(service):
     clock = service.clock
     clock.freeze()
@@ -424,6 +438,8 @@ def test_faults_come_in_turn_and_those_for_always_last(service, client):
         ({"status": 503, "drop": "after"}, "do not go together"),
         ({"drop": "never"}, "drop must be one of before, after, middle, not 'never'"),
         ({"delay": -1}, "delay must be a number of seconds"),
+        ({"delay": 1e10}, "delay must be a number of seconds up to"),
+        ({"status": 503, "retry_after": 10**20}, "retry_after must be whole seconds up to"),
         ({"delay": "1"}, "delay must be a number of seconds"),
         ({}, "needs a status, a delay or a drop"),
         ({"operation": "lock.create"}, "needs a status, a delay or a drop"),
@@ -440,6 +456,19 @@ def test_a_misspelt_fault_is_an_error_at_once(service):
         service.faults.next(stats=503)
     with pytest.raises(TypeError):
         service.faults.always(status=503, times=2)
+
+
+def test_threads_that_switch_it_at_once_are_not_in_each_others_way(service, client):
+    def switch():
+        for _ in range(5):
+            service.down()
+            service.up()
+
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(switch) for _ in range(4)]:
+            done.result()
+    service.reset()
+    assert client.locks().status == 200
 
 
 def test_a_server_that_is_down_refuses_and_comes_back_with_its_data(service, client):
