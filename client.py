@@ -43,6 +43,9 @@ REQUESTED = ("serviceInstanceId", "owner", "expiresAt")
 
 ALREADY_LOCKED = "Already locked: "
 
+#: What reading an answer raises that is not what it should be, or nested without end.
+NO_JSON_OF_OURS = (ValueError, TypeError, KeyError, RecursionError)
+
 E = TypeVar("E", Lock, Job)
 
 
@@ -369,12 +372,14 @@ class Client:
         for name in Job.TIMES:
             # As for `_pages`, 0 stands for the largest page.
             page = {"size": 0, "direction": "DESC", "sortField": camel_case(name)}
+            place = 0
             for number in itertools.count():
                 pagination = {**page, "page": number}
-                found, _ = self._post(path, {**query, "pagination": pagination}, Job)
+                found, count = self._post(path, {**query, "pagination": pagination}, Job)
+                place += len(found)
                 recent = [it for it in found if (moment := getattr(it, name)) and moment >= since]
                 latest |= {it.id: it for it in recent}
-                if not found or len(recent) < len(found):
+                if place >= count or not found or len(recent) < len(found):
                     break
         yield from latest.values()
 
@@ -385,8 +390,11 @@ class Client:
         status, body = self._ask("POST", MANAGEMENT + path, json.dumps(payload), repeatable)
         try:
             answer = json.loads(body)
-            return [entry.from_wire(it) for it in answer["entries"]], int(answer["count"])
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            found = [entry.from_wire(it) for it in answer["entries"]]
+            if not all(isinstance(it.id, int if entry is Lock else str) for it in found):
+                raise ValueError("an id is none")
+            return found, int(answer["count"])
+        except (*NO_JSON_OF_OURS, AttributeError, OverflowError) as error:
             message = f"{self.url} does not answer as an orchestration service does"
             raise Refused(status, message) from error
 
@@ -419,8 +427,8 @@ class Client:
             connection.request(method, self._prefix + path, body, headers)
             response = connection.getresponse()
             content = response.read()
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
+        except (OSError, http.client.HTTPException, OverflowError, MemoryError) as error:
+            connection.close()  # the last two: it promised more than a machine can hold
             raise Unavailable(f"{self.url} did not answer: {_reason(error)}") from error
         except BaseException:
             connection.close()
@@ -534,7 +542,7 @@ def _message(content: bytes) -> str | None:
     """The `errorMessage` of an ErrorResponse, if it is one."""
     try:
         message = json.loads(content)["errorMessage"]
-    except (ValueError, TypeError, KeyError):
+    except NO_JSON_OF_OURS:
         return None
     return message if isinstance(message, str) else None
 

@@ -379,9 +379,9 @@ def test_files_are_found_wrong_at_once(tmp_path):
 # Against a stand-in
 
 
-def answer(status, body=None, **headers):
+def answer(status, body=b"", **headers):
     """The bytes of an answer; a keyword `retry_after` is the header Retry-After."""
-    content = b"" if body is None else json.dumps(body).encode()
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"HTTP/1.1 {status} Reason", f"Content-Length: {len(content)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + content
@@ -635,9 +635,26 @@ def test_a_closed_client_has_no_connections(stand, asking):
         query(asking)
 
 
+ENTRY = {"id": 7, "serviceInstanceId": "A|b|1.0.0", "owner": "Bob", "temporary": False}
+DEEP = b"[" * 100_000
+
+
 @pytest.mark.parametrize(
     "body",
-    [None, [], {}, {"entries": []}, {"entries": [{}], "count": 1}, {"entries": [5], "count": 1}],
+    [
+        b"",
+        DEEP,
+        None,
+        [],
+        {},
+        {"entries": []},
+        {"entries": [{}], "count": 1},
+        {"entries": [5], "count": 1},
+        {"entries": [], "count": float("inf")},
+        {"entries": [{**ENTRY, "id": None}], "count": 2},
+        {"entries": [{**ENTRY, "expiresAt": "0001-01-01T00:00:00+05:00"}], "count": 1},
+    ],
+    ids=lambda it: repr(it)[:40],
 )
 def test_an_answer_of_something_else_is_no_answer(stand, asking, body):
     stand.script += [answer(200, body)]
@@ -646,7 +663,21 @@ def test_an_answer_of_something_else_is_no_answer(stand, asking, body):
     assert refusal.value.status == 200
 
 
-@pytest.mark.parametrize("body", [None, [], {"errorMessage": 5}, {"detail": "no"}])
+def test_an_answer_longer_than_any_machine_holds_is_none(stand, asking):
+    for length in (10**15, 10**30):
+        stand.script += [b"HTTP/1.1 200 Fine\r\nContent-Length: %d\r\n\r\n{}" % length] * 3
+        with pytest.raises(Unavailable, match="did not answer"):
+            query(asking)
+
+
+def test_the_latest_jobs_end_though_each_page_is_the_same(stand, asking):
+    stand.script += [answer(200, {"entries": [job_entry(1)], "count": 1})] * 3
+    assert len(list(asking.jobs(since=datetime(1970, 1, 1, tzinfo=timezone.utc)))) == 1
+
+
+@pytest.mark.parametrize(
+    "body", [None, DEEP, [], {"errorMessage": 5}, {"detail": "no"}], ids=lambda it: repr(it)[:20]
+)
 def test_a_refusal_of_something_else_has_its_reason(stand, asking, body):
     stand.script += [answer(404, body)]
     with pytest.raises(Refused, match=r"^Reason \(404\)$"):
@@ -661,10 +692,9 @@ def test_a_redirection_is_not_followed(stand, asking):
 
 
 def test_keys_without_a_value_may_be_left_out(stand, asking):
-    entry = {"id": 7, "serviceInstanceId": "A|b|1.0.0", "owner": "Bob", "temporary": False}
     job = {key: it for key, it in job_entry(1).items() if it}
     stand.script += [
-        answer(200, {"entries": [entry], "count": 1}),
+        answer(200, {"entries": [ENTRY], "count": 1}),
         answer(200, {"entries": [job], "count": 1}),
     ]
     assert list(asking.locks()) == [
