@@ -1,5 +1,6 @@
 """The command `orchmgmt`."""
 
+import errno
 import json
 import logging
 import os
@@ -136,6 +137,12 @@ class Group(click.Group):
             raise Failure(printable(str(error))) from None
         except (UnusableDatabase, Unavailable) as error:
             raise NoDatabase(printable(str(error))) from None
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            # What could not be written would be tried again, and complained of, at the exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise Failure(f"cannot write the output: {error.strerror}") from None
 
 
 def printable(text: str) -> str:

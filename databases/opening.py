@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from contextlib import suppress
 from urllib.parse import quote
 
 from orchmgmt.databases import Clock, Database
@@ -52,7 +53,7 @@ def open_database(
 def shown(url: str) -> str:
     """Return a database URL as it may be shown: without its password, and with the whole path."""
     if re.match("sqlite:///(?!/|:memory:)", url):
-        folder = quote(os.getcwd())
-        return url.replace("///", f"///{folder}/", 1)
+        with suppress(FileNotFoundError):  # the folder is no longer there
+            return url.replace("///", f"///{quote(os.getcwd())}/", 1)
     url = re.sub("(://[^:@/]*):.*@", r"\1:***@", url)
     return re.sub("(password=)[^&]*", r"\1***", url)

@@ -70,7 +70,12 @@ class SqliteDatabase(Database):
         self._file: tuple[int, int] | None = None
         path = sqlite_path(url)
         if path != MEMORY:
-            path = os.path.abspath(path)  # stays the same file if the process changes its folder
+            try:
+                path = os.path.abspath(
+                    path
+                )  # stays the same file if the process changes its folder
+            except FileNotFoundError:
+                raise UnusableDatabase("the current folder is no longer there") from None
             if not opening.create and not os.path.exists(path):
                 raise MissingDatabase("there is no such file")
         self._in_memory = path == MEMORY

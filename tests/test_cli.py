@@ -9,6 +9,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from conftest import COMMAND
 
 from orchmgmt.cli import Group
 
@@ -45,6 +46,42 @@ def test_the_package_runs_as_the_command(
         command.stdout,
         command.stderr,
     )
+
+
+@pytest.mark.parametrize("command", ["openapi", "config"])
+def test_output_that_finds_no_room_is_one_clear_line(run: Callable[..., Any], command: str) -> None:
+    with open("/dev/full", "w") as full:
+        ended = run(command, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "Error: cannot write the output: No space left on device\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["serve", "--port", "0"], 3, "the current folder is no longer there"),
+        (["lock", "export"], 3, "the current folder is no longer there"),
+        (["config"], 0, ""),
+    ],
+    ids=lambda it: " ".join(it) if isinstance(it, list) else "",
+)
+def test_a_folder_that_is_gone_is_said(
+    tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    ended = subprocess.run(
+        ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", COMMAND, *arguments],
+        cwd=gone,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == code
+    assert said in ended.stderr
+    assert ended.stderr.count("\n") == bool(said)
 
 
 @pytest.fixture
