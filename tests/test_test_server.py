@@ -97,7 +97,9 @@ def test_the_service_goes_down_and_up_over_http(aside):
     assert server.stop() == 0
 
 
-def test_a_seed_is_put_there_whole_or_not_at_all(server):
+@pytest.mark.postgresql
+def test_a_seed_is_put_there_whole_or_not_at_all(serve, database_url):
+    server = serve("--database-url", database_url, command="test-server")
     good = [{"service_instance_id": INSTANCE}], [{}]
     for locks, jobs, message in (
         ([*good[0], {"service_instance_id": "Pump|flow|1", "owner": ""}], good[1], "Owner is"),

@@ -35,4 +35,12 @@ control faults '{"next": {"status": 503, "times": 2, "retry_after": 0}}'
 ./boiler.sh "$url" 2099-01-01T00:00:00Z
 control faults '{}' | expect '"unused": \[\]'
 
+# A server that has gone is missed, and found when it is back. Its control has stayed.
+control=$(sed -E 's/.*"control": "([^"]*)".*/\1/' "$folder/ready.json")
+control reset
+curl -s --fail-with-body -X POST "$control/test/down"
+if ./boiler.sh "$url" 2099-01-01T00:00:00Z 2>"$folder/error"; then exit 1; fi
+curl -s --fail-with-body -X POST "$control/test/up"
+./boiler.sh "$url" 2099-01-01T00:00:00Z
+
 echo passed
