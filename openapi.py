@@ -145,7 +145,7 @@ ERRORS = {
         "The requester is known and may not manage",
         "Requester has no management permission",
     ),
-    404: ("There is no such path: the owner holds a slash", "There is no such path"),
+    404: ("There is no such path: its last part holds a slash", "There is no such path"),
     413: ("The body is too large", "The request body is larger than 4194304 bytes"),
     415: (
         "The body is not declared to be JSON",

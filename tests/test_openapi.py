@@ -19,6 +19,7 @@ from orchmgmt.settings import Settings
 pytestmark = pytest.mark.sqlite
 
 COMMITTED = Path(__file__).parent.parent / "docs" / "openapi.json"
+EXAMPLE = COMMITTED.parent.parent / "db.sqlite.example"
 DOCUMENT = document(Settings(recorder=True))
 OPERATIONS = [
     (method, path, operation)
@@ -120,6 +121,94 @@ def test_an_entry_may_be_empty_where_it_is_said_to_be(service):
         "finishedAt",
     ]
     assert set(job["required"]) == set(job["properties"])
+
+
+needs_python_3_11 = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="schemathesis and openapi-python-client need Python 3.11"
+)
+
+#: The schemas show the canonical form, so a request that is not as they say may be good all the same
+#: (`null` for a query, `temperature-manager`), and one that is as they say may be bad: a time is past,
+#: an instance locked, and 117.0 an integer for JSON Schema alone.
+NOT_CHECKED = "negative_data_rejection,positive_data_acceptance"
+
+
+@needs_python_3_11
+@pytest.mark.parametrize(
+    ("settings", "operations", "examples"),
+    [({}, 6, 70), ({"RECORDER": True, "UNKNOWN_KEYS": "refuse", "OMIT_EMPTY": True}, 9, 40)],
+    ids=["plain", "all else"],
+)
+def test_every_answer_to_schemathesis_is_as_described(
+    start, tmp_path, settings, operations, examples
+):
+    shutil.copyfile(EXAMPLE, tmp_path / "orchmgmt.db")
+    service = start(OPENAPI=True, MAX_PAGE_SIZE=20, **settings)
+    report = tmp_path / "report.json"
+    command = [
+        *[Path(sys.executable).with_name("schemathesis"), "run", f"{service.url}/openapi.json"],
+        *["--header", f"Authorization: {OPERATOR}"],
+        *["--exclude-checks", NOT_CHECKED, "--continue-on-failure"],
+        *["--generation-deterministic", "--max-examples", str(examples)],
+        *["--report", "json", "--report-json-path", report, "--no-color"],
+    ]
+    ended = subprocess.run(command, cwd=tmp_path, stdout=-1, stderr=-2, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout
+    result = json.loads(report.read_text())
+    assert {it["status"] for it in result["phases"].values()} == {"success"}
+    assert result["operations"]["tested"] == operations
+    print(result["test_cases"])
+    assert result["test_cases"]["generated"] >= 1000  # of 2,000 in all
+
+
+@needs_python_3_11
+def test_a_client_made_of_the_document_works(service, tmp_path):
+    (tmp_path / "config.yml").write_text("post_hooks: []")  # without its formatter
+    generate = [
+        *[Path(sys.executable).with_name("openapi-python-client"), "generate"],
+        *["--path", COMMITTED, "--config", "config.yml", "--fail-on-warning"],
+        *["--meta", "none", "--output-path", "generated"],
+    ]
+    made = subprocess.run(generate, cwd=tmp_path, stdout=-1, stderr=-2, text=True, timeout=60)
+    assert made.returncode == 0, made.stdout
+    program = [sys.executable, "-X", "dev", "-W", "error", "-c", GENERATED, service.url]
+    ended = subprocess.run(program, cwd=tmp_path, stdout=-1, stderr=-2, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stdout
+
+
+GENERATED = """
+import sys
+from datetime import datetime, timezone
+
+from generated import AuthenticatedClient
+from generated.api.history import query_jobs
+from generated.api.lock import create_locks, query_locks, remove_locks
+from generated.models import (
+    ErrorResponse,
+    ServiceOrchestrationHistoryQueryRequest,
+    ServiceOrchestrationLockListRequest,
+    ServiceOrchestrationLockQueryRequest,
+    ServiceOrchestrationLockRequest,
+)
+
+instance, end = "Boiler|heat|1.0.0", datetime(2099, 1, 1, tzinfo=timezone.utc)
+wanted = ServiceOrchestrationLockListRequest(
+    locks=[ServiceOrchestrationLockRequest(service_instance_id=instance, owner="Me", expires_at=end)]
+)
+mine = ServiceOrchestrationLockQueryRequest(owners=["Me"])
+with AuthenticatedClient(sys.argv[1], token="SYSTEM//Sysop") as client:
+    (lock,) = create_locks.sync(client=client, body=wanted).entries
+    assert (lock.service_instance_id, lock.owner, lock.expires_at) == (instance, "Me", end)
+    refusal = create_locks.sync(client=client, body=wanted)
+    assert isinstance(refusal, ErrorResponse)
+    assert refusal.error_message == f"Already locked: {instance}"
+    assert query_locks.sync(client=client, body=mine).entries == [lock]
+    removed = remove_locks.sync_detailed("Me", client=client, instance_ids=[instance])
+    assert removed.status_code == 200
+    assert query_locks.sync(client=client, body=mine).entries == []
+    jobs = query_jobs.sync(client=client, body=ServiceOrchestrationHistoryQueryRequest())
+    assert jobs.entries == []
+"""
 
 
 LOCK = {"serviceInstanceId": "A|b|1", "owner": "Owner", "expiresAt": "2099-01-01T00:00:00Z"}
