@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +18,10 @@ from certificates import Authority
 from conftest import COMMAND
 from nginx import Nginx
 from standin import PASSWORD, REGISTRY, Cloud
-from support import Process
+from support import Process, Service
 from test_readme import ROOT, blocks, console
 
+from orchmgmt import client
 from orchmgmt.app import create_app, store_of
 from orchmgmt.operating.check import looks
 from orchmgmt.operating.commands import remove_locks
@@ -126,6 +128,27 @@ def test_the_commands_at_a_running_service(
     netloc = urlsplit(demo.url).netloc
     monkeypatch.setenv("ORCHMGMT_PORT", netloc.partition(":")[2])
     check((DOCS / "commands.md").read_text(), tmp_path, {"127.0.0.1:8441": netloc})
+
+
+def test_the_client_does_what_its_page_shows(start: Callable[..., Service]) -> None:
+    text = (DOCS / "client.md").read_text()
+    programs = [it.replace("http://127.0.0.1:8441", start().url) for it in blocks("python", text)]
+    (shown,) = re.findall(r"^It prints:\n\n```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    printed = [
+        subprocess.run(
+            [sys.executable, "-X", "dev", "-W", "error", "-c", program],
+            stdout=-1,
+            stderr=-2,
+            text=True,
+            timeout=60,
+        ).stdout
+        for program in programs
+    ]
+    assert printed == [shown, "1\n"]
+    for name in ("AlreadyLocked", "Refused", "Unavailable"):
+        (described,) = re.findall(rf"^\| `{name}` .*\| (.*) \|$", text, re.MULTILINE)
+        for attribute in re.findall(r"`(\w+)`", described):
+            assert f"{attribute}:" in (getattr(client, name).__doc__ or "")
 
 
 def test_the_commands_options_are_those_of_the_page() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from jsonschema_rs import validator_for
 from support import OPERATOR, Client
+from test_readme import blocks
 
 from orchmgmt.app import create_app, store_of
 from orchmgmt.openapi import NAMES, NEW_JOB_EXAMPLE, RECORDER_NAMES, document
@@ -127,9 +128,9 @@ needs_python_3_11 = pytest.mark.skipif(
     sys.version_info < (3, 11), reason="schemathesis and openapi-python-client need Python 3.11"
 )
 
-#: The schemas show the canonical form, so a request that is not as they say may be good all the same
-#: (`null` for a query, `temperature-manager`), and one that is as they say may be bad: a time is past,
-#: an instance locked, and 117.0 an integer for JSON Schema alone.
+#: The schemas show the canonical form, so a request that is not as they say may be good all the
+#: same (`null` for a query, `temperature-manager`), and one that is may be bad: a time is past, an
+#: instance locked, and 117.0 an integer for JSON Schema alone.
 NOT_CHECKED = "negative_data_rejection,positive_data_acceptance"
 
 
@@ -157,18 +158,17 @@ def test_every_answer_to_schemathesis_is_as_described(
     result = json.loads(report.read_text())
     assert {it["status"] for it in result["phases"].values()} == {"success"}
     assert result["operations"]["tested"] == operations
-    print(result["test_cases"])
     assert result["test_cases"]["generated"] >= 1000  # of 2,000 in all
 
 
 @needs_python_3_11
 def test_a_client_made_of_the_document_works(service, tmp_path):
+    shutil.copy(COMMITTED, tmp_path)
     (tmp_path / "config.yml").write_text("post_hooks: []")  # without its formatter
-    generate = [
-        *[Path(sys.executable).with_name("openapi-python-client"), "generate"],
-        *["--path", COMMITTED, "--config", "config.yml", "--fail-on-warning"],
-        *["--meta", "none", "--output-path", "generated"],
-    ]
+    (shown,) = blocks("sh", COMMITTED.with_name("client.md").read_text())
+    program, *arguments = shown.split()
+    generate = [Path(sys.executable).with_name(program), *arguments]
+    generate += ["--config", "config.yml", "--fail-on-warning"]
     made = subprocess.run(generate, cwd=tmp_path, stdout=-1, stderr=-2, text=True, timeout=60)
     assert made.returncode == 0, made.stdout
     program = [sys.executable, "-X", "dev", "-W", "error", "-c", GENERATED, service.url]
@@ -193,7 +193,9 @@ from generated.models import (
 
 instance, end = "Boiler|heat|1.0.0", datetime(2099, 1, 1, tzinfo=timezone.utc)
 wanted = ServiceOrchestrationLockListRequest(
-    locks=[ServiceOrchestrationLockRequest(service_instance_id=instance, owner="Me", expires_at=end)]
+    locks=[
+        ServiceOrchestrationLockRequest(service_instance_id=instance, owner="Me", expires_at=end)
+    ]
 )
 mine = ServiceOrchestrationLockQueryRequest(owners=["Me"])
 with AuthenticatedClient(sys.argv[1], token="SYSTEM//Sysop") as client:
@@ -308,12 +310,13 @@ def test_without_its_packages_it_says_what_to_install():
 
 
 @pytest.mark.parametrize("packages", [True, False])
-def test_the_demo_has_it_if_it_can(packages):
+@pytest.mark.parametrize("name", ["demo", "test-server"])
+def test_what_is_no_production_has_it_if_it_can(name, packages):
     command = [sys.executable, "-c", "from orchmgmt.cli import main; main()"]
     if not packages:
         command[-1] = WITHOUT
     with subprocess.Popen(
-        [*command, "demo", "--port", "0"], stdout=-1, stderr=subprocess.DEVNULL, text=True
+        [*command, name, "--port", "0"], stdout=-1, stderr=subprocess.DEVNULL, text=True
     ) as process:
         try:
             greeting = next(line for line in process.stdout if "http://" in line)
