@@ -116,7 +116,7 @@ class Client:
 
     Raises:
         TypeError: nothing says who asks, or a name and a token both do.
-        ValueError: the URL, or one of the files, cannot be used.
+        ValueError: the URL, one of the files or another argument cannot be used.
     """
 
     def __init__(
@@ -134,6 +134,11 @@ class Client:
             raise TypeError("give a name or a token, not both")
         if name is None and token is None and certificate is None:
             raise TypeError("say who asks: name=, token= or certificate=")
+        who = name or token or ""
+        if not who.isascii() or not who.isprintable():
+            raise ValueError("a name or a token has letters, digits and signs of ASCII alone")
+        if not (timeout > 0 and retries >= 0):  # nor is NaN
+            raise ValueError("the timeout must be above 0, and retries 0 or more")
         self.url = url
         self.timeout = timeout
         self.retries = retries

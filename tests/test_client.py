@@ -362,6 +362,22 @@ def test_somebody_must_ask():
         Client("http://127.0.0.1:9", name="Sysop", token="abc")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "\u017fharp"},
+        {"name": "Sysop\r\nX: y"},
+        {"token": "\n"},
+        {"name": "Sysop", "timeout": 0},
+        {"name": "Sysop", "timeout": float("nan")},
+        {"name": "Sysop", "retries": -1},
+    ],
+)
+def test_arguments_are_found_wrong_at_once(wrong):
+    with pytest.raises(ValueError, match=r"ASCII alone|must be above 0, and retries 0 or more"):
+        Client("http://127.0.0.1:1", **wrong)
+
+
 def test_files_are_found_wrong_at_once(tmp_path):
     empty = tmp_path / "empty.pem"
     empty.touch()
