@@ -44,10 +44,10 @@ def test_it_says_where_to_look_and_nothing_else(
 
 def test_the_times_of_the_example_are_the_present(serve: Callable[..., Process]) -> None:
     demo = serve("--rate", "0.1", command="demo")
-    now = datetime.now(timezone.utc)
     jobs = demo.jobs().entries
+    now = datetime.now(timezone.utc)
     assert all(timedelta() < now - parsed(it["createdAt"]) < timedelta(hours=1) for it in jobs)
-    assert len(jobs) == 400
+    assert len(jobs) in (400, 401)  # the factory begins at once
     for entry in jobs:
         assert entry["createdAt"] <= (entry["startedAt"] or "9") <= (entry["finishedAt"] or "9")
     locks = demo.locks().entries
