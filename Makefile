@@ -22,6 +22,7 @@ lint: $(READY)
 	rm -rf build/types && mkdir -p build/types/orchmgmt
 	ln -s $(addprefix ../../../,py.typed $(wildcard *.py) $(patsubst %/__init__.py,%,$(wildcard */__init__.py))) build/types/orchmgmt
 	MYPYPATH=build/types $(BIN)/mypy -p orchmgmt
+	touch build/types/orchmgmt/__init__.py
 	PYTHONPATH=build/types $(BIN)/lint-imports
 
 bench: $(READY)
@@ -36,4 +37,4 @@ $(READY): setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build orchmgmt.egg-info
+	rm -rf $(VENV) build testing/plugin/*.egg-info

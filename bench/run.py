@@ -145,7 +145,7 @@ def granian(path: Path, workers: int) -> Iterator[Running]:
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(3 * workers):  # all of them have started
-            wait_for(f"{url}/health")
+            wait_for(f"{url}/health", process)
             time.sleep(0.3)
         yield Running(url, process)
     finally:
@@ -153,11 +153,13 @@ def granian(path: Path, workers: int) -> Iterator[Running]:
         process.wait()
 
 
-def wait_for(url: str) -> None:
+def wait_for(url: str, process: "subprocess.Popen[str]") -> None:
     while True:
         try:
             urlopen(url).read()
         except URLError:
+            if process.poll() is not None:
+                raise RuntimeError(f"{process.args} ended before it answered") from None
             time.sleep(0.001)
         else:
             return
@@ -378,7 +380,7 @@ def start_time(folder: Path) -> float:
     for number in range(7):
         begin = time.perf_counter()
         with running(ours(folder / f"start-{number}.db")) as service:
-            wait_for(f"{service.url}/health")
+            wait_for(f"{service.url}/health", service.process)
             times.append(time.perf_counter() - begin)
     return statistics.median(times)
 

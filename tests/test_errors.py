@@ -197,10 +197,10 @@ def test_a_refusal_in_pieces_knows_its_origin(service: Service) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "part", "operation"),
     [
-        ("POST", "/lock/create", "locks", "create"),
-        ("POST", "/lock/query", "locks", "find"),
-        ("DELETE", "/lock/remove/Owner?instanceIds=A%7Cb%7C1", "locks", "remove"),
-        ("POST", "/history/query", "history", "find"),
+        ("POST", "/lock/create", "database", "write"),
+        ("POST", "/lock/query", "locks", "find_rows"),
+        ("DELETE", "/lock/remove/Owner?instanceIds=A%7Cb%7C1", "locks", "remove_rows"),
+        ("POST", "/history/query", "history", "find_rows"),
     ],
 )
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, KeyError, MemoryError])
@@ -239,7 +239,7 @@ def test_a_crash_leaves_the_service_as_it_was(
 ) -> None:
     service = start(THREADS=1)
     with monkeypatch.context() as patch:
-        patch.setattr(service.store.locks, "find", lambda *args: 1 / 0)
+        patch.setattr(service.store.locks, "find_rows", lambda *args: 1 / 0)
         for _ in range(3):
             assert service.locks().status == 500
     assert service.locks().json == {"entries": [], "count": 0}

@@ -585,8 +585,7 @@ def test_a_project_that_does_not_use_it_imports_no_flask(tmp_path):
 
         def test_it(pytestconfig):
             assert pytestconfig.pluginmanager.has_plugin("orchmgmt")
-            ours = {it for it in sys.modules if it.startswith("orchmgmt.")}
-            assert ours == {"orchmgmt.testing", "orchmgmt.testing.plugin"}
+            assert not [it for it in sys.modules if it.partition(".")[0] == "orchmgmt"]
             assert not {"flask", "werkzeug", "peewee", "marshmallow"} & set(sys.modules)
         """,
     )

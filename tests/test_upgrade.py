@@ -11,6 +11,7 @@ from wire import JOB, LOCK, connect
 
 from orchmgmt import cli
 from orchmgmt.models import SCHEMA_VERSION
+from orchmgmt.operating.asking import NoAnswer, NotDone
 
 DATA = Path(__file__).with_name("data")
 LEAVES_IT = [
@@ -144,6 +145,6 @@ def test_a_schema_on_a_server_is_upgraded_the_same_way(run, serve, postgresql):
 
 def test_every_exit_code_is_in_the_readme():
     readme = Path(cli.__file__).with_name("README.md").read_text()
-    codes = {it.exit_code for it in (cli.Failure, cli.NoDatabase, cli.NoAddress)}
+    codes = {it.exit_code for it in (cli.Failure, cli.NoDatabase, cli.NoAddress, NotDone, NoAnswer)}
     listed = re.findall(r"^\| ([0-9]) \| ", readme, re.MULTILINE)
     assert listed == [str(code) for code in sorted({0, cli.SOMETHING_TO_DO, *codes})]
