@@ -211,10 +211,12 @@ def _authorization(settings: Settings) -> str:
 
 
 def _registry(settings: Settings) -> str:
-    from orchmgmt.policies.cloud import OtherSystem
     from orchmgmt.serving.registration import Registration
 
-    Registration(Flask("orchmgmt"), SERVICES, settings)  # for what it demands of the settings
+    # For what it demands of the settings; and its import says what package is missing.
+    Registration(Flask("orchmgmt"), SERVICES, settings)
+    from orchmgmt.policies.cloud import OtherSystem
+
     system = OtherSystem("ServiceRegistry", settings, "service_registry_url", "")
     query = {"serviceDefinitionNames": list(SERVICES.values())}
     answer = _ask(settings, system, "POST", "service-discovery/lookup", query)

@@ -18,6 +18,7 @@ from orchmgmt.client import Client, Unavailable
 from orchmgmt.databases.queries import BulkInsert, Page
 from orchmgmt.entries import Entry
 from orchmgmt.errors import InvalidParameter
+from orchmgmt.errors import Unavailable as DatabaseUnavailable
 from orchmgmt.history import COLUMNS
 from orchmgmt.locks import Conflicts
 from orchmgmt.models import READY, Lock, NewLock
@@ -97,7 +98,7 @@ def _follow(copy: "Mirror", interval: float) -> None:
             everything = time.monotonic() - last > ALL_AGAIN or not last
             try:
                 copied = copy.round(everything)
-            except Unavailable as failure:
+            except (Unavailable, DatabaseUnavailable) as failure:
                 if not away:
                     log.warning("%s; it is asked again and again", failure)
                 away = True
