@@ -1,13 +1,17 @@
 # make demo   set up and run the service on the example data
 # make test   set up and pass all tests
 # make bench  measure the speed beside a limit server (needs wrk)
+# make wheel  build the wheel in dist/
 
 PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint bench example clean
+# The tests start Python a thousand times: what it has compiled is kept, whatever the machine thinks.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test lint bench wheel example clean
 
 demo: $(READY)
 	$(BIN)/orchmgmt demo
@@ -28,6 +32,9 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python bench/run.py --output bench/RESULTS.md
 
+wheel: $(READY)
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
 example: $(READY)
 	$(BIN)/python scripts/make_example.py db.sqlite.example
 
@@ -37,4 +44,4 @@ $(READY): setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build testing/plugin/*.egg-info
+	rm -rf $(VENV) build dist testing/plugin/*.egg-info

@@ -12,13 +12,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from pages import blocks, marked
 from support import job, lock
 
 from orchmgmt.models import SCHEMA_VERSION
 from orchmgmt.store import Store
 
 EARLIER = Path(__file__).with_name("data") / "schema-1.sqlite"
-README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 def instances(path):
@@ -64,14 +64,14 @@ def test_a_backup_in_the_middle_of_writes_is_of_one_moment(serve, run, tmp_path)
     assert [it for it in os.listdir(tmp_path) if ".part" in it or re.match("[0-9].db-", it)] == []
 
 
-def test_the_readme_says_how_to_restore(serve, run, tmp_path):
+def test_the_page_says_how_to_restore(serve, run, tmp_path):
     first = serve()
     first.create(lock("Kept|s|1.0.0"))
     assert run("backup", "backup.db").returncode == 0
     first.create(lock("Later|s|1.0.0"))
     first.stop(signal.SIGKILL)  # its write-ahead log stays, and must not come into the backup
     assert (tmp_path / "orchmgmt.db-wal").stat().st_size
-    (commands,) = re.findall("<!-- restore -->\n```sh\n(.*?)```", README, re.DOTALL)
+    (commands,) = blocks("sh", marked("restore"))
     subprocess.run(["sh", "-ec", commands], cwd=tmp_path, check=True)
     second = serve()
     assert [it["serviceInstanceId"] for it in second.locks().entries] == ["Kept|s|1.0.0"]

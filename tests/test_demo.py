@@ -7,8 +7,8 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from pages import ROOT
 from support import Process
-from test_readme import ROOT
 
 from orchmgmt import cli
 from orchmgmt.settings import describe

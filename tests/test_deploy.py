@@ -22,6 +22,7 @@ import pytest
 import yaml
 from conftest import COMMAND
 from nginx import Nginx
+from pages import marked
 from support import MANAGEMENT, Client, Process, in_threads, lock
 
 from orchmgmt.serving.server import CONNECTIONS, PATIENCE, RESERVED_FILES
@@ -432,9 +433,7 @@ def test_each_alert_is_on_the_page_and_tested():
 
 def series():
     """The names under which Prometheus stores what the service tells."""
-    readme = "".join(it.read_text() for it in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-    (table,) = re.findall("<!-- metrics -->(.*?)<!-- /metrics -->", readme, re.DOTALL)
-    names = set(re.findall(r"^\| `(orchmgmt_\w+)`", table, re.MULTILINE))
+    names = set(re.findall(r"^\| `(orchmgmt_\w+)`", marked("metrics"), re.MULTILINE))
     (histogram,) = (name for name in names if name.endswith("_seconds"))
     return names - {histogram} | {f"{histogram}_bucket"}
 

@@ -17,9 +17,9 @@ import pytest
 from certificates import Authority
 from conftest import COMMAND
 from nginx import Nginx
+from pages import DOCS, PAGES, ROOT, blocks, console, marked, page, table
 from standin import PASSWORD, REGISTRY, Cloud
 from support import Process, Service
-from test_readme import ROOT, blocks, console
 
 from orchmgmt import client
 from orchmgmt.app import create_app, store_of
@@ -30,12 +30,10 @@ from orchmgmt.settings import Settings
 
 pytestmark = pytest.mark.sqlite
 
-DOCS = Path(__file__).parent.parent / "docs"
 
-
-def section(page: str, title: str) -> str:
+def section(name: str, title: str) -> str:
     """A page, or the part of it below one of its titles."""
-    text = (DOCS / page).read_text()
+    text = page(name)
     return text.split(f"\n## {title}\n")[1].split("\n## ")[0] if title else text.split("\n## ")[0]
 
 
@@ -127,7 +125,15 @@ def test_the_commands_at_a_running_service(
     demo = serve("--still", command="demo")
     netloc = urlsplit(demo.url).netloc
     monkeypatch.setenv("ORCHMGMT_PORT", netloc.partition(":")[2])
-    check((DOCS / "commands.md").read_text(), tmp_path, {"127.0.0.1:8441": netloc})
+    check(page("commands.md"), tmp_path, {"127.0.0.1:8441": netloc})
+
+
+def test_the_messages_on_the_wire_are_those_of_the_page(service: Service) -> None:
+    rows = [[it.replace(r"\\|", "|").strip("`") for it in row] for row in table(marked("messages"))]
+    assert len(rows) > 35
+    for operation, payload, message in rows:
+        answer = service.post("/" + operation.replace(" ", "/"), json.loads(payload))
+        assert (answer.status, answer.error) == (400, message)
 
 
 def test_the_client_does_what_its_page_shows(start: Callable[..., Service]) -> None:
@@ -243,13 +249,32 @@ def test_authorization_starts_with_what_is_said(
     assert serve(env=environ(section("policies.md", "`authorization`"))).locks().status == 200
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{it.name}" for it in DOCS.glob("*.md"))]
-)
-def test_links_lead_somewhere(page: str) -> None:
-    path = DOCS.parent / page
-    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
-        assert (path.parent / target).exists(), target
+def links(path: Path) -> list[tuple[Path, str]]:
+    """The files and the titles in them that a page leads to."""
+    text = re.sub(r"^ *```.*?^ *```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)", text)
+    return [((path.parent / file).resolve() if file else path, title) for file, title in found]
+
+
+def anchors(path: Path) -> set[str]:
+    """What may stand behind the `#` of a link to a page."""
+    text = re.sub(r"^ *```.*?^ *```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", it.lower()).replace(" ", "-") for it in titles}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name: str) -> None:
+    for file, title in links(ROOT / name):
+        assert file.exists(), file
+        assert not title or title in anchors(file), (file, title)
+
+
+def test_the_index_leads_to_every_page() -> None:
+    index = DOCS / "README.md"
+    led_to = {file for file, _ in links(index)}
+    assert led_to >= set(DOCS.glob("*.md")) - {index}
+    assert index in {file for file, _ in links(ROOT / "README.md")}
 
 
 def run_blocks(text: str, folder: Path) -> list[int]:
@@ -290,15 +315,14 @@ def test_the_end_of_a_list_and_of_a_certificate_is_seen_as_the_page_says(
 
 def test_the_alerts_name_metrics_that_there_are() -> None:
     text = section("operations.md", "What to alert on")
-    readme = (ROOT / "README.md").read_text().split("<!-- metrics -->")[1]
-    known = set(re.findall(r"orchmgmt_\w+", readme.split("<!-- /metrics -->")[0]))
+    known = set(re.findall(r"orchmgmt_\w+", marked("metrics")))
     named = set(re.findall(r"orchmgmt_\w+", text))
     assert named
     assert named <= known
 
 
 def test_the_picture_of_the_parts_is_that_of_the_code() -> None:
-    text = (DOCS / "architecture.md").read_text()
+    text = page("architecture.md")
     named = re.findall(r"\b((?:(?:policies|databases|serving)/)?[a-z_]+\.py)\b", text)
     folders = ["", *(f"{it.parent.name}/" for it in ROOT.glob("*/__init__.py"))]
     for name in named:

@@ -6,15 +6,14 @@ import re
 import subprocess
 import sys
 from datetime import datetime
-from pathlib import Path
 
 import pytest
+from pages import blocks, marked
 from support import FUTURE, lock
 
 from orchmgmt.serving.audit import SHOWN
 from orchmgmt.serving.logs import written
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
 BOILER = "Boiler|heat|1.0.0"
 
 
@@ -32,7 +31,7 @@ def audit(caplog):
     return audit
 
 
-def test_the_readme_shows_the_audit(start, audit):
+def test_the_page_shows_the_audit(start, audit):
     service = start()
     service.create(*[lock(f"Other{n}|s|1.0.0") for n in range(6)])
     audit()
@@ -40,7 +39,7 @@ def test_the_readme_shows_the_audit(start, audit):
     service.create(lock(BOILER, "Bob"))
     service.remove("Alice", "instanceIds=Boiler%7Cheat%7C1.0.0")
     service.post("/lock/create", {}, Authorization="Bearer SYSTEM//Alice")
-    (shown,) = re.findall("<!-- audit -->\n```\n(.*?)```", README, re.DOTALL)
+    (shown,) = blocks("", marked("audit"))
     assert [written(line) for line in audit()] == shown.splitlines()
 
 

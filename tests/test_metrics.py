@@ -4,16 +4,15 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from pages import marked
 from prometheus_client.parser import text_string_to_metric_families
 from support import MANAGEMENT, job, lock
 
 from orchmgmt.app import create_app
 from orchmgmt.serving.cleaner import Cleaner
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
 PAST = "2020-01-01T00:00:00Z"
 
 
@@ -87,7 +86,7 @@ def test_a_database_that_is_away_is_told_of(start, tmp_path):
     assert metrics(service)["database_up",] == 1
 
 
-def test_the_cleaner_is_told_of_and_the_readme_names_every_metric(serve, cloud, tmp_path):
+def test_the_cleaner_is_told_of_and_the_page_names_every_metric(serve, cloud, tmp_path):
     registry = ("--service-registry-url", cloud.registry["SERVICE_REGISTRY_URL"])
     server = serve("--metrics", "true", "--cleaner-interval-seconds", "0.05", *registry)
     server.locks()
@@ -103,8 +102,7 @@ def test_the_cleaner_is_told_of_and_the_readme_names_every_metric(serve, cloud, 
     (tmp_path / "aside.db").rename(tmp_path / "orchmgmt.db")
     found = metrics(server)
     names = {re.sub("_(bucket|count|sum)$", "", key[0]) for key in found}
-    table = README.split("<!-- metrics -->")[1].split("<!-- /metrics -->")[0]
-    assert set(re.findall(r"^\| `orchmgmt_(\w+)`", table, re.MULTILINE)) == names
+    assert set(re.findall(r"^\| `orchmgmt_(\w+)`", marked("metrics"), re.MULTILINE)) == names
 
 
 def test_what_the_cleaner_deletes_is_counted(start, tmp_path):

@@ -42,7 +42,7 @@ def pip(*arguments):
 def wheel(tmp_path_factory):
     """A wheel built from a copy of the tree, so that nothing of earlier builds gets in."""
     folder = tmp_path_factory.mktemp("wheel")
-    left_out = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "*.db*-*")
+    left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "*.db*-*")
     shutil.copytree(TREE, folder / "tree", ignore=left_out)
     pip("wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(folder / "tree"))
     (built,) = folder.glob("*.whl")

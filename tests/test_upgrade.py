@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from pages import marked, table
 from wire import JOB, LOCK, connect
 
 from orchmgmt import cli
@@ -143,8 +144,7 @@ def test_a_schema_on_a_server_is_upgraded_the_same_way(run, serve, postgresql):
     assert run("clean", *options).returncode == 0
 
 
-def test_every_exit_code_is_in_the_readme():
-    readme = Path(cli.__file__).with_name("README.md").read_text()
+def test_every_exit_code_is_on_the_page():
     codes = {it.exit_code for it in (cli.Failure, cli.NoDatabase, cli.NoAddress, NotDone, NoAnswer)}
-    listed = re.findall(r"^\| ([0-9]) \| ", readme, re.MULTILINE)
+    listed = [code for code, _ in table(marked("codes"))]
     assert listed == [str(code) for code in sorted({0, cli.SOMETHING_TO_DO, *codes})]
