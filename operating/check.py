@@ -214,7 +214,7 @@ def _registry(settings: Settings) -> str:
     from orchmgmt.serving.registration import Registration
 
     # For what it demands of the settings; and its import says what package is missing.
-    Registration(Flask("orchmgmt"), SERVICES, settings)
+    Registration(Flask(__name__), SERVICES, settings)
     from orchmgmt.policies.cloud import OtherSystem
 
     system = OtherSystem("ServiceRegistry", settings, "service_registry_url", "")

@@ -129,7 +129,7 @@ def test_the_commands_at_a_running_service(
 
 
 def test_the_messages_on_the_wire_are_those_of_the_page(service: Service) -> None:
-    rows = [[it.replace(r"\\|", "|").strip("`") for it in row] for row in table(marked("messages"))]
+    rows = [[it.replace("\\|", "|").strip("`") for it in row] for row in table(marked("messages"))]
     assert len(rows) > 35
     for operation, payload, message in rows:
         answer = service.post("/" + operation.replace(" ", "/"), json.loads(payload))
@@ -335,5 +335,5 @@ def test_the_picture_of_the_parts_is_that_of_the_code() -> None:
 def test_the_commands_for_contributors_are_in_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^make (\w+) ", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
-    assert len(targets) == 4
+    assert len(targets) == 5
     assert all(f"\n{target}: " in makefile for target in targets)

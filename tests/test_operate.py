@@ -44,6 +44,8 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def call(*arguments: str, env: dict[str, str] | None = None) -> Any:
         ended = CliRunner().invoke(main, arguments, env=env)
+        if ended.exception and not isinstance(ended.exception, SystemExit):
+            raise ended.exception
         return subprocess.CompletedProcess(arguments, ended.exit_code, ended.stdout, ended.stderr)
 
     return call
