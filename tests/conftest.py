@@ -12,6 +12,7 @@ from typing import Any
 import cluster
 import pytest
 from certificates import Authority
+from command import run_command
 from standin import Cloud
 from support import FAKETIME, Clock, Process, Service, served
 
@@ -81,14 +82,21 @@ COMMAND = str(Path(sys.executable).with_name("orchmgmt"))
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """Run the real command to its end: `run("lock", "export", env={...}, input="...")`."""
+    """Run the real command to its end: `run("lock", "export", env={...}, input="...")`.
+
+    With other options of `subprocess.run`, or a PYTHONPATH, it has an interpreter of its own.
+    """
 
     def run(
-        *arguments: str, env: dict[str, str] | None = None, **options: Any
+        *arguments: str, env: dict[str, str] | None = None, input: Any = None, **options: Any
     ) -> "subprocess.CompletedProcess[str]":
+        environ = {**os.environ, **(env or {})}
+        if not options and "PYTHONPATH" not in (env or {}):
+            return run_command(arguments, environ, tmp_path, input or "")
         return subprocess.run(
             [COMMAND, *arguments],
-            env={**os.environ, **(env or {})},
+            env=environ,
+            input=input,
             **{"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 60, **options},
         )
 

@@ -540,7 +540,17 @@ def pytest_in(folder: Path, *arguments: str, **files: str) -> str:
         (folder / f"{name}.py").write_text(textwrap.dedent(text))
     command = [sys.executable, "-m", "pytest", "-c", "/dev/null", "--rootdir", str(folder)]
     ended = subprocess.run(
-        [*command, "-W", "error", "-p", "no:cacheprovider", *arguments, str(folder)],
+        [
+            *command,
+            "-W",
+            "error",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:schemathesis",
+            *arguments,
+            str(folder),
+        ],
         cwd=folder,
         capture_output=True,
         text=True,
