@@ -1,7 +1,7 @@
 """Every setting of the service: its name, default, type, limits and help, in one table.
 
-The table is the class `Settings`. The command line's options, the README's table and the check at
-start are all made from it.
+The table is the class `Settings`. The command line's options, the table of docs/settings.md and the
+check at start are all made from it.
 """
 
 import os

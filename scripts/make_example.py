@@ -2,7 +2,7 @@
 
 Usage: make_example.py FILE
 
-The same every time, so that the README can show what the service answers on it.
+The same every time, so that the README and docs/ can show what the service answers on it.
 """
 
 import random

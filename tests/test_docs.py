@@ -9,7 +9,9 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from configparser import ConfigParser
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -136,6 +138,31 @@ def test_the_messages_on_the_wire_are_those_of_the_page(service: Service) -> Non
         assert (answer.status, answer.error) == (400, message)
 
 
+def test_removes_are_refused_as_the_page_says(service: Service) -> None:
+    rows = [[it.strip("`") for it in row] for row in table(marked("remove"))]
+    assert len(rows) == 3
+    for request, message in rows:
+        owner, _, query = request.removeprefix("/lock/remove/").partition("?")
+        answer = service.remove(owner, query)
+        assert (answer.status, answer.error) == (400, message)
+
+
+def test_the_page_about_the_wire_has_the_sections_that_docstrings_name() -> None:
+    parts = [it.parent.glob("*.py") for it in ROOT.glob("*/__init__.py")]
+    code = "".join(it.read_text() for it in chain(ROOT.glob("*.py"), *parts))
+    named = set(re.findall(r"""contract(?:: |, |'s (?:section|table) )"([^"]+)\"""", code, re.I))
+    assert len(named) > 6
+    assert {anchor(it) for it in named} <= anchors(DOCS / "wire.md")
+
+
+def test_each_extra_is_on_the_page() -> None:
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = set(setup["options.extras_require"]) - {"test", "lint"}
+    rows = table(marked("extras"))
+    assert {it for row in rows for it in re.findall(r"`(\w+)`", row[0])} == extras
+
+
 def test_the_client_does_what_its_page_shows(start: Callable[..., Service]) -> None:
     text = (DOCS / "client.md").read_text()
     programs = [it.replace("http://127.0.0.1:8441", start().url) for it in blocks("python", text)]
@@ -259,8 +286,11 @@ def links(path: Path) -> list[tuple[Path, str]]:
 def anchors(path: Path) -> set[str]:
     """What may stand behind the `#` of a link to a page."""
     text = re.sub(r"^ *```.*?^ *```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
-    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", it.lower()).replace(" ", "-") for it in titles}
+    return {anchor(it) for it in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+
+
+def anchor(title: str) -> str:
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
 @pytest.mark.parametrize("name", PAGES)

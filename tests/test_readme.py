@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import click
 import pytest
-from pages import README, blocks, console, marked, page, table
+from pages import README, ROOT, blocks, console, marked, page, table
 from support import Process
 
 from orchmgmt import cli, models
@@ -49,6 +49,14 @@ def test_every_command_prints_what_the_page_shows(serve: Callable[..., Process],
 
 def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 150
+
+
+def test_the_figures_of_the_readme_are_those_measured() -> None:
+    measured = (ROOT / "bench" / "RESULTS.md").read_text()
+    cases = ["lock_by_id", "page_of_1000_locks", "page_of_10_jobs", "create_1", "create_100"]
+    cases += ["start to first answer, s", "resident memory after all the load, MiB"]
+    for case, row in zip(cases, table(marked("speed")), strict=True):
+        assert f"\n| {case} | {row[1]} |" in measured
 
 
 def test_the_examples_of_embedding_run_and_close_what_they_open(tmp_path: Path) -> None:
