@@ -107,6 +107,8 @@ def _who(name: str | None, token_file: Any, certificate: str | None, key: str | 
             who["token"] = _plain(token_file.read())
         except ValueError:
             raise Failure(f"{token_file.name} holds no token: one line of ASCII") from None
+        except OSError as error:
+            raise Failure(f"{token_file.name} cannot be read: {error.strerror}") from None
     elif name or not certificate:
         try:
             who["name"] = _plain(name or OPERATOR)

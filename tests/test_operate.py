@@ -189,6 +189,7 @@ def test_the_exit_code_tells_a_refusal_from_an_absence(run: Run, service: Servic
         (["list", "--url", "https://x", "--ca", __file__], "is no PEM file"),
         (["list", "--name", "A", "--token-file", __file__], "not both"),
         (["list", "--token-file", __file__], "holds no token"),
+        (["list", "--token-file", "/proc/self/mem"], "/proc/self/mem cannot be read: "),
         (["create", "--owner", "A", "A|b|1"], "give --expires-in or --expires-at"),
         (["create", "--owner", "A", "--expires-in", "1h", "--expires-at", FUTURE, "A|b|1"], "give"),
         (["create", "--owner", "A", "--expires-in", "1 hour", "A|b|1"], "is not like 1h"),
