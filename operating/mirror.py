@@ -214,7 +214,8 @@ class Mirror:
                 printable(f"{first}: it is no copy; remove it, or mirror into another database")
             ) from None
         database.change(self._forget, {"ids": list(copies - there.keys())})
-        self._remember.rows([(number,) for number in there.keys() - copies])
+        # What was here already, and the same, is no copy: it is not the source that takes it away.
+        self._remember.rows([(number,) for number in changed.keys() - copies])
         return len(changed), len(copies & here.keys() - there.keys())
 
     def _put_jobs(self, batch: Iterable[Entry]) -> int:

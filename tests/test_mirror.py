@@ -388,3 +388,14 @@ def test_who_watches_sees_how_far_it_is(there: Service, here: str) -> None:
     assert b"Locks" in shown
     assert b"Jobs" in shown
     assert b"100%" in shown
+
+
+def test_a_mirror_of_itself_makes_no_copies_of_its_own_locks(
+    run: Run, service: Service, database_url: str
+) -> None:
+    service.create(lock("Boiler|heat|1.0.0"))
+    own = content(service.store)
+    assert run("mirror", service.url).stdout == "Locks: 0 copied, 0 removed. Jobs: 0 copied.\n"
+    with source() as empty:
+        assert run("mirror", empty.url).stdout == "Locks: 0 copied, 0 removed. Jobs: 0 copied.\n"
+    assert content(service.store) == own
