@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from orchmgmt.client import Client, Refused, Unavailable
-from orchmgmt.entries import E, Found, Job, Lock, read_time
+from orchmgmt.entries import Job, Lock, all_of, read_time
 from orchmgmt.errors import ServiceError
 from orchmgmt.locks import AlreadyLocked
 from orchmgmt.store import Store
@@ -47,7 +47,7 @@ FAILURES = (
 def bring_to_the_present(store: Store) -> None:
     """Move the example's jobs into the last half hour, and let its locks end within minutes."""
     present = read_time(store.now())
-    jobs = [(job, job.created_at) for job in _all(store.history.find) if job.created_at]
+    jobs = [(job, job.created_at) for job in all_of(store.history.find) if job.created_at]
     moments = [created for _, created in jobs]
     first, last = min(moments), max(moments)
 
@@ -60,7 +60,7 @@ def bring_to_the_present(store: Store) -> None:
     store.history.add([moved(*it) for it in jobs])
     locks = [
         replace(lock, expires_at=present + timedelta(seconds=int(8 + number**LASTING)))
-        for number, lock in enumerate(_all(store.locks.find))
+        for number, lock in enumerate(all_of(store.locks.find))
     ]
     import_locks(store, [json.dumps(lock.to_wire()).encode() for lock in locks])  # under their ids
 
@@ -85,7 +85,7 @@ class Factory:
         self._number = itertools.count(1)
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="factory", daemon=True)
-        jobs, locks = _all(store.history.find), _all(store.locks.find)
+        jobs, locks = all_of(store.history.find), all_of(store.locks.find)
         self._systems = sorted({job.requester_system for job in jobs})
         self._instances: dict[str, list[str]] = {}
         for instance in sorted(lock.service_instance_id for lock in locks):
@@ -185,13 +185,3 @@ class Factory:
     def _after(self, seconds: float) -> datetime:
         # Rounded up as the service does it, and never to the present.
         return read_time(self._store.now()) + timedelta(seconds=int(seconds) + 1)
-
-
-def _all(find: Callable[..., Found[E]]) -> list[E]:
-    found: list[E] = []
-    for page in itertools.count():
-        entries = find(page=page, sort_field="id", descending=False).entries
-        found += entries
-        if not entries:
-            break
-    return found

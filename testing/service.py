@@ -1,14 +1,12 @@
 """One service under test, with everything that a test may do to it."""
 
-from collections.abc import Callable
-from itertools import count
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from flask import Flask
 
 from orchmgmt.app import create_app, store_of
-from orchmgmt.entries import Found, Job, Lock
+from orchmgmt.entries import Job, Lock, all_of
 from orchmgmt.models import FINISHED, PENDING
 from orchmgmt.settings import SettingError, Settings
 from orchmgmt.store import Store
@@ -17,8 +15,6 @@ from orchmgmt.testing.faults import Faults
 from orchmgmt.testing.identity import operator_headers
 from orchmgmt.testing.server import Server
 from orchmgmt.testing.wire import Request, Wire
-
-E = TypeVar("E", Lock, Job)
 
 DEFAULTS = {"database_url": "sqlite:///:memory:", "port": 0}
 
@@ -275,7 +271,7 @@ class Service:
         Raises:
             InvalidParameter: a value is malformed, or a filter is none that there is.
         """
-        return _all(self.store.locks.find, filters)
+        return all_of(self.store.locks.find, **filters)
 
     def jobs(self, **filters: Any) -> list[Job]:
         """Return the jobs, or those that match, the oldest first.
@@ -286,20 +282,9 @@ class Service:
         Raises:
             InvalidParameter: a value is malformed, or a filter is none that there is.
         """
-        return _all(self.store.history.find, filters)
+        return all_of(self.store.history.find, **filters)
 
     def _running(self) -> Server:
         if not self._server:
             raise RuntimeError("The service has not been started: use `with`, or `start()`")
         return self._server
-
-
-def _all(find: Callable[..., Found[E]], filters: dict[str, Any]) -> list[E]:
-    """All that match, however many pages they are."""
-    found: list[E] = []
-    for page in count():
-        part = find(page=page, descending=False, **filters)
-        found += part.entries
-        if not part.entries or len(found) >= part.count:
-            break
-    return found
