@@ -46,6 +46,7 @@ class WireSchema(Schema):
         self._loaders = [
             (name, field.data_key, field.deserialize) for name, field in self.load_fields.items()
         ]
+        self._keys = [key for _, key, _ in self._loaders]
 
     def on_bind_field(self, field_name: str, field_obj: Field[Any]) -> None:
         """Give a field its key."""
@@ -59,7 +60,7 @@ class WireSchema(Schema):
         """
         if not isinstance(data, dict):
             raise Fault(WRONG_TYPE, "A JSON object was expected")
-        self._demand_known(data, [key for _, key, _ in self._loaders])
+        self._demand_known(data, self._keys)
         found: dict[str, Any] = {}
         faults = []
         for name, key, deserialize in self._loaders:
@@ -373,7 +374,6 @@ class EntrySchema(WireSchema):
 
     def __init__(self, settings: Settings, present: str = "") -> None:
         super().__init__(settings, present)
-        self._keys = [field.data_key for field in self.fields.values()]
         self._flags = [it.data_key for it in self.fields.values() if isinstance(it, fields.Flag)]
 
     def dump(self, obj: Iterable[Row], **kwargs: Any) -> list[dict[str, Any]]:
