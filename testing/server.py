@@ -1,9 +1,11 @@
 """The HTTP server of a service under test: it can go down, and leaves nothing behind."""
 
 import logging
+import os
 import socket
 import threading
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
@@ -37,6 +39,7 @@ class Server:
         self._host = host
         self._serving: tuple[_Werkzeug, threading.Thread] | None = None
         self._turn = threading.Lock()
+        self._process = os.getpid()
         self._reserve(port)
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
         self.up()
@@ -66,8 +69,18 @@ class Server:
                 self._end(*self._serving)
                 self._reserve(self._port)
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether this is a fork of the process whose threads serve."""
+        return os.getpid() != self._process
+
     def stop(self) -> None:
-        """Drop all connections and give up the port."""
+        """Drop all connections and give up the port; a fork gives up its copies of them alone."""
+        if self.elsewhere:
+            self._socket.close()
+            if self._serving:
+                self._serving[0].let_go()
+            return
         with self._turn:
             if self._serving:
                 self._end(*self._serving)
@@ -94,6 +107,7 @@ class Server:
 
 class _Handler(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"
+    server_version = "orchmgmt.testing"
 
     def connection_dropped(self, *_: Any) -> None:
         self.close_connection = True  # or it would wait for the next request
@@ -107,7 +121,10 @@ class _Werkzeug(ThreadedWSGIServer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._open: dict[threading.Thread, socket.socket] = {}
-        super().__init__(*args, **kwargs)
+        # In a test's imaginary file system no package is installed. Its version is the last thing
+        # that werkzeug asks for, and only for the name that the handler has itself.
+        with suppress(PackageNotFoundError):
+            super().__init__(*args, **kwargs)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         thread = threading.Thread(
@@ -121,6 +138,11 @@ class _Werkzeug(ThreadedWSGIServer):
             super().process_request_thread(request, client_address)
         finally:
             del self._open[threading.current_thread()]
+
+    def let_go(self) -> None:
+        self.server_close()
+        for connection in self._open.values():
+            connection.close()
 
     def drop_all(self) -> None:
         for thread, connection in list(self._open.items()):

@@ -70,12 +70,19 @@ class Service:
         return self
 
     def stop(self) -> None:
-        """Drop what is under way and free everything; the log of requests stays."""
-        if self._server:
+        """Drop what is under way and free everything; the log of requests stays.
+
+        In a fork of the process that started it, the service itself goes on.
+        """
+        if not self._server:
+            return
+        # A fork has the locks as they were; and a database's connections are not its own to end.
+        if not self._server.elsewhere:
             self._wire.cut()
-            self._server.stop()
+        self._server.stop()
+        if not self._server.elsewhere:
             self.store.close()
-            self._server = None
+        self._server = None
 
     def __enter__(self) -> "Service":
         return self if self._server else self.start()
@@ -91,7 +98,7 @@ class Service:
     @property
     def url(self) -> str:
         """Where the service is: `http://127.0.0.1:PORT`."""
-        return self._running().url
+        return self._started().url
 
     @property
     def headers(self) -> dict[str, str]:
@@ -284,7 +291,13 @@ class Service:
         """
         return all_of(self.store.history.find, **filters)
 
-    def _running(self) -> Server:
+    def _started(self) -> Server:
         if not self._server:
             raise RuntimeError("The service has not been started: use `with`, or `start()`")
         return self._server
+
+    def _running(self) -> Server:
+        server = self._started()
+        if server.elsewhere:
+            raise RuntimeError("The service runs in the process that started it: ask it at its url")
+        return server

@@ -191,6 +191,88 @@ def test_nothing_is_left_behind(tmp_path):
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+FORKS = """
+import os, signal, sys
+from http.client import HTTPConnection
+from select import select
+from orchmgmt.testing import Service
+
+def status(service):
+    http = HTTPConnection(service.url.removeprefix("http://"), timeout=20)
+    try:
+        http.request("GET", "/health")
+        return http.getresponse().status
+    finally:
+        http.close()
+
+def forked(work):
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        try:
+            work()
+        except BaseException as error:
+            print("in the fork:", repr(error), file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+def stop():
+    assert status(service) == 200  # a fork may ask it
+    for use in service.locks, service.down, service.reset, lambda: service.store:
+        try:
+            use()
+        except RuntimeError as error:
+            assert "in the process that started it" in str(error), error
+        else:
+            assert False, use
+    service.stop()
+    service.stop()
+    try:
+        service.url
+    except RuntimeError:
+        pass
+    else:
+        assert False
+
+def leave():
+    with service:
+        pass
+
+with Service(**eval(sys.argv[1])) as service:
+    service.add_lock("Boiler|heat|1.0.0")
+    service.faults.next(delay=1e6)
+    slow = HTTPConnection(service.url.removeprefix("http://"), timeout=20)
+    slow.request("GET", "/health")
+    while not service.requests:
+        pass
+    for work in stop, leave:
+        forked(work)
+        assert status(service) == 200
+        assert len(service.locks()) == 1
+    assert select([slow.sock], [], [], 0)[0] == []  # what is under way goes on
+    slow.close()
+    service.faults.always(status=503)
+    service.down()
+    forked(service.stop)
+    service.up()
+    assert status(service) == 503
+    address = service.url
+with Service(port=int(address.rpartition(":")[2])) as again:
+    assert again.locks() == []
+"""
+
+
+@pytest.mark.sqlite
+@pytest.mark.postgresql
+def test_a_fork_can_stop_it_and_its_parents_goes_on(tmp_path, database_url):
+    for url in (database_url, "sqlite:///:memory:"):
+        arguments = [FORKS, repr({"database_url": url})]
+        command = [sys.executable, "-W", "error", "-W", "ignore:This process", "-c", *arguments]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert (ended.returncode, ended.stderr) == (0, "")
+
+
 # --- state
 
 
@@ -583,6 +665,59 @@ def test_a_failed_test_shows_what_its_services_were_asked(tmp_path):
     assert "BoilerControl" in asked[1]
     assert len(asked) == 2
     assert "Nobody" not in said
+
+
+def test_a_test_that_breaks_the_shared_service_breaks_no_other(tmp_path):
+    said = pytest_in(
+        tmp_path,
+        test_it="""
+        def test_stops_it(orchmgmt_shared):
+            orchmgmt_shared.stop()
+
+        def test_closes_its_store(orchmgmt_shared):
+            assert orchmgmt_shared.locks() == []
+            orchmgmt_shared.store.close()
+
+        def test_leaves_it_down(orchmgmt_shared):
+            orchmgmt_shared.add_lock("Boiler|heat|1.0.0")
+            orchmgmt_shared.down()
+
+        def test_finds_it_as_new(orchmgmt_shared):
+            assert orchmgmt_shared.locks() == []
+        """,
+    )
+    assert "4 passed" in said, said
+
+
+def test_the_fixtures_come_before_or_after_an_imaginary_file_system(tmp_path):
+    said = pytest_in(
+        tmp_path,
+        test_it="""
+        from urllib.request import urlopen
+        from orchmgmt.testing import Service
+
+        def test_before(fs, orchmgmt):
+            assert urlopen(orchmgmt.url + "/health").status == 200
+
+        def test_after(orchmgmt, fs):
+            assert urlopen(orchmgmt.url + "/health").status == 200
+
+        def test_client_before(fs, orchmgmt_client):
+            assert orchmgmt_client.get("/health").status_code == 200
+
+        def test_client_after(orchmgmt_client, fs):
+            assert orchmgmt_client.get("/health").status_code == 200
+
+        def test_shared(fs, orchmgmt_shared):
+            assert orchmgmt_shared.locks() == []
+
+        def test_factory(fs, orchmgmt_factory):
+            service = orchmgmt_factory(authentication_policy="certificate", cloud="A.B")
+            assert service.headers
+            assert Service().start().stop() is None
+        """,
+    )
+    assert "6 passed" in said, said
 
 
 def test_a_project_that_does_not_use_it_imports_no_flask(tmp_path):
