@@ -130,7 +130,7 @@ class Wire:
         environ["wsgi.input"] = BytesIO(body)
         try:
             payload = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter of a hundred thousand brackets
             payload = None
         try:
             operation = str(self._app.url_map.bind_to_environ(environ).match()[0])

@@ -720,6 +720,77 @@ def test_the_fixtures_come_before_or_after_an_imaginary_file_system(tmp_path):
     assert "6 passed" in said, said
 
 
+@pytest.mark.parametrize("processes", [[], ["-n2"]], ids=["plain", "xdist"])
+def test_a_failing_test_fails_whatever_it_has_done_to_its_services(tmp_path, processes):
+    said = pytest_in(
+        tmp_path,
+        *processes,
+        test_it="""
+        import pytest
+        from orchmgmt.testing import Service
+
+        def test_stopped(orchmgmt, orchmgmt_factory, orchmgmt_client):
+            orchmgmt_client.get("/health")
+            orchmgmt.stop()
+            assert False, "stopped"
+
+        def test_never_started():
+            Service().url
+
+        def test_down(orchmgmt):
+            orchmgmt.down()
+            assert False, "down"
+
+        def test_closed_store(orchmgmt):
+            orchmgmt.store.close()
+            orchmgmt.locks()
+            assert False, "closed"
+
+        def test_fault_left_over(orchmgmt):
+            orchmgmt.faults.next(status=503)
+            orchmgmt.stop()
+            assert False, "left over"
+
+        def test_spoilt_log(orchmgmt):
+            orchmgmt.requests.append("\\ud800")
+            orchmgmt.requests.append(Spoilt())
+            assert False, "spoilt"
+
+        def test_lone_surrogate(orchmgmt):
+            orchmgmt.requests.append("\\ud800")
+            assert False, "surrogate"
+
+        class Spoilt:
+            def __str__(self):
+                raise RuntimeError("no text")
+
+        @pytest.fixture
+        def checked(orchmgmt):
+            yield orchmgmt
+            orchmgmt.stop()
+            assert False, "teardown"
+
+        def test_teardown(checked):
+            pass
+
+        @pytest.fixture
+        def broken(orchmgmt):
+            orchmgmt.stop()
+            assert False, "setup"
+
+        def test_setup(broken):
+            pass
+
+        def test_passes(orchmgmt):
+            pass
+        """,
+    )
+    assert "INTERNALERROR" not in said, said
+    assert re.search("7 failed, 2 passed, 2 errors in", said), said
+    assert "200 GET /health" in said  # the log of a service that is stopped
+    assert "they cannot be shown: RuntimeError('no text')" in said
+
+
 def test_a_project_that_does_not_use_it_imports_no_flask(tmp_path):
     said = pytest_in(
         tmp_path,

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from orchmgmt.testing import Service
 
-#: The services of a test.
-SERVICES = pytest.StashKey["list[Service]"]()
+#: The services of a test, and where each was when the test got it.
+SERVICES = pytest.StashKey["list[tuple[str, Service]]"]()
 
 #: A report shows the last so many requests of a service.
 SHOWN = 50
@@ -80,10 +80,19 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
     report: pytest.TestReport = (yield).get_result()
     if not report.failed:
         return
-    for service in item.stash.get(SERVICES, []):
+    for url, service in item.stash.get(SERVICES, []):
+        report.sections.append((f"requests to orchmgmt ({url})", _said(service)))
+
+
+def _said(service: Service) -> str:
+    """Return the last requests of a service, whatever state the test has left it in."""
+    try:
         lines = [str(it) for it in service.requests[-SHOWN:]] or ["none"]
-        report.sections.append((f"requests to orchmgmt ({service.url})", "\n".join(lines)))
+        # What xdist cannot encode would cost the whole report.
+        return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
+    except Exception as error:  # pytest would lose the failed test, and xdist would pass it
+        return f"they cannot be shown: {error!r}"
 
 
 def _show(request: pytest.FixtureRequest, service: Service) -> None:
-    request.node.stash.setdefault(SERVICES, []).append(service)
+    request.node.stash.setdefault(SERVICES, []).append((service.url, service))
