@@ -26,7 +26,7 @@ from orchmgmt.databases.opening import shown
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import READY, SCHEMA_VERSION, OldSchema, Opening, UnusableDatabase, WrongUrl
 from orchmgmt.serving.logs import start_logging
-from orchmgmt.settings import PREFIX, SettingError, Settings, describe, unknown_names, write
+from orchmgmt.settings import PREFIX, SettingError, Settings, describe, write
 from orchmgmt.store import Store
 from orchmgmt.transfer import BadLine, export_jobs, export_locks, import_jobs, import_locks
 
@@ -151,11 +151,9 @@ def printable(text: str) -> str:
 
 
 def begin(options: dict[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
-    """Read the settings, start to log, and say which variables are probably misspelt."""
+    """Read the settings, and start to log."""
     settings = Settings.read(options, environ=environ)
     start_logging(settings)
-    for name in unknown_names(environ):
-        log.warning("%s is not a setting and has no effect", name)
     return settings
 
 

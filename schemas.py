@@ -6,7 +6,6 @@ load takes a seventh of the throughput of creating 100 locks, and a fifth of an 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +20,7 @@ from orchmgmt.errors import InvalidParameter
 from orchmgmt.fields import CONTRADICTORY, INCOMPLETE, UNKNOWN, WRONG_TYPE, Fault
 from orchmgmt.models import FINISHED, IN_PROGRESS, PENDING, NewLock
 from orchmgmt.settings import Settings
+from orchmgmt.values import meant
 
 LOCK_ID_MAX = 2**62  # new ids go on from the largest: as many again are left
 
@@ -85,9 +85,7 @@ class WireSchema(Schema):
             return
         for key in keys:
             if key not in known:
-                near = get_close_matches(key, known, n=1)
-                hint = f" (did you mean {near[0]}?)" if near else ""
-                raise Fault(UNKNOWN, f"Unknown key: {key}{hint}")
+                raise Fault(UNKNOWN, f"Unknown key: {key}{meant(key, known)}")
 
     def _check(self, found: dict[str, Any]) -> None:
         """Raise the Fault of what is wrong with several values together.

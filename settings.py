@@ -11,7 +11,7 @@ from dataclasses import Field, dataclass, field, fields
 from functools import partial
 from typing import Any
 
-from orchmgmt.values import Naming, strip
+from orchmgmt.values import Naming, meant, strip
 
 PREFIX = "ORCHMGMT_"
 
@@ -268,29 +268,32 @@ class Settings:
         Args:
             layers: mappings from a name (`PORT` or `ORCHMGMT_PORT`) to a value of the setting's
                 type, or to the text that the environment would hold. `None` leaves it as it is.
-            environ: where `ORCHMGMT_*` are read, if not blank; `os.environ` by default.
+            environ: where `ORCHMGMT_*` are read; a blank one leaves the default. `os.environ` by
+                default.
 
         Raises:
-            SettingError: a value is wrong, or a name in `layers` is no setting.
+            SettingError: a value is wrong, or a name is no setting: a misspelt policy would leave
+                everything open.
         """
         known = {setting.name: setting for setting in fields(cls)}
         environ = os.environ if environ is None else environ
-        variables = {name: environ.get(PREFIX + name.upper(), "") for name in known}
+        variables = {name: text for name, text in environ.items() if name.startswith(PREFIX)}
+        for name in sorted(variables):
+            if name not in VARIABLES:
+                raise SettingError(f"{name} is not a setting{meant(name.upper(), VARIABLES)}")
         values: dict[str, Any] = {}
         for layer in ({name: text for name, text in variables.items() if strip(text)}, *layers):
             for key, value in layer.items():
                 name = key.removeprefix(PREFIX).lower()
                 if name not in known:
-                    raise SettingError(f"{key} is not a setting")
+                    raise SettingError(f"{key} is not a setting{meant(name, known)}")
                 if value is not None:
                     values[name] = _parse(known[name], value)
         return cls(**values)
 
 
-def unknown_names(environ: Iterable[str]) -> list[str]:
-    """Return the `ORCHMGMT_*` names in `environ` that are no settings: probably misspelt."""
-    known = {PREFIX + setting.name.upper() for setting in fields(Settings)}
-    return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+#: The environment's names of all settings.
+VARIABLES = [PREFIX + setting.name.upper() for setting in fields(Settings)]
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ database.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
+from difflib import get_close_matches
 from functools import lru_cache
 from string import ascii_lowercase, ascii_uppercase
 from time import gmtime, strftime
@@ -49,6 +50,12 @@ _LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
 def strip(text: str) -> str:
     """Return `text` without surrounding characters up to U+0020."""
     return text.strip(_SURROUNDING)
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean X?)` for the known name that is like a misspelt one, or nothing."""
+    near = get_close_matches(name, known, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 class Naming:

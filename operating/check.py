@@ -1,7 +1,6 @@
 """The command that looks whether all that a server needs is there, and changes nothing."""
 
 import logging
-import os
 import ssl
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from orchmgmt.errors import Unavailable
 from orchmgmt.models import SCHEMA_VERSION, UnusableDatabase
 from orchmgmt.operating.asking import say
 from orchmgmt.policies.gate import Gate
-from orchmgmt.settings import PREFIX, SettingError, Settings, unknown_names
+from orchmgmt.settings import PREFIX, SettingError, Settings
 from orchmgmt.store import Store
 
 if TYPE_CHECKING:
@@ -97,9 +96,6 @@ def looks(options: dict[str, Any], files: tuple[Path, ...], last: timedelta) -> 
 
     def settings_are_right() -> str:
         found.append(Settings.read(options))
-        misspelt = unknown_names(os.environ)
-        if misspelt:
-            raise Wrong(f"{', '.join(misspelt)} is not a setting: take it away, or spell it right")
         return f"authentication policy {found[0].authentication_policy}, " + (
             f"management policy {found[0].management_policy}"
         )

@@ -12,6 +12,7 @@ from orchmgmt.policies.proxies import TrustedProxies
 from orchmgmt.settings import (
     AUTHENTICATION_POLICIES,
     MANAGEMENT_POLICIES,
+    PREFIX,
     Policy,
     SettingError,
     Settings,
@@ -20,6 +21,8 @@ from orchmgmt.settings import (
 #: A refused request is a line at INFO, an allowed one at DEBUG. Nothing in a line is as somebody
 #: sent it: neither a token nor a control character gets in.
 access = logging.getLogger("orchmgmt.access")
+
+log = logging.getLogger("orchmgmt")
 
 
 class Gate:
@@ -37,6 +40,10 @@ class Gate:
             MANAGEMENT_POLICIES, settings.management_policy, settings
         )
         self._proxies = TrustedProxies(settings)
+        # A certificate that nobody looks at: the setting may have been forgotten.
+        self._unread = ""
+        if settings.authentication_policy != "certificate":
+            self._unread = settings.client_certificate_header
 
     def guard(self, blueprint: Blueprint, service: str | None = None) -> Blueprint:
         """Return `blueprint`, for identified systems only.
@@ -48,6 +55,8 @@ class Gate:
 
         @blueprint.before_request
         def admit() -> None:
+            if self._unread and self._unread in request.headers:
+                self._warn()
             scope = str(request.endpoint).rpartition(".")[2]
             self._admit(Operation(service, scope) if service else None)
 
@@ -65,6 +74,15 @@ class Gate:
             self._log(logging.INFO, "refused", name, f"{refusal.status.value} {refusal}")
             raise
         self._log(logging.DEBUG, "allowed", name, "operator" if requester.operator else "system")
+
+    def _warn(self) -> None:
+        log.warning(
+            "a request came with a client certificate, in %s, and the authentication policy "
+            "ignores it: is %sAUTHENTICATION_POLICY=certificate missing?",
+            self._unread,
+            PREFIX,
+        )
+        self._unread = ""  # once is enough
 
     def _log(self, level: int, outcome: str, name: str, reason: str) -> None:
         if access.isEnabledFor(level):

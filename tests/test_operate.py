@@ -326,8 +326,9 @@ def test_a_check_of_what_is_in_order_changes_nothing(run: Run, database: Path) -
 
 def test_a_check_says_what_is_wrong_and_what_to_do(call: Run, tmp_path: Path) -> None:
     found = looked(call("check", env={"ORCHMGMT_PROT": "1"}))
-    message = "ORCHMGMT_PROT is not a setting: take it away, or spell it right"
-    assert found["wrong  settings"] == message
+    message = "ORCHMGMT_PROT is not a setting (did you mean ORCHMGMT_PORT?)"
+    assert found == {"wrong  settings": message}
+    found = looked(call("check"))
     assert found["wrong  database"].endswith("`orchmgmt serve` or an import makes a database")
     assert not (tmp_path / "orchmgmt.db").exists()
     shutil.copyfile(Path(__file__).parent / "data" / "schema-1.sqlite", tmp_path / "orchmgmt.db")

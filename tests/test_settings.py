@@ -1,11 +1,13 @@
 """Settings: where they come from, which of them wins, and what a wrong one says."""
 
 import dataclasses
+import re
 
 import pytest
 
 from orchmgmt.app import create_app, store_of
-from orchmgmt.settings import SettingError, Settings, describe, unknown_names
+from orchmgmt.settings import SettingError, Settings, describe
+from orchmgmt.store import Store
 
 pytestmark = pytest.mark.sqlite
 
@@ -169,7 +171,7 @@ def test_mapping_takes_names_with_and_without_the_prefix():
 
 @pytest.mark.parametrize("name", ["PORTS", "ORCHMGMT_PROT", "", "ORCHMGMT_"])
 def test_mapping_refuses_unknown_names(name):
-    with pytest.raises(SettingError, match=f"^{name} is not a setting$"):
+    with pytest.raises(SettingError, match=f"^{name} is not a setting( .did you mean port.)?"):
         Settings.read({name: "1"})
 
 
@@ -235,24 +237,69 @@ def test_wrong_environment_is_refused_even_where_the_command_line_is_right(run):
     assert "ORCHMGMT_LOG_LEVEL" in ended.stderr
 
 
-def test_unknown_environment_names_are_only_a_warning(run):
-    # Kubernetes gives every container variables like these for a service called orchmgmt.
-    names = {"ORCHMGMT_SERVICE_HOST": "10.0.0.1", "ORCHMGMT_PORT_8441_TCP": "tcp://10.0.0.1:8441"}
-    ended = run(
-        "lock", "import", "-", input="", env={**names, "ORCHMGMT_THREADS": "2", "OTHER_PORT": "x"}
+MISSPELT = "ORCHMGMT_AUTHENTICATON_POLICY"
+MEANT = f"{MISSPELT} is not a setting (did you mean ORCHMGMT_AUTHENTICATION_POLICY?)"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("serve",),
+        ("demo", "--port", "0"),
+        ("lock", "import", "-"),
+        ("history", "export"),
+        ("lock", "list"),
+        ("clean",),
+        ("upgrade", "--check"),
+        ("backup", "copy.db"),
+        ("mirror", "http://127.0.0.1:1"),
+        ("config",),
+        ("openapi",),
+    ],
+    ids=" ".join,
+)
+def test_a_misspelt_variable_ends_each_command_in_one_line(run, tmp_path, command):
+    ended = run(*command, env={MISSPELT: "certificate"}, input="")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"Error: {MEANT}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_variable_stops_an_application(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(MISSPELT, " ")
+    for make in (create_app, lambda: create_app({"PORT": 1}), Store):
+        with pytest.raises(SettingError, match=f"^{re.escape(MEANT)}$"):
+            make()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("policy", ["declared", "certificate"])
+def test_a_certificate_that_the_policy_ignores_is_worth_one_warning(start, caplog, policy):
+    service = start(AUTHENTICATION_POLICY=policy, CLOUD="Testcloud.Company")
+    for _ in range(3):
+        service.post("/lock/query", {}, **{"X-Client-Certificate": "x"})
+    warnings = [it.message for it in caplog.records if it.levelname == "WARNING"]
+    expected = (
+        "a request came with a client certificate, in X-Client-Certificate, and the authentication "
+        "policy ignores it: is ORCHMGMT_AUTHENTICATION_POLICY=certificate missing?"
     )
-    assert ended.returncode == 0
-    warnings = [line for line in ended.stderr.splitlines() if "WARNING" in line]
-    assert len(warnings) == len(names)
-    for name, line in zip(sorted(names), warnings, strict=True):
-        assert f"{name} is not a setting" in line
+    assert warnings == ([expected] if policy == "declared" else [])
 
 
-def test_unknown_names_are_those_with_the_prefix_that_are_no_settings():
-    assert unknown_names(["PATH", "ORCHMGMT_PORT", "ORCHMGMT_Z", "ORCHMGMT_A"]) == [
-        "ORCHMGMT_A",
-        "ORCHMGMT_Z",
-    ]
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("ORCHMGMT_port", r"is not a setting \(did you mean ORCHMGMT_PORT\?\)$"),
+        # Kubernetes gives every container such a variable for a service called orchmgmt.
+        ("ORCHMGMT_PORT_8441_TCP_PROTO", "is not a setting"),
+        ("ORCHMGMT_", "is not a setting"),
+    ],
+)
+def test_a_variable_with_the_prefix_is_a_setting_or_refused(name, says):
+    environ = {"PATH": "", "OTHER_PORT": "x", "orchmgmt_port": "y", "ORCHMGMT_PORT": "1"}
+    assert Settings.read(environ=environ).port == 1
+    with pytest.raises(SettingError, match=f"^{name} {says}"):
+        Settings.read(environ={**environ, name: "1"})
 
 
 @pytest.mark.parametrize(
