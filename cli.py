@@ -181,7 +181,7 @@ def main() -> None:
 @main.command()
 @takes_settings(*OF_EVERYTHING)
 def serve(**options: Any) -> None:
-    """Serve locks and history over HTTP, until SIGTERM or SIGINT."""
+    """Serve locks and history over HTTP, until SIGTERM, SIGINT or SIGHUP."""
     from orchmgmt.serving.server import hold_signals
 
     hold_signals()

@@ -88,7 +88,10 @@ def mirror(client: Client, follow: bool, interval: float, **options: Any) -> Non
 
 
 def _follow(copy: "Mirror", interval: float) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
         # It may come at any time: what is not written by then is not.
         signal.signal(number, signal.default_int_handler)
     away = False

@@ -46,16 +46,22 @@ TICK = 0.05
 
 
 #: What asks the process to stop.
-SIGNALS = {signal.SIGTERM, signal.SIGINT}
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
 def hold_signals() -> None:
-    """Let SIGTERM and SIGINT only ask `Server.run` to stop, now and until the process ends.
+    """Let `SIGNALS` only ask `Server.run` to stop, now and until the process ends.
 
     They stay pending: one that comes while the process starts counts once it serves, and a further
-    one cuts nothing short. To be called before there are threads, which inherit it.
+    one cuts nothing short. Signals by which other programs open their logs anew do nothing. To be
+    called before there are threads, which inherit it.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    held = set(SIGNALS)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup: it outlives its terminal
+        held.remove(signal.SIGHUP)
+    signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Server:

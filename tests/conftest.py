@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,12 @@ from certificates import Authority
 from command import run_command
 from standin import Cloud
 from support import FAKETIME, Clock, Process, Service, served
+
+
+# What a background job or nohup ignores, its children would ignore too, and they are sent both.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture(scope="session", autouse=True)

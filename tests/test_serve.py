@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from conftest import COMMAND
-from support import FUTURE, MANAGEMENT, OPERATOR, Client, lock
+from support import FUTURE, MANAGEMENT, OPERATOR, Client, Process, lock
 
 import orchmgmt.cli
 from orchmgmt.app import create_app, store_of
@@ -140,7 +140,7 @@ def test_the_log_tells_of_start_and_stop_in_a_line_each(serve, tmp_path):
     assert stopped.endswith(" INFO orchmgmt: stopped")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_ends_an_idle_server_and_its_idle_connections(serve, number):
     process = serve()
     with connect(process) as idle, connect(process) as kept:
@@ -163,7 +163,7 @@ def wait_until_refused(process):
             return
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_lets_a_body_that_is_still_being_sent_come_and_be_answered(serve, tmp_path, number):
     process = serve()
     body = json.dumps({"locks": [lock("A|b|1.0.0")]}).encode()
@@ -398,12 +398,38 @@ def test_expiry_far_ahead_survives_a_restart_unchanged(serve):
     assert [it["expiresAt"] for it in Client(second.url).locks().entries] == [FUTURE]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_that_come_again_change_nothing(serve, number):
     process = serve()
     for _ in range(5):
         process.process.send_signal(number)
     assert process.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("command", ["demo", "test-server"])
+def test_the_end_of_a_terminal_ends_others_that_serve_as_well(serve, command):
+    assert serve(command=command).stop(signal.SIGHUP) == 0
+
+
+@pytest.mark.parametrize("command", ["serve", "demo", "test-server"])
+def test_signals_that_other_programs_open_their_logs_anew_by_do_nothing(serve, command):
+    process = serve(command=command)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        process.process.send_signal(number)
+    assert process.locks().status == 200
+    assert process.stop() == 0
+
+
+@pytest.mark.parametrize("command", ["serve", "test-server"])
+def test_started_by_nohup_it_outlives_its_terminal(tmp_path, command):
+    nohup = ["nohup", COMMAND, command, "--port", "0"]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(nohup, cwd=tmp_path, text=True, **pipes) as popen:
+        process = Process(popen)
+        for _ in range(3):
+            popen.send_signal(signal.SIGHUP)
+            assert process.locks().status == 200
+        assert process.stop() == 0
 
 
 def test_demo_works_in_a_folder_with_any_name(serve, tmp_path):
