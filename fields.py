@@ -16,6 +16,7 @@ from orchmgmt.models import STATUSES, TYPES
 
 INTEGER_MAX = 2**63 - 1
 INTEGER_MIN = -(2**63)
+MESSAGE_MAX_LENGTH = 16_384
 
 # What counts first: a key that is not known, then a wrong JSON type, then what is missing, then a
 # value's form, then its name, then values that are good by themselves and not together.
@@ -259,9 +260,14 @@ class Flag(Value):
 
 
 class Message(Value):
-    """Free text. What no database or JSON text can hold becomes U+FFFD: a message is never lost."""
+    """Free text, of a limited length so that a page of jobs has one too.
+
+    What no database or JSON text can hold becomes U+FFFD: a message is never lost.
+    """
 
     def _canonical(self, text: str) -> str:
+        if len(text) > MESSAGE_MAX_LENGTH:
+            raise Fault(MALFORMED, "Message is too long")
         text = text.replace("\0", "\ufffd")
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 

@@ -122,7 +122,7 @@ class History:
             target_system: the system that the result is for.
             service_definition: the service that is looked for.
             subscription_id: the UUID of the subscription that triggered the job, if one did.
-            message: free text.
+            message: free text, at most 16,384 characters.
 
         Returns:
             The job's id, a UUID.
@@ -317,8 +317,10 @@ class History:
             rows = []
             for job_id, job in zip(ids, jobs, strict=True):
                 whole = _stepped(job_id, job, there.get(job_id), now)
+                kept = whole.pop("message", "")  # earlier versions took longer ones
                 try:
-                    rows.append(_ROW(self._entry.load(payload_of(whole))))
+                    loaded = self._entry.load(payload_of({**whole, "message": job.get("message")}))
+                    rows.append(_ROW({**loaded, "message": loaded["message"] or kept}))
                 except InvalidParameter as error:
                     if "id" in job and job_id not in there:
                         text = f"There is no orchestration job {job_id} yet: {error}"

@@ -246,8 +246,8 @@ class Converter(OpenAPIConverter):
                 return {"type": "integer", "format": "int64", **limits}
             case fields.Flag():
                 return {"type": "boolean"}
-            case fields.Message():
-                return text
+            case fields.Message():  # earlier versions took longer ones
+                return text if answers else {**text, "maxLength": fields.MESSAGE_MAX_LENGTH}
         raise TypeError(f"{type(field).__name__} has no description")
 
 

@@ -19,6 +19,7 @@ from orchmgmt.databases.queries import BulkInsert, Page
 from orchmgmt.entries import Entry
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.errors import Unavailable as DatabaseUnavailable
+from orchmgmt.fields import MESSAGE_MAX_LENGTH
 from orchmgmt.history import COLUMNS
 from orchmgmt.locks import Conflicts
 from orchmgmt.models import READY, Lock, NewLock
@@ -83,6 +84,8 @@ def mirror(client: Client, follow: bool, interval: float, **options: Any) -> Non
             _tell(copy.round())
         else:
             _follow(copy, interval)
+    if copy.shortened:
+        click.echo(f"Messages cut to {MESSAGE_MAX_LENGTH} characters: {len(copy.shortened)}.")
     if copy.refused:
         raise NotDone(f"{len(copy.refused)} entries cannot be kept here; the log says which")
 
@@ -131,6 +134,7 @@ class Mirror:
 
     Attributes:
         refused: why entries cannot be kept here, as far as that has been logged.
+        shortened: the jobs whose messages are too long to be kept whole.
     """
 
     def __init__(self, store: Store, client: Client) -> None:
@@ -140,6 +144,7 @@ class Mirror:
         self._lock_entry = LockEntry(store.settings)
         self._job_entry = JobEntry(store.settings)
         self.refused: set[str] = set()
+        self.shortened: set[str] = set()
         database = store.database
         key = Mirrored.id
         self._ids = database.sql(Mirrored.select())
@@ -180,6 +185,9 @@ class Mirror:
     def _load(self, schema: EntrySchema, entry: Entry) -> Loaded | None:
         """What is to be stored of an entry, or `None` if it cannot be."""
         wire = entry.to_wire()
+        if len(wire.get("message", "")) > MESSAGE_MAX_LENGTH:
+            wire["message"] = wire["message"][:MESSAGE_MAX_LENGTH]
+            self.shortened.add(str(wire.get("id")))
         try:
             loaded: Loaded = schema.load(wire)
             if loaded["id"] is None:

@@ -17,7 +17,6 @@ from command import run_command
 from standin import Cloud
 from support import FAKETIME, Clock, Process, Service, served
 
-
 # What a background job or nohup ignores, its children would ignore too, and they are sent both.
 for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) == signal.SIG_IGN:

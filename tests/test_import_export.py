@@ -351,6 +351,7 @@ BAD_JOBS = [
     ({"serviceDefinition": ""}, "Service definition is missing"),
     ({"subscriptionId": "x"}, "Invalid subscription id: x"),
     ({"message": 5}, "message must be a string"),
+    ({"message": "x" * 16385}, "Message is too long"),
     ({"createdAt": ""}, "Creation time is missing"),
     ({"createdAt": "2026-02-30T00:00:00Z"}, "Invalid created at format"),
     ({"startedAt": "now"}, "Invalid started at format: now"),

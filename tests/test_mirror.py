@@ -110,6 +110,21 @@ def test_a_mirror_is_equal_and_a_second_run_changes_only_what_has_changed(
     assert mirrored() == "Locks: 1 copied, 2 removed. Jobs: 2 copied.\n"
 
 
+def test_a_message_that_is_too_long_is_cut_and_counted(
+    run: Run, there: Service, database_url: str
+) -> None:
+    put(there, JOB, job_entry(20, message="x" * 16384), job_entry(21, message="y" * 16385))
+    for copied in (12, 0):
+        ended = run("mirror", there.url, env={"ORCHMGMT_DATABASE_URL": database_url})
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert ended.stdout.endswith(
+            f" Jobs: {copied} copied.\nMessages cut to 16384 characters: 1.\n"
+        )
+    messages = {row[0]: row[7] for row in of(database_url)[1]}
+    assert messages[job_id(20)] == "x" * 16384
+    assert messages[job_id(21)] == "y" * 16384
+
+
 @pytest.mark.sqlite
 def test_locks_that_are_no_copies_are_left_alone(run: Run, there: Service, here: str) -> None:
     with Store({"DATABASE_URL": here}) as own:

@@ -16,9 +16,10 @@ from datetime import datetime
 
 import pytest
 from support import FUTURE, MANAGEMENT, OPERATOR, Connection, in_threads, lock
-from wire import PAST, connect, job_entry, job_id
+from wire import JOB, PAST, connect, job_entry, job_id, put
 
 from orchmgmt.entries import Job, Lock
+from orchmgmt.errors import InvalidParameter
 from orchmgmt.serving.audit import SHOWN
 
 NEW = {
@@ -246,6 +247,30 @@ def test_a_step_back_is_refused(service, before, after):
     assert service.jobs().json == stored
 
 
+def test_a_message_has_so_many_characters_at_most(service):
+    longest = "\N{GRINNING FACE}" * 16384
+    made = new_job(service, message=f"  {longest}\n")
+    assert service.jobs().entries[0]["message"] == longest
+    history = service.store.history
+    for give in (
+        lambda: history.create("PULL", "A", "B", "c", message=longest + "x"),
+        lambda: history.start(made, longest + "x"),
+    ):
+        with pytest.raises(InvalidParameter, match="^Message is too long$"):
+            give()
+    assert service.jobs().json["count"] == 1
+
+
+def test_a_longer_message_of_an_earlier_version_goes_on_with_its_job(service):
+    long = "x" * 20_000
+    put(service, JOB, job_entry(1, message=long))
+    step = {"id": job_id(1), "status": "IN_PROGRESS"}
+    assert record(service, step).entries[0]["message"] == long
+    assert service.jobs().entries[0]["message"] == long
+    service.store.history.finish(job_id(1))
+    assert service.jobs().entries[0]["message"] == long
+
+
 @pytest.mark.parametrize("blank", BLANK)
 def test_a_message_replaces_the_old_one_only_when_it_is_not_blank(service, blank):
     made = new_job(service, message="first")
@@ -365,6 +390,7 @@ def test_a_new_job_is_complete(service, key):
         ("serviceDefinition", "-", f"The specified service definition name {NAMING}: _"),
         ("subscriptionId", "x", "Invalid subscription id: x"),
         ("message", {}, "message must be a string"),
+        ("message", "x" * 16385, "Message is too long"),
         ("createdAt", "soon", "Invalid created at format: soon"),
         ("startedAt", "2026-11-08", "Invalid started at format: 2026-11-08"),
         ("finishedAt", "2026-02-30T00:00:00Z", "Invalid finished at format: 2026-02-30T00:00:00Z"),
