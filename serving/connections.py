@@ -17,13 +17,18 @@ from orchmgmt.errors import body_too_large, error_body, origin_of
 
 
 class _Request(HTTPRequestParser):  # type: ignore[misc]
-    """A request as waitress reads it. Once it is refused, what follows is read and dropped.
+    """A request as waitress reads it; what follows it waits until it has been answered.
 
-    Unread it would reset the connection, and the client might never see why it is refused.
+    Once it is refused, what follows is read and dropped. Unread it would reset the connection, and
+    the client might never see why it is refused.
     """
 
     first_line = b""
     error: Any = None  # what waitress has against it
+
+    def __init__(self, connection: "Connection", adj: Any) -> None:
+        super().__init__(adj)
+        self._connection = connection
 
     def received(self, data: bytes) -> int:
         if self.error is None:
@@ -31,9 +36,12 @@ class _Request(HTTPRequestParser):  # type: ignore[misc]
                 consumed: int = super().received(data)
             except ValueError:  # a Content-Length of 5,000 digits
                 self.error, self.completed = BadRequest("The request cannot be read"), True
-            if self.error is None:
+            if self.error is not None:
+                self.expect_continue = False  # who asks whether to send the body is refused
+            elif self.completed:
+                self._connection.ahead = data[consumed:]
+            else:
                 return consumed
-            self.expect_continue = False  # whoever asks whether to send the body gets the refusal
         return len(data)
 
     def origin(self) -> str:
@@ -65,10 +73,21 @@ class _Refusal(ErrorTask):  # type: ignore[misc]
 
 
 class Connection(HTTPChannel):  # type: ignore[misc]
-    """A connection that answers what waitress refuses, and is idle by a clock that nobody sets."""
+    """A connection with one request at a time, and idle by a clock that nobody sets.
 
-    parser_class = _Request
+    A client may send requests ahead. Each is read once the answer before it is on its way, so one
+    client takes its turn among the others, and has no more than one answer that it has not read.
+
+    Attributes:
+        ahead: what has been received and not read yet.
+    """
+
     error_task_class = _Refusal
+    ahead = b""
+
+    def parser_class(self, adj: Any) -> _Request:
+        """Return what reads the next request."""
+        return _Request(self, adj)
 
     @property
     def last_activity(self) -> float:
@@ -79,8 +98,19 @@ class Connection(HTTPChannel):  # type: ignore[misc]
     def last_activity(self, _: float) -> None:
         self._active = time.monotonic()
 
+    def readable(self) -> bool:
+        """Return whether to receive more."""
+        return not self.ahead and bool(super().readable())
+
+    def writable(self) -> bool:
+        """Return whether there is something to send, or to read on from what is there.
+
+        Not while a thread answers: it sends by itself what it has too much of.
+        """
+        return not self.requests and bool(super().writable() or self.ahead)
+
     def handle_write(self) -> None:
-        """Send what is there, unless the client has just been found gone.
+        """Send what is there, unless the client has just been found gone; then read on.
 
         The thread that has answered a request may be asking for the body of the next one: both
         would send the same.
@@ -88,3 +118,6 @@ class Connection(HTTPChannel):  # type: ignore[misc]
         with self.outbuf_lock:
             if self.socket is not None:
                 super().handle_write()
+        if self.connected and not (self.requests or self.total_outbufs_len):
+            ahead, self.ahead = self.ahead, b""
+            self.received(ahead)

@@ -159,12 +159,13 @@ class Server:
         connections = [it for it in self._map.values() if isinstance(it, Connection)]
         late = time.monotonic() > self._deadline
         for it in connections:
-            for last in it.requests[-1:]:  # its answer says that it is the last, and closes
+            more = it.ahead or _has_unread(it.socket)
+            for last in it.requests if not more else ():  # its answer says so, and closes
                 last.headers["CONNECTION"] = "close"
             receiving = it.request is not None and it.request.error is None
             if late:
                 it.handle_close()
-            elif not (it.requests or receiving or it.total_outbufs_len or _has_unread(it.socket)):
+            elif not (it.requests or receiving or it.total_outbufs_len or more):
                 it.will_close = True
         if late and connections:
             log.warning("some requests were not done after %d s: they are dropped", PATIENCE)

@@ -6,14 +6,17 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack, closing
 from urllib.parse import urlsplit
 
 import pytest
 from support import FUTURE, MANAGEMENT, OPERATOR, Client, job, lock
+from wire import JOB, job_entry, put
 
 from orchmgmt.models import NewLock
+from orchmgmt.serving.connections import Connection
 
 pytestmark = pytest.mark.sqlite
 
@@ -68,10 +71,52 @@ def test_clients_that_ask_for_much_and_read_nothing_hold_up_nobody(start):
         assert read_answers(greedy[0], 3) == [200] * 3
 
 
+@pytest.mark.parametrize("reads", [True, False], ids=["read", "unread"])
+def test_requests_sent_ahead_leave_the_loop_to_the_others(start, monkeypatch, reads):
+    service = start(THREADS=1)
+    rows = [NewLock("", f"P{number}|s|1.0.0", "Owner", FUTURE) for number in range(300)]
+    service.store.locks.create_rows(rows)
+    writes = []
+    write = Connection.handle_write
+    monkeypatch.setattr(Connection, "handle_write", lambda it: writes.append(1) or write(it))
+    with ExitStack() as stack:
+        greedy = [stack.enter_context(connect(service, 4096)) for _ in range(4)]
+        for client in greedy:
+            client.sendall(QUERY * 60)
+        readers = [threading.Thread(target=read_answers, args=(it, 60)) for it in greedy]
+        for reader in readers if reads else ():
+            reader.start()
+        for _ in range(5):
+            assert service.send("GET", "/health", headers={}).status == 200
+        for reader in () if reads else readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+    # A socket takes an answer of 50 KB in some pieces; a loop that spins writes 100,000 times.
+    assert 4 * 60 <= len(writes) < 4 * 60 * 40
+
+
+def test_what_one_client_has_not_read_is_one_answer(start, monkeypatch):
+    service = start(THREADS=1)
+    put(service, JOB, *(job_entry(number, message="x" * 100_000) for number in range(40)))
+    answered = []
+    work = service.store.history.find_rows
+    monkeypatch.setattr(
+        service.store.history, "find_rows", lambda *wanted: answered.append(1) or work(*wanted)
+    )
+    with connect(service, 4096) as client:
+        client.sendall(QUERY.replace(b"/lock/", b"/history/") * 30)
+        for _ in range(10):
+            assert service.locks().status == 200
+        assert len(answered) == 1
+        assert read_answers(client, 30) == [200] * 30
+    assert len(answered) == 30
+
+
 def test_giant_answers_that_nobody_reads_hold_up_nobody(start):
     service = start(THREADS=1)
-    for _ in range(40):
-        service.store.history.create("PULL", "A", "A", "b", message="x" * 1_000_000)
+    # An earlier version took such messages.
+    put(service, JOB, *(job_entry(number, message="x" * 1_000_000) for number in range(40)))
     with ExitStack() as stack:
         greedy = [stack.enter_context(connect(service)) for _ in range(3)]
         for client in greedy:
