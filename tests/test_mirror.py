@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import COMMAND
 from support import MANAGEMENT, Process, Service, after, lock, served
-from wire import JOB, LOCK, job_entry, job_id, lock_entry, put
+from wire import JOB, LOCK, execute, job_entry, job_id, lock_entry, put
 
 from orchmgmt.databases.queries import Page
 from orchmgmt.errors import InvalidParameter, NotFound
@@ -277,12 +277,82 @@ def test_a_mirror_goes_on_while_the_other_one_is_away(
         assert mirror.returncode == 0
 
 
+def test_what_is_recorded_late_is_seen_within_a_round_and_the_rest_at_the_end(
+    database_url: str,
+) -> None:
+    with source(MAX_PAGE_SIZE=3) as service:
+        put(service, JOB, *(job_entry(it, **ENDED) for it in range(4)))
+        service.store.history.create("PULL", "Alice", "Bob", "kelvinInfo")
+        with following(service.url, "--database-url", database_url) as mirror:
+            assert mirror.stdout
+            assert mirror.stdout.readline() == "Locks: 0 copied, 0 removed. Jobs: 5 copied.\n"
+            put(service, JOB, job_entry(5, **ENDED))  # hours ago
+            assert mirror.stdout.readline() == "Locks: 0 copied, 0 removed. Jobs: 1 copied.\n"
+            # No time and no number tells of these.
+            execute(service.store, f"UPDATE {JOB} SET message = 'new' WHERE id = ?", [job_id(1)])
+            mirror.send_signal(signal.SIGTERM)
+            output, log = mirror.communicate(timeout=30)
+        assert (mirror.returncode, log) == (0, "")
+        last = "Locks: 0 copied, 0 removed. Jobs: 1 copied.\n"
+        assert output == f"Comparing everything once more.\n{last}Stopped.\n"
+        assert of(database_url) == content(service.store)
+
+
+@pytest.mark.sqlite
+def test_a_mirror_that_cannot_compare_everything_at_its_end_says_so(
+    serve: Callable[..., Process], here: str, tmp_path: Path
+) -> None:
+    service = serve("--database-url", f"sqlite:///{tmp_path}/source.db")
+    with following(service.url) as mirror:
+        assert mirror.stdout
+        mirror.stdout.readline()
+        service.stop()
+        mirror.send_signal(signal.SIGHUP)
+        output, log = mirror.communicate(timeout=30)
+    assert mirror.returncode == 5
+    assert output == "Comparing everything once more.\n"
+    assert "everything was not compared once more: something may be missing; run it again" in log
+    assert log.splitlines()[-1].startswith(f"Error: no connection to {service.url}: ")
+
+
+@pytest.mark.sqlite
+def test_a_second_signal_ends_a_mirror_at_once(java: "Java", here: str) -> None:
+    with following(java.url) as mirror:
+        assert mirror.stdout
+        mirror.stdout.readline()
+        java.silent.set()
+        mirror.send_signal(signal.SIGINT)
+        assert mirror.stdout.readline() == "Comparing everything once more.\n"
+        mirror.send_signal(signal.SIGINT)
+        output, log = mirror.communicate(timeout=30)
+    assert (mirror.returncode, output) == (1, "")
+    assert "everything was not compared once more" in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.sqlite
+def test_a_mirror_reads_all_jobs_again_only_when_it_must(java: "Java", here: str) -> None:
+    with following(java.url) as mirror:
+        assert mirror.stdout
+        mirror.stdout.readline()
+        wait_until(lambda: len(java.asked) > 20)
+        assert java.asked.count(("id", 0)) == 1
+        del java.asked[:]
+        java.jobs.append(_filled(job_entry(2000, createdAt="2025-11-08T11:00:00Z")))
+        assert mirror.stdout.readline() == "Locks: 0 copied, 0 removed. Jobs: 1 copied.\n"
+        wait_until(lambda: len(java.asked) > 40)
+        assert java.asked.count(("id", 0)) == 1
+    assert len(of(here)[1]) == 1501
+
+
 class Java(ThreadingHTTPServer):
     """What answers as the Java implementation: empty keys left out, and the oldest first.
 
     Attributes:
         locks: entries, also those that have expired: it shows them until its cleaner has run.
         jobs: likewise.
+        asked: the sort field and the page of each query of the history.
+        silent: when it is set, no query is answered.
     """
 
     daemon_threads = True
@@ -292,6 +362,8 @@ class Java(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.locks: list[dict[str, Any]] = []
         self.jobs: list[dict[str, Any]] = []
+        self.asked: list[tuple[str, int]] = []
+        self.silent = threading.Event()
 
 
 class _Java(BaseHTTPRequestHandler):
@@ -313,6 +385,10 @@ class _Java(BaseHTTPRequestHandler):
         if page.get("direction") == "DESC":
             found.reverse()
         size = page["size"] if page["size"] > 0 else 1000
+        if entries is self.server.jobs:
+            self.server.asked.append((page.get("sortField", ""), page["page"]))
+        if self.server.silent.is_set():
+            time.sleep(60)
         part = found[page["page"] * size :][:size]
         answer = json.dumps({"entries": part, "count": len(found)}).encode()
         self.send_response(200)

@@ -290,6 +290,8 @@ def test_a_watch_shows_what_is_new_and_what_changes_once(service: Service) -> No
     assert seen() == (first, "IN_PROGRESS")
     history.fail(first, "no")
     assert seen() == (first, "ERROR")
+    put(service, JOB, job_entry(7))  # recorded now, with a time that is long past
+    assert seen() == (job_id(7), "PENDING")
     watch.send_signal(signal.SIGINT)
     output, log = watch.communicate(timeout=30)
     assert (watch.returncode, output, log) == (0, "", "")
