@@ -43,6 +43,19 @@ REQUESTED = ("serviceInstanceId", "owner", "expiresAt")
 
 ALREADY_LOCKED = "Already locked: "
 
+#: The filters of a history query that are lists.
+JOB_LISTS = {
+    "ids",
+    "statuses",
+    "requester_systems",
+    "target_systems",
+    "service_definitions",
+    "subscription_ids",
+}
+
+#: The page for who only wants to know how many there are.
+ONE = {"page": 0, "size": 1}
+
 #: What reading an answer raises that is not what it should be, or nested without end.
 NO_JSON_OF_OURS = (ValueError, TypeError, KeyError, RecursionError)
 
@@ -277,19 +290,33 @@ class Client:
             Refused: while iterating: a value is wrong, or the requester may not.
             Unavailable: while iterating: there was no answer, or a 5xx.
         """
-        filters = {
-            "ids": _list(ids),
-            "statuses": _list(statuses),
-            "type": type,
-            "requesterSystems": _list(requester_systems),
-            "targetSystems": _list(target_systems),
-            "serviceDefinitions": _list(service_definitions),
-            "subscriptionIds": _list(subscription_ids),
-        }
+        filters = _job_filters(
+            ids=ids,
+            statuses=statuses,
+            type=type,
+            requester_systems=requester_systems,
+            target_systems=target_systems,
+            service_definitions=service_definitions,
+            subscription_ids=subscription_ids,
+        )
         if since is not None:
             write_time(since)
             return self._latest("/history/query", filters, since)
         return self._pages("/history/query", filters, Job)
+
+    def count_jobs(self, **filters: Any) -> int:
+        """Return how many jobs match every filter.
+
+        Args:
+            filters: as `jobs` takes them, but for `since`.
+
+        Raises:
+            TypeError: a list is a string, or there is no such filter.
+            Refused: a value is wrong, or the requester may not ask.
+            Unavailable: there was no answer, or a 5xx.
+        """
+        query = {key: value for key, value in _job_filters(**filters).items() if value}
+        return self._post("/history/query", {**query, "pagination": ONE}, Job)[1]
 
     def counts(self) -> tuple[int, int]:
         """Return how many active locks and how many jobs there are.
@@ -298,11 +325,7 @@ class Client:
             Refused: the requester may not ask.
             Unavailable: there was no answer, or a 5xx.
         """
-        one = {"pagination": {"page": 0, "size": 1}}
-        return (
-            self._post("/lock/query", one, Lock)[1],
-            self._post("/history/query", one, Job)[1],
-        )
+        return self._post("/lock/query", {"pagination": ONE}, Lock)[1], self.count_jobs()
 
     def echo(self) -> None:
         """See whether the service is there and knows the requester.
@@ -523,6 +546,14 @@ def _tls(certificate: str | tuple[str, str] | None, ca: str | None) -> ssl.SSLCo
             names = " and ".join(files)
             raise ValueError(f"{names} hold no certificate and its key: {error}") from error
     return context
+
+
+def _job_filters(type: str | None = None, **lists: Iterable[str]) -> dict[str, Any]:
+    """The filters of a history query, by the keys of the wire."""
+    unknown = lists.keys() - JOB_LISTS
+    if unknown:
+        raise TypeError(f"there is no filter {min(unknown)}")
+    return {"type": type, **{camel_case(name): _list(it) for name, it in lists.items()}}
 
 
 def _list(values: Iterable[Any]) -> list[Any]:

@@ -135,15 +135,20 @@ def list_jobs(client: Client, watch: bool, interval: float, as_json: bool, **fil
     """
     show = _jobs_shower(as_json)
     changes = Changes(client, filters)
-    seen = {job.id: job for job in changes.look()}
-    show(sorted(seen.values(), key=_age))
+    seen: dict[str, int] = {}
+
+    def look() -> None:
+        changed = [job for job in changes.look() if seen.get(job.id) != hash(job)]
+        changes.settle(sum(job.id not in seen for job in changed))
+        seen.update((job.id, hash(job)) for job in changed)
+        show(sorted(changed, key=_age))
+
+    look()
     try:
         while watch:
             time.sleep(interval)
             try:
-                found = {job.id: job for job in changes.look()}
-                show(sorted((it for it in found.values() if seen.get(it.id) != it), key=_age))
-                seen = found
+                look()
             except Unavailable as failure:
                 click.echo(printable(f"{failure}; it is asked again"), err=True)
     except KeyboardInterrupt:

@@ -3,11 +3,11 @@
 import logging
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import StringIO
 from itertools import islice
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 import click
@@ -32,9 +32,6 @@ log = logging.getLogger("orchmgmt")
 
 #: Jobs that are compared and written at once.
 BATCH = 900
-
-#: Seconds after which `--follow` compares all jobs again, and not only those that have changed.
-ALL_AGAIN = 600.0
 
 Loaded = dict[str, Any]
 
@@ -91,32 +88,42 @@ def mirror(client: Client, follow: bool, interval: float, **options: Any) -> Non
 
 
 def _follow(copy: "Mirror", interval: float) -> None:
+    asked: SimpleQueue[int] = SimpleQueue()  # what a handler may always put something into
+
+    def ask(number: int, frame: object) -> None:
+        asked.put(number)
+        for number in numbers:  # the next one ends it wherever it is: what is not written is not
+            signal.signal(number, signal.default_int_handler)
+
     numbers = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
         numbers.append(signal.SIGHUP)
     for number in numbers:
-        # It may come at any time: what is not written by then is not.
-        signal.signal(number, signal.default_int_handler)
-    away = False
-    last = 0.0
+        signal.signal(number, ask)
+    first, away = True, False
     try:
         while True:
-            everything = time.monotonic() - last > ALL_AGAIN or not last
             try:
-                copied = copy.round(everything)
+                copied = copy.round(everything=first)
             except (Unavailable, DatabaseUnavailable) as failure:
                 if not away:
                     log.warning("%s; it is asked again and again", failure)
                 away = True
             else:
-                if everything:
-                    last = time.monotonic()
-                if any(copied) or away or everything:
+                if any(copied) or away or first:
                     _tell(copied)
-                away = False
-            time.sleep(interval)
-    except KeyboardInterrupt:
-        click.echo("Stopped.")
+                first = away = False
+            try:
+                asked.get(timeout=interval)
+                break
+            except Empty:
+                pass
+        click.echo("Comparing everything once more.")
+        _tell(copy.round())
+    except BaseException:
+        log.warning("everything was not compared once more: something may be missing; run it again")
+        raise
+    click.echo("Stopped.")
 
 
 def _tell(copied: Copied) -> None:
@@ -157,7 +164,7 @@ class Mirror:
         """Copy what differs.
 
         Args:
-            everything: compare all jobs, not only those that have changed since the last round.
+            everything: compare all jobs, not only those that are seen to have changed.
 
         Raises:
             NotDone: locks of this database's own are in the way.
@@ -174,12 +181,15 @@ class Mirror:
                 if loaded:
                     there.setdefault(loaded.pop("id"), NewLock(**loaded))
         put, gone = self._store.database.write(self._put_locks, there)
-        copied = 0
+        copied = new = 0
         with _progress("Jobs", jobs) as advance:
             changed = self._changes.look(everything)
             while batch := list(islice(changed, BATCH)):
-                copied += self._put_jobs(batch)
+                put_here, new_here = self._put_jobs(batch)
+                copied += put_here
+                new += new_here
                 advance(len(batch))
+        self._changes.settle(new)
         return Copied(put, gone, copied)
 
     def _load(self, schema: EntrySchema, entry: Entry) -> Loaded | None:
@@ -229,11 +239,14 @@ class Mirror:
         self._remember.rows([(number,) for number in changed.keys() - copies])
         return len(changed), len(copies & here.keys() - there.keys())
 
-    def _put_jobs(self, batch: Iterable[Entry]) -> int:
-        """Write those of a batch that are not here as they are there; return how many."""
+    def _put_jobs(self, batch: Iterable[Entry]) -> tuple[int, int]:
+        """Write those of a batch that are not here as they are there; return how many.
+
+        And how many of them were not here at all.
+        """
         loaded = {it["id"]: it for it in (self._load(self._job_entry, job) for job in batch) if it}
         if not loaded:
-            return 0
+            return 0, 0
         rows, _ = self._store.history.find_rows({"ids": list(loaded)}, Page(0, len(loaded)))
         here = {row[0]: row for row in rows}
         changed = [
@@ -243,7 +256,7 @@ class Mirror:
         ]
         if changed:
             self._store.database.write(self._store.history.put, changed)
-        return len(changed)
+        return len(changed), len(loaded) - len(here)
 
 
 def _lock(row: tuple[Any, ...]) -> NewLock:
