@@ -374,10 +374,11 @@ def upgrade(check: bool, **options: Any) -> None:
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@takes_settings("database_url", *OF_THE_LOG)
+@takes_settings("database_url", "database_timeout_seconds", *OF_THE_LOG)
 def backup(file: Path, **options: Any) -> None:
     """Copy the database to a new FILE, as it is at one moment, while servers use it."""
-    size = back_up(begin(options).database_url, file)
+    settings = begin(options)
+    size = back_up(settings.database_url, file, settings.database_timeout_seconds)
     click.echo(f"Copied {size} bytes to {file}.")
 
 

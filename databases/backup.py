@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import peewee
 
+from orchmgmt.databases.files import demand_whole
 from orchmgmt.databases.sqlite import MEMORY, sqlite_path
 from orchmgmt.models import Opening, UnusableDatabase, check_schema
 
@@ -18,7 +19,7 @@ class CannotBackUp(Exception):
     """There is no backup; the text is one line that says why."""
 
 
-def back_up(url: str, target: Path) -> int:
+def back_up(url: str, target: Path, timeout: float) -> int:
     """Copy a database to a new file, as it is at one moment; servers go on writing meanwhile.
 
     The copy is one file of its own, which comes into its place once it is complete and on disk.
@@ -26,6 +27,7 @@ def back_up(url: str, target: Path) -> int:
     Args:
         url: the setting `DATABASE_URL`. The schema may be of an earlier version.
         target: the file to make.
+        timeout: how long to wait for servers that are just starting, in seconds.
 
     Returns:
         Its size in bytes.
@@ -49,7 +51,7 @@ def back_up(url: str, target: Path) -> int:
         # Whoever may not read the database shall not read it here: the folder is this user's alone.
         with tempfile.TemporaryDirectory(".part", target.name, target.parent) as folder:
             partial = Path(folder, target.name)
-            _copy(path, partial)
+            _copy(path, partial, timeout)
             shutil.copymode(path, partial)
             size = partial.stat().st_size
             _move(partial, target)
@@ -62,8 +64,9 @@ def back_up(url: str, target: Path) -> int:
     return size
 
 
-def _copy(path: str, partial: Path) -> None:
+def _copy(path: str, partial: Path, timeout: float) -> None:
     # `rw` does not make a file; one that may only be read is read all the same.
+    demand_whole(path, timeout)
     source = peewee.SqliteDatabase(f"file:{quote(path)}?mode=rw", uri=True)
     try:
         with source.atomic("DEFERRED"):

@@ -18,6 +18,7 @@ from weakref import WeakSet
 import peewee
 
 from orchmgmt.databases import BUSY, SILENT, STREAM_BATCH, Clock, Database, Row, Values, log
+from orchmgmt.databases.files import LOG, Files, demand_whole
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import (
     MissingDatabase,
@@ -42,7 +43,17 @@ _OUTAGES = (
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that can be referred to weakly, so that a thread's end closes it."""
+    """A connection that can be referred to weakly, so that a thread's end closes it.
+
+    Attributes:
+        open: whether it has not been closed.
+    """
+
+    open = True
+
+    def close(self) -> None:
+        self.open = False
+        super().close()
 
     def __del__(self) -> None:
         with suppress(sqlite3.ProgrammingError):  # it was never opened
@@ -67,7 +78,9 @@ class SqliteDatabase(Database):
 
     def __init__(self, url: str, timeout: float, opening: Opening, clock: Clock) -> None:
         self._clock = clock
-        self._file: tuple[int, int] | None = None
+        self._timeout = timeout
+        self._files: Files | None = None
+        self._told = ""  # what harm to them the log tells of already
         path = sqlite_path(url)
         if path != MEMORY:
             try:
@@ -80,6 +93,7 @@ class SqliteDatabase(Database):
                 raise MissingDatabase("there is no such file")
         self._in_memory = path == MEMORY
         self._connections: WeakSet[_Connection] = WeakSet()
+        self._connecting = threading.Lock()
         self.engine = peewee.SqliteDatabase(
             path,
             pragmas={"synchronous": "FULL", "temp_store": "MEMORY"},
@@ -94,7 +108,6 @@ class SqliteDatabase(Database):
         # database has a single connection, so there readers wait too.
         self._writing = threading.RLock()
         self._reading = self._writing if self._in_memory else None
-        self._timeout = timeout
         try:
             if not self._in_memory:
                 with self.engine.atomic("DEFERRED"):  # before the file is changed in any way
@@ -112,32 +125,65 @@ class SqliteDatabase(Database):
             self.close()
             raise UnusableDatabase(_explain(path, error)) from error
         if not self._in_memory:
-            self._file = _identity_of(path)
+            self._files = Files(path)
             self.engine.close()  # the thread that starts a server may fork it
 
     def time(self) -> float:
         return self._clock()
 
-    def _connect(self, *args: Any, **kwargs: Any) -> _Connection:
-        connection = _Connection(*args, **kwargs)
-        self._connections.add(connection)
+    def _connect(self, path: str, *args: Any, **kwargs: Any) -> _Connection:
+        with self._connecting:
+            if not self._in_memory and os.path.exists(path):
+                demand_whole(path, self._timeout)
+            connection = _Connection(path, *args, **kwargs)
+            if self._files is not None:
+                connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
+                if not self._in_use():
+                    self._files.opened()
+            self._connections.add(connection)
         return connection
 
-    def _check_file(self) -> None:
-        """Nobody else sees a file that is no longer in its place; SQLite would make a new one."""
-        if self._file is not None and _identity_of(self.engine.database) != self._file:
-            log.error("%s was removed or replaced: put it back, or restart", self.engine.database)
+    def _in_use(self) -> bool:
+        return any(it.open for it in list(self._connections))
+
+    def _demand_files(self, committed: bool = False) -> None:
+        """Raise where nobody else would see what is written; SQLite would notice nothing."""
+        if self._files is None:
+            return
+        harm = self._files.harm_of_commit() if committed else self._files.harm(self._in_use())
+        if harm and harm != self._told:
+            log.error(
+                "%s while the database is in use: stop all processes that use it, put the file "
+                "back or restore a backup, and start again",
+                harm,
+            )
+            self._save()
+        self._told = harm
+        if harm:
             raise Unavailable(SILENT)
+
+    def _save(self) -> None:
+        """Bring what is only in a log that was removed into the database, where it lasts."""
+        path = self.engine.database
+        if os.path.exists(path) and not os.path.exists(path + LOG):
+            for connection in list(self._connections):
+                with suppress(sqlite3.Error):  # another thread has a transaction on it
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     @contextmanager
     def _transaction(self, writing: bool) -> Iterator[None]:
-        self._check_file()
+        self._demand_files()
         turn = self._writing if writing else self._reading
         if turn is not None and not turn.acquire(timeout=self._timeout):
             raise Unavailable(BUSY)
         try:
             with self.engine.atomic("IMMEDIATE" if writing else "DEFERRED"):
                 yield
+            if writing:
+                self._demand_files(committed=True)
+        except UnusableDatabase as error:
+            log.error("%s", error)
+            raise Unavailable(SILENT) from None
         except (peewee.DatabaseError, sqlite3.DatabaseError) as error:
             # sqlite3 reports a damaged file as the bare base class; what goes wrong while rows are
             # fetched, or in undoing what has gone wrong, is its own exception.
@@ -193,14 +239,6 @@ def _first(error: BaseException) -> BaseException:
     while isinstance(error.__context__, (peewee.DatabaseError, sqlite3.DatabaseError)):
         error = error.__context__
     return error
-
-
-def _identity_of(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def sqlite_path(url: str) -> str:

@@ -1,0 +1,145 @@
+"""The three files of a SQLite database, and what other programs do to them.
+
+SQLite keeps files open that have been removed, and goes on with them: what it writes then is gone
+when the process is, and another process makes new ones and knows nothing of it. So whoever has
+the database open compares, at each transaction, what lies there with what it has opened.
+"""
+
+import os
+import sqlite3
+import time
+from contextlib import closing
+from math import inf
+
+from orchmgmt.models import UnusableDatabase
+
+DATABASE, LOG, INDEX = SUFFIXES = ("", "-wal", "-shm")
+
+#: What a write-ahead log begins with, in either byte order.
+LOG_BEGINS = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
+
+LOG_HEADER = 32  # bytes
+FRAME_HEADER = 24  # bytes, before each page of the log
+
+#: The smallest database has one page of this size, in bytes.
+SMALLEST = 512
+
+PAUSE = 0.01  # seconds
+
+
+class Files:
+    """The files of a database, as the connections of this process have them in use.
+
+    Args:
+        path: the database's file, which is there.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._known: dict[str, tuple[int, int]] = {}
+        self._sizes: dict[str, float] = {}
+        self._look(DATABASE)
+
+    def opened(self) -> None:
+        """Take the log and the index that are there for those in use: a first connection has read.
+
+        They are there then, if the database is in write-ahead mode, and go with the last one.
+        """
+        for suffix in (LOG, INDEX):
+            self._known.pop(suffix, None)
+            self._sizes.pop(suffix, None)
+            self._look(suffix)
+
+    def harm(self, in_use: bool = True) -> str:
+        """Return what has been done to one of them, or an empty text.
+
+        Args:
+            in_use: whether there are connections; without them only the database itself counts.
+        """
+        for suffix in SUFFIXES if in_use else (DATABASE,):
+            if found := self._look(suffix):
+                return found
+        return ""
+
+    def harm_of_commit(self) -> str:
+        """Return the same after a commit, which has written to the log."""
+        if LOG in self._known:
+            try:
+                with open(self._path + LOG, "rb") as file:
+                    begins = file.read(len(LOG_BEGINS[0]))
+            except OSError:
+                begins = b""  # as `harm` will find
+            # What is written behind the end of an emptied file has zeros before it.
+            if begins and begins not in LOG_BEGINS:
+                self._sizes[LOG] = inf
+        return self.harm()
+
+    def _look(self, suffix: str) -> str:
+        known = self._known.get(suffix)
+        try:
+            found = os.stat(self._path + suffix)
+        except OSError:
+            return f"{self._path}{suffix} was removed" if known else ""
+        identity = (found.st_dev, found.st_ino)
+        if identity != known:
+            if known:
+                return f"{self._path}{suffix} was replaced"
+            self._known[suffix] = identity
+        size = self._sizes.get(suffix, 0)
+        if found.st_size < size and (size == inf or not self._may_shrink(suffix)):
+            self._sizes[suffix] = inf  # it may grow again, and is no better for it
+            return f"{self._path}{suffix} was truncated"
+        self._sizes[suffix] = found.st_size
+        return ""
+
+    def _may_shrink(self, suffix: str) -> bool:
+        """Whether a file is smaller because a program has put the database in order."""
+        if suffix == INDEX or os.stat(self._path).st_size < SMALLEST:
+            return False
+        try:
+            with closing(sqlite3.connect(self._path)) as other:
+                if suffix == DATABASE:  # by VACUUM
+                    return bool(other.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok")
+                # By a checkpoint: then the index knows of no more than what is left.
+                _, frames, _ = other.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                (page,) = other.execute("PRAGMA page_size").fetchone()
+        except sqlite3.Error:
+            return False
+        needed = LOG_HEADER + frames * (FRAME_HEADER + page) if frames > 0 else 0
+        return os.stat(self._path + LOG).st_size >= needed
+
+
+def demand_whole(path: str, timeout: float) -> None:
+    """Raise where files of a database are missing that another process still has in use.
+
+    Call it before a connection is made that may be the process's first.
+
+    Args:
+        path: the database's file, which is there.
+        timeout: how long to wait for a process that is just about to make them, in seconds.
+
+    Raises:
+        UnusableDatabase: its text says what is missing and what to do.
+    """
+    deadline = time.monotonic() + timeout
+    log = path + LOG
+    if os.stat(path).st_size < SMALLEST and os.path.exists(log) and os.path.getsize(log):
+        raise UnusableDatabase(f"it was truncated ({log} is there): restore a backup")
+    while missing := [it for it in (LOG, INDEX) if not os.path.exists(path + it)]:
+        if os.stat(path).st_size < SMALLEST:
+            return
+        try:
+            with closing(sqlite3.connect(path, timeout=0)) as probe:
+                # In this mode to read takes a lock that all connections of others stand against.
+                probe.execute("PRAGMA locking_mode = EXCLUSIVE")
+                probe.execute("SELECT 1 FROM sqlite_schema").fetchone()
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                return  # whoever opens it next meets the same
+        if time.monotonic() > deadline:
+            raise UnusableDatabase(
+                f"{path}{missing[0]} is missing, though other processes use the database: "
+                "stop them all, and start again"
+            )
+        time.sleep(PAUSE)
