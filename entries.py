@@ -7,7 +7,7 @@ The names are those of the wire in Python's letter case. Only the standard libra
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import count
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -154,7 +154,7 @@ def read_time(text: str) -> datetime:
     Raises:
         ValueError: it is none.
     """
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc)
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
 
 
 def write_time(moment: datetime) -> str:
@@ -165,7 +165,7 @@ def write_time(moment: datetime) -> str:
     """
     if moment.tzinfo is None:
         raise ValueError(f"{moment} has no zone, such as timezone.utc")
-    return moment.astimezone(timezone.utc).replace(tzinfo=None).isoformat() + "Z"
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
 
 
 def camel_case(name: str) -> str:

@@ -12,7 +12,7 @@ import sqlite3
 import sys
 import threading
 import warnings
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from flask import Flask, Response, request
@@ -53,7 +53,7 @@ def answer(keys: tuple[str, ...], rows: list[Any], count: int, status: int = 200
 
 
 def now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @app.post("/serviceorchestration/orchestration/mgmt/lock/query")

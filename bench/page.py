@@ -10,7 +10,7 @@ import argparse
 import sys
 import tempfile
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from run import running
@@ -54,7 +54,7 @@ return shown - Math.max(...answers.filter((it) => it <= shown));
 
 
 def fill(path: Path) -> None:
-    now = datetime.now(timezone.utc).replace(tzinfo=None)
+    now = datetime.now(UTC).replace(tzinfo=None)
     with Store(Settings(database_url=f"sqlite:///{path}")) as store:
         statuses = ("DONE", "DONE", "DONE", "ERROR")
         jobs = [

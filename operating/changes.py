@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from orchmgmt.client import Client
@@ -61,7 +61,7 @@ class Changes:
                     latest = moment
         if latest and latest != self._since:
             # A job may claim to be of the future: nothing would be later then.
-            self._since = min(latest, datetime.now(timezone.utc)) - OVERLAP
+            self._since = min(latest, datetime.now(UTC)) - OVERLAP
         self._count = count
         if whole:
             self._known = found

@@ -4,7 +4,7 @@ import logging
 import ssl
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +164,7 @@ def _lasts(path: Path, last: timedelta) -> str:
     if not known:
         raise Wrong("it has neither a certificate nor a revocation list that ends: name another")
     end = min(known)
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     if end <= now:
         raise Wrong(f"it ended at {end:%Y-%m-%dT%H:%M:%SZ}: put a new one there")
     if end <= now + last:

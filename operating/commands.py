@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -85,7 +85,7 @@ def create_locks(
         raise click.UsageError("give --expires-in or --expires-at")
     if expires_in is not None:
         try:
-            expires_at = datetime.now(timezone.utc) + expires_in
+            expires_at = datetime.now(UTC) + expires_in
         except OverflowError:
             raise click.UsageError("--expires-in reaches beyond the year 9999") from None
     wanted = [Lock(service_instance_id=it, owner=owner, expires_at=expires_at) for it in instances]

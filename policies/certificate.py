@@ -6,7 +6,7 @@ a header.
 
 import re
 from base64 import b64decode
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from urllib.parse import unquote
 
 from cryptography import x509
@@ -68,7 +68,7 @@ class Certificate(AuthenticationPolicy):
             raise Unidentified("No client certificate has been provided")
         try:
             certificate = x509.load_der_x509_certificate(_der(value))
-            now = datetime.now(timezone.utc)
+            now = datetime.now(UTC)
             valid = certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
             names = _texts(certificate, NameOID.COMMON_NAME)
             profiles = _texts(certificate, NameOID.DN_QUALIFIER)

@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from orchmgmt.settings import Settings
@@ -49,7 +49,7 @@ class _Json(logging.Formatter):
     """One JSON object on one line, in ASCII."""
 
     def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, timezone.utc).replace(tzinfo=None)
+        time = datetime.fromtimestamp(record.created, UTC).replace(tzinfo=None)
         line: dict[str, Any] = {
             "time": time.isoformat(timespec="milliseconds") + "Z",
             "level": record.levelname,

@@ -1,7 +1,7 @@
 """The time that a service under test goes by."""
 
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from orchmgmt.entries import read_time
 from orchmgmt.values import second
@@ -93,7 +93,7 @@ class Clock:
 def _moment(present: float) -> datetime:
     if not 0 <= present < END:
         raise ValueError(RANGE)
-    return datetime.fromtimestamp(present, timezone.utc)
+    return datetime.fromtimestamp(present, UTC)
 
 
 def _number(seconds: float) -> float:

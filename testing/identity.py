@@ -1,7 +1,7 @@
 """What an operator shows, so that the service under test lets it in."""
 
 from base64 import b64encode
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from orchmgmt.settings import SettingError, Settings
 
@@ -44,8 +44,8 @@ def _certificate(cloud: str) -> str:
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(datetime(1970, 1, 2, tzinfo=timezone.utc))
-        .not_valid_after(datetime(9999, 12, 31, tzinfo=timezone.utc))
+        .not_valid_before(datetime(1970, 1, 2, tzinfo=UTC))
+        .not_valid_after(datetime(9999, 12, 31, tzinfo=UTC))
         .sign(key, hashes.SHA256())
     )
     return f":{b64encode(certificate.public_bytes(Encoding.DER)).decode()}:"

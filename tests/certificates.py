@@ -3,7 +3,7 @@
 import ipaddress
 import ssl
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 
 CLOUD = "testcloud.company"
 DOMAIN = f"{CLOUD}.arrowhead.eu"
-NOW = datetime.now(timezone.utc).replace(microsecond=0)
+NOW = datetime.now(UTC).replace(microsecond=0)
 DAY = timedelta(days=1)
 
 

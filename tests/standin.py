@@ -10,7 +10,7 @@ import ssl
 import threading
 import uuid
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
@@ -289,5 +289,5 @@ class _Request(BaseHTTPRequestHandler):
 
 def _in(seconds: float) -> str:
     """A time as the Java implementation writes it, with nanoseconds."""
-    moment = datetime.now(timezone.utc) + timedelta(seconds=seconds)
+    moment = datetime.now(UTC) + timedelta(seconds=seconds)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%f") + "688Z"

@@ -5,7 +5,7 @@ import sqlite3
 import threading
 import time
 from contextlib import closing
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
@@ -22,7 +22,7 @@ PAST = "2020-01-01T00:00:00Z"
 
 
 def ago(**age):
-    moment = datetime.now(timezone.utc) - timedelta(**age)
+    moment = datetime.now(UTC) - timedelta(**age)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from urllib.parse import quote
 
 import pytest
@@ -22,7 +22,7 @@ from orchmgmt.transfer import import_jobs
 
 pytestmark = pytest.mark.sqlite
 
-END = datetime(2099, 1, 1, tzinfo=timezone.utc)
+END = datetime(2099, 1, 1, tzinfo=UTC)
 UUIDS = [job_id(number) for number in range(4)]
 
 
@@ -146,8 +146,8 @@ JOB_FILTERS = [
     ({"service_definitions": ["service3"]}, [3]),
     ({"subscription_ids": [UUIDS[2]]}, [2]),
     ({"subscription_ids": [UUIDS[2]], "statuses": ["PENDING"]}, []),
-    ({"since": datetime(2090, 1, 1, tzinfo=timezone.utc)}, []),
-    ({"since": datetime(2000, 1, 1, tzinfo=timezone.utc), "type": "PUSH"}, [3]),
+    ({"since": datetime(2090, 1, 1, tzinfo=UTC)}, []),
+    ({"since": datetime(2000, 1, 1, tzinfo=UTC), "type": "PUSH"}, [3]),
 ]
 
 
@@ -177,9 +177,9 @@ def test_a_job_has_all_that_the_history_tells(service, client):
             target_system="Consumer",
             service_definition="kelvinInfo",
             message="Well",
-            created_at=datetime(2025, 11, 8, 12, tzinfo=timezone.utc),
-            started_at=datetime(2025, 11, 8, 12, 0, 1, tzinfo=timezone.utc),
-            finished_at=datetime(2025, 11, 8, 12, 0, 2, tzinfo=timezone.utc),
+            created_at=datetime(2025, 11, 8, 12, tzinfo=UTC),
+            started_at=datetime(2025, 11, 8, 12, 0, 1, tzinfo=UTC),
+            finished_at=datetime(2025, 11, 8, 12, 0, 2, tzinfo=UTC),
         )
     ]
 
@@ -545,7 +545,7 @@ def test_a_503_says_when_to_try_again(stand, asking, pauses, operation):
 
 
 def test_a_503_may_say_it_as_a_date(stand, asking, pauses):
-    moment = datetime.now(timezone.utc) + timedelta(seconds=8)
+    moment = datetime.now(UTC) + timedelta(seconds=8)
     stand.script += [
         error(503, Retry_After=moment.strftime("%a, %d %b %Y %H:%M:%S GMT")),
         error(503, Retry_After="Sun, 06 Nov 1994 08:49:37 GMT"),
@@ -688,7 +688,7 @@ def test_an_answer_longer_than_any_machine_holds_is_none(stand, asking):
 
 def test_the_latest_jobs_end_though_each_page_is_the_same(stand, asking):
     stand.script += [answer(200, {"entries": [job_entry(1)], "count": 1})] * 3
-    assert len(list(asking.jobs(since=datetime(1970, 1, 1, tzinfo=timezone.utc)))) == 1
+    assert len(list(asking.jobs(since=datetime(1970, 1, 1, tzinfo=UTC)))) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """A clock that a program gives the store, and the clocks that tests put in the machine's place."""
 
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import time_machine
@@ -13,7 +13,7 @@ from orchmgmt.locks import AlreadyLocked
 from orchmgmt.serving.cleaner import Cleaner
 from orchmgmt.store import Store
 
-THEN = datetime(2030, 1, 1, tzinfo=timezone.utc)
+THEN = datetime(2030, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 INSTANCE = "Boiler|heat|1.0.0"
 

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -45,7 +45,7 @@ def test_it_says_where_to_look_and_nothing_else(
 def test_the_times_of_the_example_are_the_present(serve: Callable[..., Process]) -> None:
     demo = serve("--rate", "0.1", command="demo")
     jobs = demo.jobs().entries
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     assert all(timedelta() < now - parsed(it["createdAt"]) < timedelta(hours=1) for it in jobs)
     assert len(jobs) in (400, 401)  # the factory begins at once
     for entry in jobs:

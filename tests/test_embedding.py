@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from support import FUTURE, UUID, in_threads
@@ -13,7 +13,7 @@ from orchmgmt.locks import AlreadyLocked, DuplicatedInstance, InThePast
 from orchmgmt.store import Store
 
 DAY = timedelta(days=1)
-LATER = datetime(2099, 1, 1, 12, tzinfo=timezone.utc)
+LATER = datetime(2099, 1, 1, 12, tzinfo=UTC)
 INSTANCE = "Boiler|heat|1.0.0"
 LOCK = Lock(service_instance_id=INSTANCE, owner="Alice", expires_at=LATER)
 JOB = Job(
@@ -21,7 +21,7 @@ JOB = Job(
     requester_system="Alice",
     target_system="Bob",
     service_definition="heat",
-    created_at=datetime(2026, 1, 1, tzinfo=timezone.utc),
+    created_at=datetime(2026, 1, 1, tzinfo=UTC),
 )
 
 
@@ -32,7 +32,7 @@ def store(database_url):
 
 
 def now():
-    return datetime.now(timezone.utc)
+    return datetime.now(UTC)
 
 
 def test_locks_are_created_as_on_the_wire(store):

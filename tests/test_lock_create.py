@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -303,11 +303,11 @@ def test_ids_are_never_used_again(service: Service) -> None:
 
 
 def test_a_lock_ends_by_itself(service: Service) -> None:
-    end = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(seconds=2)
+    end = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2)
     element = lock("A|b|1", expires_at=end.isoformat())
     first = service.create(element, lock("C|d|1")).entries
     assert service.create(lock("A|b|1")).error == "Already locked: A|b|1.0.0"
-    while datetime.now(timezone.utc) < end:
+    while datetime.now(UTC) < end:
         time.sleep(0.05)
     assert service.locks().entries == first[1:]
     assert service.create(lock("A|b|1")).entries[0]["id"] > first[1]["id"]

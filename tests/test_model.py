@@ -1,7 +1,7 @@
 """Random sequences of operations, held to a model in plain Python."""
 
 import itertools
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,7 +22,7 @@ some_instances = st.lists(instances, min_size=1, max_size=4)
 
 
 def write(moment):
-    return datetime.fromtimestamp(moment, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Locks(RuleBasedStateMachine):

@@ -124,17 +124,12 @@ def test_an_entry_may_be_empty_where_it_is_said_to_be(service):
     assert set(job["required"]) == set(job["properties"])
 
 
-needs_python_3_11 = pytest.mark.skipif(
-    sys.version_info < (3, 11), reason="schemathesis and openapi-python-client need Python 3.11"
-)
-
 #: The schemas show the canonical form, so a request that is not as they say may be good all the
 #: same (`null` for a query, `temperature-manager`), and one that is may be bad: a time is past, an
 #: instance locked, and 117.0 an integer for JSON Schema alone.
 NOT_CHECKED = "negative_data_rejection,positive_data_acceptance"
 
 
-@needs_python_3_11
 @pytest.mark.parametrize(
     ("settings", "operations", "examples"),
     [({}, 6, 70), ({"RECORDER": True, "UNKNOWN_KEYS": "refuse", "OMIT_EMPTY": True}, 9, 40)],
@@ -161,7 +156,6 @@ def test_every_answer_to_schemathesis_is_as_described(
     assert result["test_cases"]["generated"] >= 1000  # of 2,000 in all
 
 
-@needs_python_3_11
 def test_a_client_made_of_the_document_works(service, tmp_path):
     shutil.copy(COMMITTED, tmp_path)
     (tmp_path / "config.yml").write_text("post_hooks: []")  # without its formatter

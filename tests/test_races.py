@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
@@ -159,14 +159,14 @@ def test_an_instance_has_no_new_holder_before_its_lock_expires(servers, database
 
     def work(number, connection, seen):
         while len(won) < wanted:
-            now = datetime.now(timezone.utc)
+            now = datetime.now(UTC)
             expires_at = now.replace(microsecond=0) + timedelta(seconds=1 + (now.microsecond > 5e5))
             text = expires_at.strftime("%Y-%m-%dT%H:%M:%SZ")
             status, answer = connection.create(lock(instance, f"Owner{number}", text))
             seen.statuses[status] += 1
             if status == 201:
                 lock_id = answer["entries"][0]["id"]
-                won.append((lock_id, expires_at, datetime.now(timezone.utc)))
+                won.append((lock_id, expires_at, datetime.now(UTC)))
             elif not answer["errorMessage"].startswith(("Already locked", "Expires at is in the")):
                 seen.faults.append(answer)
 
@@ -210,7 +210,7 @@ def test_at_most_one_active_lock_per_instance_at_any_moment(servers, database_ur
     def watch():
         with closing(connect(database_url)) as watcher:
             while not done.is_set():
-                now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+                now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
                 doubled.extend(
                     watcher.execute(
                         "SELECT service_instance_id, count(*) FROM orchestration_lock"
@@ -225,7 +225,7 @@ def test_at_most_one_active_lock_per_instance_at_any_moment(servers, database_ur
             instances = [f"P{n}|service|1.0.0" for n in chance.sample(range(5), 2)]
             owner = f"Owner{chance.randrange(4)}"
             if chance.random() < 0.5:
-                soon = datetime.now(timezone.utc) + timedelta(seconds=chance.choice([1, 3600]))
+                soon = datetime.now(UTC) + timedelta(seconds=chance.choice([1, 3600]))
                 text = soon.strftime("%Y-%m-%dT%H:%M:%SZ")
                 status, _ = connection.create(*[lock(it, owner, text) for it in instances])
             else:

@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -34,7 +34,7 @@ def test_every_command_prints_what_the_page_shows(serve: Callable[..., Process],
     script = "".join(f"{command}printf '\\1'\n" for command, _ in commands)
     script = script.replace("127.0.0.1:8441", urlsplit(demo.url).netloc)
     script += 'printf %s "$until"'
-    before = datetime.now(timezone.utc).replace(microsecond=0)
+    before = datetime.now(UTC).replace(microsecond=0)
     result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
     *outputs, until = result.stdout.split("\1")
     assert len(commands) == len(outputs) > 8

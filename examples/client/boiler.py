@@ -3,7 +3,7 @@
 import http.client
 import json
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
@@ -44,7 +44,7 @@ def holder(url, headers):
 
 def take(url, headers, seconds=60):
     """Lock the boiler; return the lock, of an earlier try too whose answer was lost."""
-    end = datetime.now(timezone.utc) + timedelta(seconds=seconds)
+    end = datetime.now(UTC) + timedelta(seconds=seconds)
     lock = {"serviceInstanceId": BOILER, "owner": ME, "expiresAt": end.isoformat()}
     try:
         return ask(url, headers, "POST", "/create", {"locks": [lock]})["entries"][0]
