@@ -15,6 +15,9 @@ from orchmgmt.values import Naming, meant, strip
 
 PREFIX = "ORCHMGMT_"
 
+#: The name by which clouds know their operator.
+OPERATOR_NAME = "Sysop"
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -226,11 +229,21 @@ class Settings:
                     self.naming.system_name(strip(text))
             except ValueError as error:
                 raise SettingError(f"{PREFIX}{setting}: {error}") from None
+        if self.own_name == OPERATOR_NAME:
+            raise SettingError(
+                f"{PREFIX}SYSTEM_NAME: {OPERATOR_NAME} is the operator, whose rights this system must "
+                "not have: give it a name of its own"
+            )
 
     @property
     def naming(self) -> Naming:
         """How names are normalised under these settings."""
         return Naming(extended=self.normalization_mode == "extended")
+
+    @property
+    def own_name(self) -> str:
+        """The SystemName of this system; under `certificate` its certificate counts."""
+        return self.naming.system_name(strip(self.system_name))
 
     @property
     def usual_threads(self) -> int:

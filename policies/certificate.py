@@ -7,6 +7,7 @@ a header.
 import re
 from base64 import b64decode
 from datetime import UTC, datetime
+from pathlib import Path
 from urllib.parse import unquote
 
 from cryptography import x509
@@ -16,7 +17,7 @@ from flask import Request
 from orchmgmt.errors import Forbidden, Unidentified
 from orchmgmt.policies import AuthenticationPolicy, Requester
 from orchmgmt.policies.proxies import TrustedProxies
-from orchmgmt.settings import PREFIX, SettingError, Settings
+from orchmgmt.settings import OPERATOR_NAME, PREFIX, SettingError, Settings
 from orchmgmt.values import strip
 
 SYSTEM, OPERATOR = "sy", "op"
@@ -78,10 +79,14 @@ class Certificate(AuthenticationPolicy):
             raise Unidentified("The client certificate has expired or is not valid yet")
         if profiles not in ([SYSTEM], [OPERATOR]):
             raise Forbidden("The client certificate is neither a system's nor an operator's")
-        return Requester(self._name(names), operator=profiles == [OPERATOR])
+        return Requester(self.name(names), operator=profiles == [OPERATOR])
 
-    def _name(self, names: list[str]) -> str:
-        """The SystemName in a common name, `<system>.<cloud>.<organisation>.arrowhead.eu`."""
+    def name(self, names: list[str]) -> str:
+        """Return the SystemName in a common name, `<system>.<cloud>.<organisation>.arrowhead.eu`.
+
+        Raises:
+            Forbidden: there is none of this cloud.
+        """
         system, _, rest = "".join(names).partition(".")
         if len(names) != 1 or rest != f"{self._cloud}.arrowhead.eu":
             raise Forbidden("The client certificate is not of this cloud")
@@ -89,6 +94,37 @@ class Certificate(AuthenticationPolicy):
             return self._naming.system_name(strip(system))
         except ValueError:
             raise Forbidden("The client certificate does not name a system") from None
+
+
+def own_name(settings: Settings) -> str:
+    """Return the SystemName of this system's own certificate: by that the others know it.
+
+    Raises:
+        SettingError: it has none of this cloud, or `SYSTEM_NAME` is another.
+    """
+    file = f"{PREFIX}CERTIFICATE_FILE"
+    try:
+        certificate = x509.load_pem_x509_certificate(Path(settings.certificate_file).read_bytes())
+        names = _texts(certificate, NameOID.COMMON_NAME)
+    except OSError as error:
+        raise SettingError(f"{file} cannot be used: {error.strerror}") from None
+    except (ValueError, x509.InvalidVersion):
+        raise SettingError(f"{file} holds no certificate that can be read") from None
+    try:
+        name = Certificate(settings).name(names)
+    except Forbidden:
+        raise SettingError(
+            f"{file} must name a system of the cloud, as "
+            f"CN=<system>.{settings.cloud}.arrowhead.eu does"
+        ) from None
+    if settings.own_name not in (name, Settings.system_name):
+        raise SettingError(
+            f"{PREFIX}SYSTEM_NAME is {settings.own_name}, and {file} names {name}: the cloud knows "
+            f"this system by its certificate"
+        )
+    if name == OPERATOR_NAME:
+        raise SettingError(f"{file} names {name}, which is the operator: it needs one of its own")
+    return name
 
 
 def _der(value: str) -> bytes:

@@ -6,6 +6,7 @@ and the log has the reason; neither ever holds a token or a password.
 
 import json
 import logging
+import re
 import ssl
 import threading
 import time
@@ -14,7 +15,7 @@ from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, quote_plus, urlsplit
 
 import urllib3
 
@@ -28,6 +29,16 @@ ANSWER_BYTES = 64 * 1024
 
 #: The part of a login's life after which this system logs in again.
 LOGIN_AGES = 0.8
+
+#: How many characters of a refusal's reason are told.
+REASON_LENGTH = 200
+
+#: What may prove who somebody is: the tokens of the Java implementation, and what follows a scheme.
+_PROOF = re.compile(
+    r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"
+    r"|(?<=IDENTITY-TOKEN//)\S+|(?<=AUTHENTICATOR-KEY//)\S+",
+    re.IGNORECASE,
+)
 
 
 _silent = threading.local()
@@ -89,7 +100,7 @@ class OwnSide:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.name = settings.naming.system_name(strip(settings.system_name))
+        self.name = settings.own_name
         self._patience = settings.connect_timeout_seconds + settings.read_timeout_seconds
         self._pool = _pool(settings)
         self._places = threading.BoundedSemaphore(ASKING_AT_ONCE)
@@ -101,6 +112,9 @@ class OwnSide:
             self._authorization = f"Bearer SYSTEM//{self.name}"
         else:
             settings.needed("certificate_file", settings.management_policy)
+            from orchmgmt.policies.certificate import own_name  # it needs an extra of its own
+
+            self.name = own_name(settings)
 
     def ask(self, system: OtherSystem, method: str, path: str, payload: object = None) -> Any:
         """Return what another system answers to this one, as JSON.
@@ -124,6 +138,9 @@ class OwnSide:
     ) -> tuple[int, Any]:
         """Like `ask`, but return any status, and the JSON of a 200 or 201.
 
+        A refusal (400 and above) has its reason instead, in one line and without any proof of who
+        somebody is; an empty text if it says none.
+
         Raises:
             Unavailable: no answer comes in time, or too many wait already.
         """
@@ -146,7 +163,8 @@ class OwnSide:
         """Send one request with the header `Authorization: <own>`.
 
         Returns:
-            The status of the answer, and the JSON of a 200 or 201, `None` if it has no body.
+            The status of the answer, and the JSON of a 200 or 201, `None` if it has no body; the
+            reason of a refusal.
 
         Raises:
             Unavailable: the answer does not come in time, is too large or no JSON.
@@ -174,6 +192,8 @@ class OwnSide:
                         raise system.unavailable("its answer is too large")
                     if time.monotonic() > deadline:
                         raise system.unavailable("its answer comes too slowly")
+            if response.status >= HTTPStatus.BAD_REQUEST:
+                return response.status, self._reason_of(body, own)
             done = response.status in (HTTPStatus.OK, HTTPStatus.CREATED)
             return response.status, json.loads(body) if done and body else None
         except (urllib3.exceptions.HTTPError, OSError, ValueError, RecursionError) as error:
@@ -182,13 +202,31 @@ class OwnSide:
             _silent.here = False
 
 
+    def _reason_of(self, body: bytes, own: str | None) -> str:
+        """The `errorMessage` of an answer, as anybody may read it."""
+        try:
+            answer = json.loads(body)
+        except (ValueError, RecursionError):
+            return ""
+        message = answer.get("errorMessage") if isinstance(answer, dict) else None
+        if not isinstance(message, str):
+            return ""
+        reason = "".join(it for it in message if it.isprintable())
+        # Under `declared` the own identity is a name, which is no secret.
+        if self._login:
+            for secret in (self._login.password, (own or "").rpartition("//")[2]):
+                for text in {secret, quote(secret, safe=""), quote_plus(secret)} - {""}:
+                    reason = re.sub(re.escape(text), "***", reason, flags=re.IGNORECASE)
+        return strip(_PROOF.sub("***", reason)[:REASON_LENGTH])
+
+
 class _Login:
     """This system's own login at the identity service, renewed before it ends."""
 
     def __init__(self, own: OwnSide, settings: Settings) -> None:
         self._own = own
         self._identity = OtherSystem("identity service", settings, "identity_url", "outsourced")
-        self._password = _password(settings)
+        self.password = _password(settings)
         self._lock = threading.Lock()
         self._authorization: str | None = None
         self._renewal = 0.0
@@ -221,7 +259,7 @@ class _Login:
     def _log_in(self) -> str:
         credentials = {
             "systemName": self._own.name,
-            "credentials": {"password": self._password},
+            "credentials": {"password": self.password},
         }
         began = time.monotonic()
         status, answer = self._own.exchange(self._identity, "POST", "login", credentials, None)

@@ -4,10 +4,8 @@ from flask import Request
 
 from orchmgmt.errors import Unidentified
 from orchmgmt.policies import INVALID_HEADER, AuthenticationPolicy, Requester, bearer
-from orchmgmt.settings import Settings
+from orchmgmt.settings import OPERATOR_NAME, Settings
 from orchmgmt.values import strip
-
-OPERATOR = "Sysop"
 
 
 class Declared(AuthenticationPolicy):
@@ -29,4 +27,4 @@ class Declared(AuthenticationPolicy):
             kind = ""
         if kind != "SYSTEM":
             raise Unidentified(INVALID_HEADER)
-        return Requester(name, operator=name == OPERATOR)
+        return Requester(name, operator=name == OPERATOR_NAME)

@@ -1,8 +1,8 @@
 """Registration with the cloud's ServiceRegistry. Only imported where `SERVICE_REGISTRY_URL` is set.
 
-Contract, "Registration with the cloud's ServiceRegistry". There is one mechanism: what is to be
-known there is sent again and again. The registry takes what it has already, so this also mends what
-it has forgotten, which a lookup could not tell: it shows an ordinary system few services.
+Contract, "Registration with the cloud's ServiceRegistry". Every round begins with a look, and does
+only what is missing: a registration replaces what is there, and whoever looks it up at that moment
+does not find it. So a process remembers next to nothing of what it has done.
 """
 
 import ipaddress
@@ -10,13 +10,14 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
 from flask import Flask
 
+from orchmgmt.entries import ROOT
 from orchmgmt.errors import Unavailable
 from orchmgmt.settings import PREFIX, SettingError, Settings
 from orchmgmt.values import strip
@@ -32,20 +33,27 @@ log = logging.getLogger("orchmgmt")
 
 VERSION = "1.0.0"
 
-#: The pause before it is all sent again, in seconds.
+#: The pause before the next look, in seconds.
 INTERVAL = 30.0
 
 #: The first pause after a failure, in seconds; each further one is twice as long.
 AGAIN = 1.0
 
+#: How soon a service may be registered again that has not been seen since, or that another process
+#: registers otherwise, in seconds.
+UNSEEN = 600.0
+
 #: How long the services' revocation may take at the end, in seconds.
 PATIENCE = 2.0
 
-#: How long a connection to our own address may take at the end, in seconds.
+#: How long a connection to an address of a service may take, in seconds.
 PROBE = 0.5
 
 #: What a proxy answers when no process is left behind it.
 NOBODY = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
+
+#: Where a system registers.
+SYSTEM = "system-discovery/register"
 
 
 class _Asked(OtherSystem):
@@ -57,6 +65,146 @@ class _Asked(OtherSystem):
 
     def unavailable(self, reason: object) -> Unavailable:
         return Unavailable(f"the {self.name} does not answer as it should: {reason}")
+
+
+class CannotTell(Exception):
+    """Whether somebody answers at an address cannot be found out; its text says why."""
+
+
+class Registry:
+    """The ServiceRegistry, as this system sees it.
+
+    Args:
+        settings: they say where it is, and where other systems reach this one.
+
+    Attributes:
+        name: the SystemName by which it knows this system.
+        addresses: where other systems reach this one.
+        port: the port there; 0 until it is known.
+
+    Raises:
+        SettingError: a setting is missing or wrong.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        url = OtherSystem("ServiceRegistry", settings, "service_registry_url", "").url
+        self._registry = _Asked("ServiceRegistry", url)
+        self._certificate = settings.authentication_policy == "certificate"
+        self._tls = settings.service_tls or self._certificate
+        self.addresses = _addresses(settings)
+        self.port = settings.service_port
+        self._metadata = _metadata(settings)
+        _check(settings, self._tls)
+        self._own = own_side(settings)
+        self.name = self._own.name
+
+    def ask(self, method: str, path: str, payload: object, *expected: int) -> tuple[int, Any]:
+        """Return the status and the JSON of its answer, or the reason of its refusal.
+
+        Raises:
+            Unavailable: it does not answer, or not with one of the statuses that are expected.
+        """
+        status, answer = self._own.send(self._registry, method, path, payload)
+        if status not in expected:
+            raise self.refusal(status, path, answer)
+        return status, answer
+
+    def refusal(self, status: int, path: str, reason: object) -> Unavailable:
+        """Return what to raise for an answer that is of no use."""
+        what = "/".join(path.split("/")[:2])  # what follows is what somebody sent
+        why = f": {reason}" if isinstance(reason, str) and reason else ""
+        return self._registry.unavailable(f"status {status} to {what}{why}")
+
+    def look(self, what: str, query: Mapping[str, object]) -> list[dict[str, Any]]:
+        """Return what it knows of systems or services (`what`)."""
+        _, answer = self.ask("POST", f"{what}-discovery/lookup", query, 200)
+        entries = answer.get("entries") if isinstance(answer, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(it, dict) for it in entries):
+            raise self._registry.unavailable(f"it does not say which {what}s it knows")
+        return entries
+
+    def known(self) -> set[str] | None:
+        """Return the addresses that it has for this system; `None` if it does not know it."""
+        for it in self.look("system", {"systemNames": [self.name]}):
+            if it.get("name", self.name) == self.name:
+                return self.addresses_of(it)
+        return None
+
+    def addresses_of(self, system: Any) -> set[str]:
+        """Return the addresses in what it says of a system, each in one form."""
+        try:
+            return same(it["address"] for it in system["addresses"])
+        except (TypeError, KeyError, AttributeError):
+            raise self._registry.unavailable("it does not say which addresses it knows") from None
+
+    def services(self) -> dict[str, dict[str, Any]]:
+        """Return what it shows of this system's services, by instance id."""
+        found = self.look("service", {"providerNames": [self.name]})
+        return {str(it.get("instanceId")): it for it in found}
+
+    def instance(self, service: str) -> str:
+        """Return the id that it gives a service of this system."""
+        return f"{self.name}|{service}|{VERSION}"
+
+    def demand_known(self, service: str, answer: Any) -> None:
+        """Raise `Unavailable` if it has registered a service under another id."""
+        if not isinstance(answer, dict) or answer.get("instanceId") != self.instance(service):
+            raise self._registry.unavailable("it does not say as what it knows a service")
+
+    def interface(self, base: str, operations: object) -> dict[str, Any]:
+        """Return how others reach a service."""
+        return {
+            "templateName": "generic_https" if self._tls else "generic_http",
+            "protocol": self._scheme,
+            "policy": "CERT_AUTH" if self._certificate else "NONE",
+            "properties": {
+                "accessAddresses": list(self.addresses),
+                "accessPort": self.port,
+                "basePath": base,
+                "operations": operations,
+            },
+        }
+
+    def payload(self, service: str, interface: object) -> dict[str, Any]:
+        """Return what registers a service."""
+        return {
+            "serviceDefinitionName": service,
+            "version": VERSION,
+            "metadata": self._metadata,
+            "interfaces": [interface],
+        }
+
+    def answers(self, address: str) -> bool:
+        """Return whether somebody serves at one of our addresses, at our port.
+
+        Raises:
+            CannotTell: neither an answer comes, nor is the connection refused.
+        """
+        try:
+            socket.create_connection((address, self.port), PROBE).close()
+        except ConnectionRefusedError:
+            return False
+        except OSError as error:
+            raise CannotTell(error.strerror or str(error)) from None
+        itself = _Asked("service itself", self.url(address))
+        try:
+            status, _ = self._own.send(itself, "HEAD", f"{ROOT}/monitor/echo".lstrip("/"))
+        except Unavailable as error:
+            raise CannotTell(str(error)) from None
+        return status not in NOBODY
+
+    @property
+    def _scheme(self) -> str:
+        return "https" if self._tls else "http"
+
+    def url(self, address: str) -> str:
+        """Return the URL of an address, at our port."""
+        host = f"[{address}]" if ":" in address else address
+        return f"{self._scheme}://{host}:{self.port}"
+
+    def urls(self) -> str:
+        """Return where others reach this system, in words."""
+        return ", ".join(self.url(it) for it in self.addresses)
 
 
 class Registration:
@@ -72,7 +220,7 @@ class Registration:
     Attributes:
         attempts: how many rounds there have been.
         failures: how many of them failed.
-        registered: whether the last one succeeded.
+        registered: whether the last one found, or left, everything as it should be.
 
     Raises:
         SettingError: a setting is missing or wrong.
@@ -86,20 +234,14 @@ class Registration:
         interval: float = INTERVAL,
         again: float = AGAIN,
     ) -> None:
-        url = OtherSystem("ServiceRegistry", settings, "service_registry_url", "").url
-        self._registry = _Asked("ServiceRegistry", url)
-        self._port = settings.service_port
-        self._certificate = settings.authentication_policy == "certificate"
-        self._tls = settings.service_tls or self._certificate
-        self._addresses = _addresses(settings)
-        self._metadata = _metadata(settings)
-        _check(settings, self._tls)
-        self._own = own_side(settings)
-        self._app = app
-        self._services = services
+        self._registry = Registry(settings)
+        self._operations = {name: _operations(app, it) for it, name in services.items()}
         self._interval = interval
         self._again = self._pause = again
-        self._instances: dict[str, str] = {}  # the id that the registry has given each service
+        self._revoked = False  # whether this process has taken the system away, once in its life
+        self._sent: dict[str, float] = {}  # when it registered what it has not seen there since
+        self._replaced: dict[str, float] = {}  # when it replaced what another had registered
+        self._there = False  # whether anything of this system may be there
         self._trouble: str | None = None
         self.attempts = self.failures = 0
         self.registered = False
@@ -113,7 +255,7 @@ class Registration:
         Args:
             port: where this process listens, which is registered unless `SERVICE_PORT` is set.
         """
-        self._port = self._port or port or 0
+        self._registry.port = self._registry.port or port or 0
         self._thread.start()
 
     def stop(self) -> None:
@@ -128,15 +270,15 @@ class Registration:
         pause = 0.0
         while not self._stopped.wait(pause):
             pause = self._round()
-        if self._instances:
+        if self._there:
             self._leave()
 
     def _round(self) -> float:
-        """Register, and return for how long to wait."""
+        """Look, mend what is missing, and return for how long to wait."""
         self.attempts += 1
         before = self.registered
         try:
-            new = self._register()
+            forgotten = self._mend()
         except Unavailable as error:
             self.failures += 1
             self.registered = False
@@ -153,124 +295,166 @@ class Registration:
             return self._interval
         self.registered, self._trouble, self._pause = True, None, self._again
         if not before:
-            log.info("registered as %s, to be reached at %s", self._own.name, self._urls())
-        elif new:
+            name, urls = self._registry.name, self._registry.urls()
+            log.info("registered as %s, to be reached at %s", name, urls)
+        elif forgotten:
             log.warning("the ServiceRegistry had forgotten this system: it is registered anew")
         return self._interval
 
-    def _register(self) -> bool:
-        """Register the system and its services; return whether the system was not there."""
-        system = {"version": VERSION, "addresses": list(self._addresses), "metadata": {}}
-        path = "system-discovery/register"
-        status, known = self._ask("POST", path, system, 200, 201, 400)
-        first = not self._instances
-        # From an earlier start it may have other addresses. Revoking it takes its services away, so
-        # it is done only then and only once: two that disagree shall not go on doing it.
-        if first and status != 201 and not (status == 200 and self._knows(known)):
-            self._ask("DELETE", "system-discovery/revoke", None, 200, 204)
-            status, _ = self._ask("POST", path, system, 200, 201)
-        elif status == 400:
-            raise self._registry.unavailable(f"status 400 to {path}")
-        for blueprint, name in self._services.items():
-            self._instances[name] = self._register_service(blueprint, name)
-        return status == 201
+    def _mend(self) -> bool:
+        """Register what is missing; return whether the system itself was."""
+        known = self._registry.known()
+        if known is None:
+            self._register_system(200, 201)
+            self._sent.clear()  # its services went with it
+        elif known != same(self._registry.addresses):
+            self._replace_system(known)
+        there = self._registry.services()
+        others = [name for name in self._operations if not self._mend_service(name, there)]
+        if others:
+            raise Unavailable(
+                f"the ServiceRegistry has {' and '.join(others)} of {self._registry.name} as another "
+                "process registers it: give both the same SERVICE_ settings, or names of their own"
+            )
+        return known is None
 
-    def _register_service(self, blueprint: str, name: str) -> str:
-        base, operations = _operations(self._app, blueprint)
+    def _register_system(self, *expected: int) -> tuple[int, Any]:
         payload = {
-            "serviceDefinitionName": name,
             "version": VERSION,
-            "metadata": self._metadata,
-            "interfaces": [
-                {
-                    "templateName": "generic_https" if self._tls else "generic_http",
-                    "protocol": self._scheme,
-                    "policy": "CERT_AUTH" if self._certificate else "NONE",
-                    "properties": {
-                        "accessAddresses": list(self._addresses),
-                        "accessPort": self._port,
-                        "basePath": base,
-                        "operations": operations,
-                    },
-                }
-            ],
+            "addresses": list(self._registry.addresses),
+            "metadata": {},
         }
-        _, answer = self._ask("POST", "service-discovery/register", payload, 201)
-        if not isinstance(answer, dict) or not isinstance(answer.get("instanceId"), str):
-            raise self._registry.unavailable("it does not say as what it knows a service")
-        instance: str = answer["instanceId"]
-        return instance
+        return self._registry.ask("POST", SYSTEM, payload, *expected)
 
-    def _knows(self, system: Any) -> bool:
-        try:
-            known = {str(it["address"]).lower() for it in system["addresses"]}
-        except (TypeError, KeyError):
-            raise self._registry.unavailable("it does not say what it knows") from None
-        return known == {it.lower() for it in self._addresses}
+    def _replace_system(self, known: set[str]) -> None:
+        """Take the system away that is there with other addresses, and register it with ours.
+
+        That takes away its services too. So it is done only once: two that disagree shall not go on
+        doing it. And it is not done for addresses that the registry does not take: it looks at
+        these before it says that the system is there already.
+        """
+        name, theirs = self._registry.name, ", ".join(sorted(known))
+        if self._revoked:
+            raise Unavailable(
+                f"the ServiceRegistry has {name} at {theirs}, and not at "
+                f"{', '.join(self._registry.addresses)}: give all processes of this name the same "
+                f"{PREFIX}SERVICE_ADDRESSES"
+            )
+        status, answer = self._register_system(200, 201, 400)
+        if status == 400 and "already exists" not in answer:
+            raise self._registry.refusal(status, SYSTEM, answer)
+        if status == 400 or self._registry.addresses_of(answer) == known:
+            log.warning("the ServiceRegistry had %s at %s: that is replaced", name, theirs)
+            self._revoked = True
+            self._registry.ask("DELETE", "system-discovery/revoke", None, 200, 204)
+            self._sent.clear()
+            self._register_system(200, 201)
+
+    def _mend_service(self, name: str, there: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Register a service unless it is there; return whether it is, as far as can be seen."""
+        payload = self._registry.payload(name, self._registry.interface(*self._operations[name]))
+        found = there.get(self._registry.instance(name))
+        if found is not None and _is(found, payload):
+            self._sent.pop(name, None)
+            self._there = True
+            return True
+        # The registry may not show it, or another process may register it otherwise: each time it
+        # is replaced it is away for a moment.
+        now = time.monotonic()
+        last = self._sent if found is None else self._replaced
+        if now < last.get(name, -UNSEEN) + UNSEEN:
+            return found is None
+        if found is not None:
+            self._replaced[name] = now
+        _, answer = self._registry.ask("POST", "service-discovery/register", payload, 201)
+        self._sent[name] = now
+        self._there = True
+        self._registry.demand_known(name, answer)
+        return True
 
     def _leave(self) -> None:
         """Revoke the services, unless others serve them."""
-        serves = next((it for it in self._addresses if self._is_served(it)), None)
-        if serves is not None:
-            log.info("the services stay registered: another process may serve them at %s", serves)
-            return
+        registry = self._registry
         try:
-            for instance in self._instances.values():
+            for address in registry.addresses:
+                try:
+                    if registry.answers(address):
+                        log.info(
+                            "the services stay registered: another process may serve them at %s",
+                            registry.url(address),
+                        )
+                        return
+                except CannotTell as reason:
+                    log.warning(
+                        "the services stay registered: whether another process serves them at %s "
+                        "could not be told (%s)",
+                        registry.url(address),
+                        reason,
+                    )
+                    return
+            there = registry.services()
+            for name, operations in self._operations.items():
+                found = there.get(registry.instance(name))
+                ours = registry.payload(name, registry.interface(*operations))
+                if name not in self._sent if found is None else not _is(found, ours):
+                    continue  # it is gone, or another process's
                 if time.monotonic() > self._deadline:
                     return
-                path = f"service-discovery/revoke/{quote(instance, safe='')}"
-                self._ask("DELETE", path, None, 200, 204)
+                path = f"service-discovery/revoke/{quote(registry.instance(name), safe='')}"
+                registry.ask("DELETE", path, None, 200, 204)
         except Unavailable as error:
             log.warning("the services stay registered: %s", error)
         else:
             log.info("the services are no longer registered")
 
-    def _is_served(self, address: str) -> bool:
-        """Whether somebody serves at our address, or it cannot be told."""
-        try:
-            socket.create_connection((address, self._port), PROBE).close()
-        except ConnectionRefusedError:
-            return False
-        except OSError:
-            return True
-        (echo,) = self._app.url_map.iter_rules("monitor.echo")
-        itself = _Asked("service itself", self._url(address))
-        try:
-            status, _ = self._own.send(itself, "GET", echo.rule.lstrip("/"))
-        except Unavailable:  # it does so also because of an answer that is no JSON
-            return True
-        return status not in NOBODY
 
-    def _ask(self, method: str, path: str, payload: object, *expected: int) -> tuple[int, Any]:
-        status, answer = self._own.send(self._registry, method, path, payload)
-        if status not in expected:
-            what = "/".join(path.split("/")[:2])  # what follows is what somebody sent
-            raise self._registry.unavailable(f"status {status} to {what}")
-        return status, answer
+def same(addresses: Iterable[str]) -> set[str]:
+    """Return addresses in one form: the registry writes IPv6 out in full."""
+    return {_one_form(it) for it in addresses}
 
-    @property
-    def _scheme(self) -> str:
-        return "https" if self._tls else "http"
 
-    def _url(self, address: str) -> str:
-        host = f"[{address}]" if ":" in address else address
-        return f"{self._scheme}://{host}:{self._port}"
+def _one_form(address: str) -> str:
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address.lower()
+    return str(getattr(found, "ipv4_mapped", None) or found)
 
-    def _urls(self) -> str:
-        return ", ".join(self._url(it) for it in self._addresses)
+
+def _is(found: Mapping[str, Any], payload: Mapping[str, Any]) -> bool:
+    """Whether what the registry knows of a service is what would be registered."""
+    try:
+        (theirs,) = found["interfaces"]
+        (ours,) = payload["interfaces"]
+        return (
+            found["version"] == payload["version"]
+            and (found["metadata"] or {}) == payload["metadata"]
+            and _part(theirs, ours) == _part(ours, ours)
+        )
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return False
+
+
+def _part(interface: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """What is compared of an interface: all that ours has."""
+    properties = {key: interface["properties"][key] for key in ours["properties"]}
+    properties["accessAddresses"] = same(properties["accessAddresses"])
+    return {**{key: interface[key] for key in ours}, "properties": properties}
 
 
 def _operations(app: Flask, blueprint: str) -> tuple[str, dict[str, dict[str, str]]]:
     """The base path of a blueprint, and the method and path of each operation below it."""
     base = ""
-    found = {}
+    found: dict[str, dict[str, str]] = {}
     for rule in app.url_map.iter_rules():
         name, _, operation = rule.endpoint.partition(".")
         if name == blueprint:
             before, _, path = rule.rule.partition(f"/{blueprint}/")
             base = f"{before}/{blueprint}"
-            (method,) = (rule.methods or set()) - {"HEAD"}
-            found[operation] = {"method": method, "path": "/" + path.partition("/")[0]}
+            (method,) = (rule.methods or set()) - {"HEAD", "OPTIONS"}
+            # As the Java implementation has it: remove with its parameter, all others without.
+            path = "remove/{owner}" if operation == "remove" else path.partition("/")[0]
+            found[operation] = {"method": method, "path": f"/{path}"}
     return base, found
 
 

@@ -4,10 +4,12 @@ It answers as the contract describes, and can be made slow, broken or down.
 """
 
 import contextlib
+import ipaddress
 import json
 import socket
 import ssl
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -36,6 +38,11 @@ class Cloud:
         page: the origin whose pages may ask from a browser.
         systems: what the registry knows, by name.
         services: likewise, by instance id.
+        refused: addresses that the registry does not take.
+        restricted: whether systems see only services that say so, as by default.
+        moment: how long a service is away while its row is replaced, in seconds.
+        identity_away: whether the registry's own identity service does not answer.
+        writes: what has changed the registry: the system, and the path.
     """
 
     def __init__(self, context: ssl.SSLContext | None = None, port: int = 0) -> None:
@@ -52,6 +59,11 @@ class Cloud:
         self.page = ""
         self.systems: dict[str, dict[str, Any]] = {}
         self.services: dict[str, dict[str, Any]] = {}
+        self.refused: set[str] = set()
+        self.restricted = True
+        self.moment = 0.002
+        self.identity_away = False
+        self.writes: list[tuple[str, str]] = []
         self.connections = 0
         self.sockets: list[socket.socket] = []
         self._own: str | None = None
@@ -138,13 +150,13 @@ class Cloud:
         if made is not None:
             return made
         if path.startswith(f"{REGISTRY}/"):
+            if self.identity_away:  # the Java implementation tells the asker's token
+                return _json(503, _error(f"No answer: GET {IDENTITY}/verify/{authorization}"))
             name = certified or self._name(authorization)
             if name is None:
-                return 401, b'{"errorMessage": "Invalid identity token"}'
-            answer = self._registry(
-                name, method, path.removeprefix(REGISTRY), json.loads(body or b"null")
-            )
-            return answer[0], b"" if answer[1] is None else json.dumps(answer[1]).encode()
+                return _json(401, _error("Invalid identity token"))
+            path = path.removeprefix(REGISTRY)
+            return _json(*self._registry(name, method, path, json.loads(body or b"null")))
         if path == f"{IDENTITY}/login":
             return self._log_in(json.loads(body))
         if path.startswith(f"{IDENTITY}/verify/"):
@@ -181,43 +193,106 @@ class Cloud:
     def _registry(
         self, name: str, method: str, path: str, payload: Any
     ) -> tuple[int, dict[str, Any] | None]:
-        own = {it for it in self.services if it.startswith(f"{name}|")}
+        try:
+            if method == "POST" and path in ("/system-discovery/lookup", "/service-discovery/lookup"):
+                found = (self._find_systems if "system" in path else self._find_services)(
+                    name, payload
+                )
+                return 200, {"entries": found, "count": len(found)}
+            if (method, path) == ("POST", "/system-discovery/register"):
+                return self._register_system(name, payload)
+            if (method, path) == ("POST", "/service-discovery/register"):
+                return self._register_service(name, payload)
+        except ValueError as error:
+            return 400, _error(str(error))
         if (method, path) == ("DELETE", "/system-discovery/revoke"):
-            for instance in own:
-                del self.services[instance]
+            for instance in [it for it in self.services if it.startswith(f"{name}|")]:
+                self.services.pop(instance, None)
+            self.writes.append((name, path))
             return (204 if self.systems.pop(name, None) is None else 200), None
-        if (method, path) == ("POST", "/system-discovery/register"):
-            there = name in self.systems
-            addresses = [
-                {"type": "IPV4" if it[0].isdigit() else "HOSTNAME", "address": it}
-                for it in payload["addresses"]
-            ]
-            new = {"name": name, **payload, "addresses": addresses}
-            return (200 if there else 201), self.systems.setdefault(name, new)
-        if (method, path) == ("POST", "/service-discovery/register"):
-            if name not in self.systems:
-                return 400, {"errorMessage": f"System does not exist: {name}"}
-            instance = f"{name}|{payload['serviceDefinitionName']}|{payload['version']}"
-            self.services[instance] = {
-                "instanceId": instance,
-                "provider": self.systems[name],
-                "serviceDefinition": {"name": payload["serviceDefinitionName"]},
-                **{key: payload[key] for key in ("version", "metadata", "interfaces")},
-            }
-            return 201, self.services[instance]
         if method == "DELETE" and path.startswith("/service-discovery/revoke/"):
             instance = unquote(path.rpartition("/")[2])
-            assert instance.startswith(f"{name}|")
+            if not instance.startswith(f"{name}|"):
+                return 403, _error("Revoking other systems' service is forbidden")
+            self.writes.append((name, "/service-discovery/revoke"))
             return (204 if self.services.pop(instance, None) is None else 200), None
-        if (method, path) == ("POST", "/service-discovery/lookup"):
-            found = [
-                it
-                for it in self.services.values()
-                if it["serviceDefinition"]["name"] in payload["serviceDefinitionNames"]
-                and (name == "Sysop" or it["metadata"].get("unrestrictedDiscovery") is True)
+        return 404, _error("Not found")
+
+    def _find_systems(self, name: str, payload: Any) -> list[dict[str, Any]]:
+        if payload.get("addressType"):
+            for address in payload.get("addresses", ()):
+                self._address(address)
+        wanted = payload.get("systemNames") or list(self.systems)
+        return [it for key, it in list(self.systems.items()) if key in wanted]
+
+    def _find_services(self, name: str, payload: Any) -> list[dict[str, Any]]:
+        definitions = payload.get("serviceDefinitionNames", ())
+        providers = payload.get("providerNames", ())
+        if not definitions and not providers:
+            raise ValueError("One of the following filters must be used: ...")
+        return [
+            it
+            for it in list(self.services.values())
+            if (not definitions or it["serviceDefinition"]["name"] in definitions)
+            and (not providers or it["instanceId"].partition("|")[0] in providers)
+            and (
+                name == "Sysop"
+                or not self.restricted
+                or it["metadata"].get("unrestrictedDiscovery") is True
+            )
+        ]
+
+    def _register_system(self, name: str, payload: Any) -> tuple[int, dict[str, Any]]:
+        new = {
+            "name": name,
+            **payload,
+            "addresses": [self._address(it) for it in payload["addresses"]],
+        }
+        known = self.systems.setdefault(name, new)
+        if known is new:
+            self.writes.append((name, "/system-discovery/register"))
+            return 201, new
+        for key in ("metadata", "version", "addresses", "device"):
+            if known.get(key) != new.get(key):
+                raise ValueError(
+                    f"System with name: {name} already exists, but provided {key} is not matching"
+                )
+        return 200, known
+
+    def _register_service(self, name: str, payload: Any) -> tuple[int, dict[str, Any]]:
+        if name not in self.systems:
+            raise ValueError(f"System does not exist: {name}")
+        for interface in payload["interfaces"]:
+            properties = interface["properties"]
+            properties["accessAddresses"] = [
+                self._address(it)["address"] for it in properties["accessAddresses"]
             ]
-            return 200, {"entries": found, "count": len(found)}
-        return 404, {}
+        instance = f"{name}|{payload['serviceDefinitionName']}|{payload['version']}"
+        new = {
+            "instanceId": instance,
+            "provider": self.systems[name],
+            "serviceDefinition": {"name": payload["serviceDefinitionName"]},
+            **{key: payload[key] for key in ("version", "metadata", "interfaces")},
+        }
+        if self.services.pop(instance, None) is not None:
+            time.sleep(self.moment)  # whoever looks it up now does not find it
+        self.services[instance] = new
+        self.writes.append((name, "/service-discovery/register"))
+        return 201, new
+
+    def _address(self, text: str) -> dict[str, str]:
+        """An address as the registry keeps it."""
+        if text in self.refused:
+            raise ValueError(f"Address verification failure: {text} is not allowed")
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            if not text or "//" in text or ":" in text:
+                raise ValueError(f"Address verification failure: {text}") from None
+            return {"type": "HOSTNAME", "address": text.lower()}
+        if address.is_unspecified or address.is_multicast:
+            raise ValueError(f"Address verification failure: {text}")
+        return {"type": f"IPV{address.version}", "address": address.exploded}
 
     def _log_in(self, request: Any) -> tuple[int, bytes]:
         name, password = request["systemName"], request["credentials"]["password"]
@@ -285,6 +360,14 @@ class _Request(BaseHTTPRequestHandler):
         subject: Any = (self.connection.getpeercert() or {}).get("subject", ())
         names = dict(pair for part in subject for pair in part)
         return names["commonName"].partition(".")[0].capitalize() if names else None
+
+
+def _error(message: str) -> dict[str, Any]:
+    return {"errorMessage": message, "exceptionType": "INVALID_PARAMETER"}
+
+
+def _json(status: int, answer: Any) -> tuple[int, bytes]:
+    return status, b"" if answer is None else json.dumps(answer).encode()
 
 
 def _in(seconds: float) -> str:

@@ -6,11 +6,13 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from certificates import CLOUD, Authority
@@ -29,6 +31,8 @@ LOCKS = "serviceOrchestrationLockManagement"
 HISTORY = "serviceOrchestrationHistoryManagement"
 INSTANCES = [f"{NAME}|{HISTORY}|1.0.0", f"{NAME}|{LOCKS}|1.0.0"]
 
+LOOK_FOR_SYSTEM = ("POST", f"{REGISTRY}/system-discovery/lookup")
+LOOK_FOR_SERVICES = ("POST", f"{REGISTRY}/service-discovery/lookup")
 REGISTER_SYSTEM = ("POST", f"{REGISTRY}/system-discovery/register")
 REGISTER = ("POST", f"{REGISTRY}/service-discovery/register")
 NONSENSE = [
@@ -47,6 +51,9 @@ NONSENSE = [
     (0, b"HTTP/1.1 201 Created\r\nX: " + b"y" * 100_000 + b"\r\n\r\n{}"),
 ]
 NO_INSTANCE = [(200, b"{}"), (400, b"{}"), (201, b""), (201, b"[]"), (201, b'{"instanceId": 5}')]
+
+#: Metadata with which a system sees its own services.
+SEEN = "unrestrictedDiscovery=true"
 
 REVOKE_SYSTEM = ("DELETE", f"{REGISTRY}/system-discovery/revoke")
 
@@ -163,7 +170,7 @@ def test_what_is_registered_is_what_the_contract_says(serve: Serve, cloud: Cloud
                 "operations": {
                     "create": {"method": "POST", "path": "/create"},
                     "query": {"method": "POST", "path": "/query"},
-                    "remove": {"method": "DELETE", "path": "/remove"},
+                    "remove": {"method": "DELETE", "path": "/remove/{owner}"},
                 },
             },
         }
@@ -171,7 +178,8 @@ def test_what_is_registered_is_what_the_contract_says(serve: Serve, cloud: Cloud
     properties = cloud.services[INSTANCES[0]]["interfaces"][0]["properties"]
     assert properties["basePath"] == "/serviceorchestration/orchestration/mgmt/history"
     assert properties["operations"] == {"query": {"method": "POST", "path": "/query"}}
-    assert [(it[0], it[1]) for it in cloud.requests] == [REGISTER_SYSTEM, REGISTER, REGISTER]
+    asked = [(it[0], it[1]) for it in cloud.requests]
+    assert asked == [LOOK_FOR_SYSTEM, REGISTER_SYSTEM, LOOK_FOR_SERVICES, REGISTER, REGISTER]
     assert {it[2] for it in cloud.requests} == {f"Bearer SYSTEM//{NAME}"}
 
 
@@ -316,14 +324,16 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_what_the_registry_forgets_is_registered_anew(
     keep: Callable[..., Registration], cloud: Cloud, caplog: pytest.LogCaptureFixture
 ) -> None:
-    keep(cloud)
-    until(lambda: is_registered(cloud))
+    registration = keep(cloud, SERVICE_METADATA=SEEN)
+    until(lambda: registration.registered)
     cloud.forget()
     until(lambda: is_registered(cloud))
     until(lambda: len(messages(caplog)) == 2)
     assert messages(caplog)[1] == (
         "the ServiceRegistry had forgotten this system: it is registered anew"
     )
+    rounds = registration.attempts
+    until(lambda: registration.attempts > rounds + 1)  # it has seen them
     del cloud.services[INSTANCES[0]]  # only one of them
     until(lambda: is_registered(cloud))
 
@@ -365,6 +375,286 @@ def test_nonsense_about_what_the_registry_knows_is_tried_again(
     until(lambda: registration.registered)
 
 
+def rounds(registration: Registration, number: int = 3) -> None:
+    """Wait until it has gone through so many more rounds."""
+    enough = registration.attempts + number
+    until(lambda: registration.attempts > enough)
+
+
+@pytest.mark.parametrize("metadata", ["", SEEN], ids=["not seen", "seen"])
+def test_a_round_that_changes_nothing_looks_and_writes_nothing(
+    keep: Callable[..., Registration], cloud: Cloud, metadata: str
+) -> None:
+    registration = keep(cloud, SERVICE_METADATA=metadata)
+    until(lambda: registration.registered)
+    assert len(cloud.writes) == 3
+    asked, before = len(cloud.requests), registration.attempts
+    rounds(registration, 10)
+    registration.stop()
+    looks = cloud.requests[asked:-3]  # at the end it looks once more, and revokes two
+    assert {(it[0], it[1]) for it in looks} == {LOOK_FOR_SYSTEM, LOOK_FOR_SERVICES}
+    assert len(looks) == 2 * (registration.attempts - before)
+    assert len(cloud.writes) == 3 + 2  # the two revocations at the end
+    assert registration.failures == 0
+
+
+def test_what_cannot_be_seen_is_registered_anew_now_and_then(
+    keep: Callable[..., Registration], cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registration = keep(cloud)
+    until(lambda: registration.registered)
+    cloud.services.clear()
+    rounds(registration)
+    assert cloud.services == {}
+    monkeypatch.setattr("orchmgmt.serving.registration.UNSEEN", 0.05)
+    until(lambda: is_registered(cloud))
+
+
+@pytest.mark.parametrize("host", ["::1", "0:0::1", "localhost", "LOCALHOST", "127.0.0.1"])
+def test_addresses_are_compared_as_addresses(
+    keep: Callable[..., Registration], cloud: Cloud, host: str
+) -> None:
+    port = free_port()
+    for _ in range(2):
+        registration = keep(
+            cloud, SERVICE_ADDRESSES=host, SERVICE_METADATA=SEEN, SERVICE_PORT=port
+        )
+        until(lambda it=registration: it.registered)
+        rounds(registration)
+        assert registration.failures == 0
+    assert cloud.count("revoke") == 0
+    assert len(cloud.writes) == 3
+
+
+def test_what_an_operator_has_added_to_the_system_stays(
+    keep: Callable[..., Registration], cloud: Cloud
+) -> None:
+    shared = {"SERVICE_METADATA": SEEN, "SERVICE_PORT": free_port()}
+    first = keep(cloud, **shared)
+    until(lambda: first.registered)
+    cloud.systems[NAME] |= {"metadata": {"floor": 3}, "device": {"name": "CABINET"}}
+    rounds(first)
+    second = keep(cloud, **shared)
+    until(lambda: second.registered)
+    rounds(second)
+    assert first.failures == second.failures == 0
+    assert cloud.systems[NAME]["metadata"] == {"floor": 3}
+    assert cloud.systems[NAME]["device"] == {"name": "CABINET"}
+    assert len(cloud.writes) == 3
+
+
+def test_a_service_that_is_other_than_ours_is_registered_as_ours(
+    keep: Callable[..., Registration], cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchmgmt.serving.registration.UNSEEN", 0.001)
+    registration = keep(cloud, SERVICE_METADATA=SEEN)
+    until(lambda: registration.registered)
+    rounds(registration)
+    ours = json.dumps(cloud.services[INSTANCES[1]])
+    for change in (
+        {"metadata": {"unrestrictedDiscovery": True, "spare": True}},
+        {"interfaces": []},
+        {"interfaces": None},
+        {"interfaces": [{}]},
+        {"interfaces": [{**json.loads(ours)["interfaces"][0], "properties": {}}]},
+        {"version": "2.0.0"},
+    ):
+        cloud.services[INSTANCES[1]] = {**json.loads(ours), **change}
+        until(lambda: json.dumps(cloud.services.get(INSTANCES[1])) == ours)
+        rounds(registration)
+    assert registration.failures == 0
+
+
+class Watch:
+    """Looks a service up all the time, and counts how often it is away."""
+
+    def __init__(self, cloud: Cloud, port: int) -> None:
+        self._cloud, self._port = cloud, port
+        self.looks = self.away = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._done.wait(0.001):
+            ports = [
+                it["interfaces"][0]["properties"]["accessPort"]
+                for key, it in list(self._cloud.services.items())
+                if key in INSTANCES
+            ]
+            self.looks += 1
+            self.away += ports != [self._port] * 2 or NAME not in self._cloud.systems
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+@pytest.mark.parametrize(
+    ("healthy", "metadata"),
+    [(1, SEEN), (2, SEEN), (2, "")],
+    ids=["two", "three", "three that see nothing"],
+)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"SERVICE_ADDRESSES": "192.0.2.7"},  # which the registry does not take
+        {"SERVICE_ADDRESSES": "127.0.0.1,192.0.2.7"},
+        {"SERVICE_ADDRESSES": "0.0.0.0"},
+        {"SYSTEM_NAME": "Other", "SERVICE_ADDRESSES": "192.0.2.7"},
+        {"SYSTEM_NAME": "Other"},
+        {"AUTHENTICATION_POLICY": "outsourced", "SYSTEM_PASSWORD": "wrong"},
+    ],
+    ids=["refused", "partly refused", "wildcard", "other name, refused", "other name", "password"],
+)
+def test_a_misconfigured_process_takes_no_healthy_ones_services_away(
+    keep: Callable[..., Registration],
+    cloud: Cloud,
+    wrong: dict[str, str],
+    metadata: str,
+    healthy: int,
+) -> None:
+    cloud.refused.add("192.0.2.7")
+    shared = {"SERVICE_METADATA": metadata, "SERVICE_PORT": free_port()}
+    good = [keep(cloud, **shared)]
+    until(lambda: good[0].registered)
+    rounds(good[0])
+    good += [keep(cloud, **shared) for _ in range(healthy - 1)]
+    until(lambda: all(it.registered for it in good))
+    watch = Watch(cloud, shared["SERVICE_PORT"])
+    bad = keep(cloud, **{**shared, "IDENTITY_URL": cloud.settings["IDENTITY_URL"], **wrong})
+    until(lambda: bad.attempts >= 5 and watch.looks >= 100)
+    for it in good:
+        rounds(it, 20)
+    bad.stop()
+    rounds(good[0], 5)
+    watch.stop()
+    assert bad.failures or wrong == {"SYSTEM_NAME": "Other"}
+    assert cloud.count("system-discovery/revoke") == 0
+    assert [it.failures for it in good] == [0] * healthy
+    assert watch.away == 0
+
+
+def test_two_that_disagree_about_the_addresses_take_the_system_away_once_each(
+    keep: Callable[..., Registration], cloud: Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = keep(cloud, SERVICE_METADATA=SEEN)
+    until(lambda: first.registered)
+    second = keep(cloud, SERVICE_METADATA=SEEN, SERVICE_ADDRESSES="locks.example")
+    until(lambda: first.failures + second.failures >= 3)
+    rounds(first)
+    rounds(second)
+    assert cloud.count("system-discovery/revoke") == 2
+    assert first.registered  # it was there first
+    assert (
+        f"not registered: the ServiceRegistry has {NAME} at 127.0.0.1, and not at locks.example: "
+        "give all processes of this name the same ORCHMGMT_SERVICE_ADDRESSES; it is tried again "
+        "and again"
+    ) in messages(caplog)
+
+
+def test_two_that_disagree_about_a_service_do_not_go_on_replacing_it(
+    keep: Callable[..., Registration], cloud: Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = keep(cloud, SERVICE_METADATA=SEEN)
+    until(lambda: first.registered)
+    rounds(first)
+    second = keep(cloud, SERVICE_METADATA=SEEN)  # at another port
+    until(lambda: second.failures >= 3)
+    rounds(first, 10)
+    rounds(second, 10)
+    assert len(cloud.writes) == 3 + 2 + 2
+    assert first.registered  # it was there first
+    assert any("as another process registers it" in it for it in messages(caplog))
+    second.stop()  # nobody serves at its port: but what is there is not its own
+    assert is_registered(cloud)
+
+
+def test_the_reason_of_a_refusal_is_told_in_one_line(
+    keep: Callable[..., Registration], cloud: Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    cloud.refused.add("127.0.0.1")
+    registration = keep(cloud)
+    until(lambda: registration.failures >= 3)
+    assert messages(caplog) == [
+        "not registered: the ServiceRegistry does not answer as it should: status 400 to "
+        "system-discovery/register: Address verification failure: 127.0.0.1 is not allowed; it is "
+        "tried again and again"
+    ]
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 500, 503])
+def test_a_reason_holds_neither_control_characters_nor_anything_that_proves_who_somebody_is(
+    keep: Callable[..., Registration],
+    cloud: Cloud,
+    caplog: pytest.LogCaptureFixture,
+    status: int,
+) -> None:
+    def answer(path: str) -> tuple[int, bytes] | None:
+        if not path.startswith(REGISTRY):
+            return None
+        own = str(cloud.requests[-1][2])
+        token = own.rpartition("//")[2]
+        secrets = [own, token.upper(), token[:9] + "\n\x1b" + token[9:], PASSWORD, quote(PASSWORD)]
+        text = f"refused {' | '.join(secrets)} \u202e\x00\x1b[2J\r\nline two " + "x" * 900
+        return status, json.dumps({"errorMessage": text}).encode()
+
+    cloud.answer = answer
+    settings = {"AUTHENTICATION_POLICY": "outsourced", **cloud.settings}
+    registration = keep(cloud, **settings)
+    until(lambda: registration.failures >= 2)
+    said = "".join(messages(caplog))
+    assert ": refused " in said
+    assert said.isprintable()
+    assert "line two x" in said
+    assert len(said) < 400
+    for secret in (PASSWORD, quote(PASSWORD), *(it[2] for it in cloud.requests if it[2])):
+        assert secret.rpartition("//")[2].lower() not in said.lower()
+
+
+def test_a_registry_whose_identity_service_is_away_is_waited_for(
+    keep: Callable[..., Registration], cloud: Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"AUTHENTICATION_POLICY": "outsourced", **cloud.settings}
+    registration = keep(cloud, SERVICE_METADATA=SEEN, **settings)
+    until(lambda: registration.registered)
+    written = len(cloud.writes)
+    cloud.identity_away = True
+    until(lambda: registration.failures >= 2)
+    cloud.identity_away = False
+    until(lambda: registration.registered)
+    assert len(cloud.writes) == written
+    away = messages(caplog)[1]
+    assert "status 503 to system-discovery/lookup: No answer: GET" in away
+    assert "IDENTITY-TOKEN//***" in away
+
+
+def test_an_address_that_does_not_answer_leaves_the_services_and_says_why(
+    keep: Callable[..., Registration],
+    cloud: Cloud,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("orchmgmt.serving.registration.PROBE", 0.05)
+    with socket.socket() as silent:  # takes no connection, as behind a firewall
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        port = silent.getsockname()[1]
+        with ExitStack() as full:
+            for _ in range(4):
+                waiting = full.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(("127.0.0.1", port))
+            registration = keep(cloud, SERVICE_PORT=port)
+            until(lambda: registration.registered)
+            registration.stop()
+    assert is_registered(cloud)
+    assert messages(caplog)[-1] == (
+        "the services stay registered: whether another process serves them at "
+        f"http://127.0.0.1:{port} could not be told (timed out)"
+    )
+
+
 def test_an_earlier_registration_with_other_addresses_is_replaced_once(
     keep: Callable[..., Registration], cloud: Cloud
 ) -> None:
@@ -377,19 +667,6 @@ def test_an_earlier_registration_with_other_addresses_is_replaced_once(
     rounds = registration.attempts
     until(lambda: registration.attempts > rounds + 1)
     assert cloud.requests.count((*REVOKE_SYSTEM, f"Bearer SYSTEM//{NAME}")) == 1
-
-
-def test_a_registry_that_refuses_the_system_as_it_was_gets_it_anew(
-    keep: Callable[..., Registration], cloud: Cloud
-) -> None:
-    def answer(path: str) -> tuple[int, bytes] | None:
-        revoked = cloud.count("system-discovery/revoke")
-        return (400, b"{}") if path.endswith("system-discovery/register") and not revoked else None
-
-    cloud.answer = answer
-    registration = keep(cloud)
-    until(lambda: registration.registered)
-    assert registration.failures == 0
 
 
 def test_a_start_leaves_alone_what_another_process_has_registered(
@@ -515,7 +792,8 @@ def test_the_address_listened_on_is_registered_unless_others_are_set(
 ) -> None:
     keep(cloud, HOST=host)
     until(lambda: is_registered(cloud))
-    assert [it["address"] for it in cloud.systems[NAME]["addresses"]] == [host]
+    written = {"::1": "0000:0000:0000:0000:0000:0000:0000:0001"}.get(host, host)
+    assert [it["address"] for it in cloud.systems[NAME]["addresses"]] == [written]
 
 
 @pytest.mark.parametrize(
