@@ -107,7 +107,9 @@ class Settings:
         "System names, separated by commas, that `whitelist` and `authorization` let in",
     )
     system_name: str = _setting(
-        "OrchestrationManagement", "The name of this system, for the systems that it asks"
+        "OrchestrationManagement",
+        "The name of this system, for the systems that it asks; under `certificate` that of its "
+        "certificate",
     )
     system_password: str = _setting(
         "",
@@ -231,8 +233,8 @@ class Settings:
                 raise SettingError(f"{PREFIX}{setting}: {error}") from None
         if self.own_name == OPERATOR_NAME:
             raise SettingError(
-                f"{PREFIX}SYSTEM_NAME: {OPERATOR_NAME} is the operator, whose rights this system must "
-                "not have: give it a name of its own"
+                f"{PREFIX}SYSTEM_NAME: {OPERATOR_NAME} is the operator, whose rights this system "
+                "must not have: give it a name of its own"
             )
 
     @property

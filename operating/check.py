@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from flask import Flask
 
 from orchmgmt.app import SERVICES
 from orchmgmt.cli import AS_IT_IS, OF_EVERYTHING, printable, takes_settings
@@ -25,6 +24,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("orchmgmt")
 
+#: The systems that make up a cloud (5.2), by their names.
+CORE_SYSTEMS = {
+    "Authentication",
+    "Blacklist",
+    "ConsumerAuthorization",
+    "DeviceQoSEvaluator",
+    "DynamicServiceOrchestration",
+    "FlexibleServiceOrchestration",
+    "ServiceRegistry",
+    "SimpleStoreServiceOrchestration",
+    "TranslationManager",
+}
+
 #: Blocks of a PEM file that end some day.
 CERTIFICATE = "-----BEGIN CERTIFICATE-----"
 REVOCATIONS = "-----BEGIN X509 CRL-----"
@@ -32,6 +44,10 @@ REVOCATIONS = "-----BEGIN X509 CRL-----"
 
 class Wrong(Exception):
     """What is not as it should be, and what to do."""
+
+
+class Doubtful(Exception):
+    """What a server runs with, and may still not be meant."""
 
 
 @click.command()
@@ -49,7 +65,8 @@ def check(context: click.Context, /, files: tuple[Path, ...], days: float, **opt
     """Look whether all that a server needs is there, and change nothing.
 
     PEM files are looked at as well: the proxy's certificates and its revocation list. Each thing is
-    one line, `ok`, or `wrong` and what to do; then the exit code is 1.
+    one line: `ok`, `warn` where it may not be meant, or `wrong` and what to do; then the exit code
+    is 1.
     """
     wrong = False
     with _Reasons() as reasons:
@@ -57,6 +74,8 @@ def check(context: click.Context, /, files: tuple[Path, ...], days: float, **opt
             reasons.clear()
             try:
                 result = f"ok     {what}: {look()}"
+            except Doubtful as doubt:
+                result = f"warn   {what}: {doubt}"
             except (Wrong, SettingError, UnusableDatabase, Unavailable) as error:
                 # The log says more than an answer to a client may.
                 reason = reasons[-1] if isinstance(error, Unavailable) and reasons else error
@@ -96,6 +115,12 @@ def looks(options: dict[str, Any], files: tuple[Path, ...], last: timedelta) -> 
 
     def settings_are_right() -> str:
         found.append(Settings.read(options))
+        if found[0].own_name in CORE_SYSTEMS:
+            raise Doubtful(
+                f"{PREFIX}SYSTEM_NAME is {found[0].own_name}, the name of a core system of the "
+                "cloud, which others look up by it: choose another, unless this service takes its "
+                "place"
+            )
         return f"authentication policy {found[0].authentication_policy}, " + (
             f"management policy {found[0].management_policy}"
         )
@@ -207,15 +232,43 @@ def _authorization(settings: Settings) -> str:
 
 
 def _registry(settings: Settings) -> str:
-    from orchmgmt.serving.registration import Registration
+    from orchmgmt.serving.registration import CannotTell, Registry, same
 
-    # For what it demands of the settings; and its import says what package is missing.
-    Registration(Flask(__name__), SERVICES, settings)
-    from orchmgmt.policies.cloud import OtherSystem
-
-    system = OtherSystem("ServiceRegistry", settings, "service_registry_url", "")
-    query = {"serviceDefinitionNames": list(SERVICES.values())}
-    answer = _ask(settings, system, "POST", "service-discovery/lookup", query)
-    if not isinstance(answer, dict) or not isinstance(answer.get("entries"), list):
-        raise Wrong(f"{PREFIX}SERVICE_REGISTRY_URL leads to something else")
-    return "it lets this system ask"
+    registry = Registry(settings)
+    registry.port = registry.port or settings.port
+    refused = registry.refused()
+    if refused:
+        raise Wrong(f"it refuses {PREFIX}SERVICE_ADDRESSES: {refused}")
+    known = registry.known()
+    if known is None:
+        return f"{registry.name} is not there: `serve` registers it, at {registry.urls()}"
+    if known != same(registry.addresses):
+        raise Doubtful(
+            f"{registry.name} is there at {', '.join(sorted(known))}: `serve` takes that away "
+            f"once and registers {', '.join(registry.addresses)}. If another process "
+            f"runs there, give both the same {PREFIX}SERVICE_ADDRESSES, or names of their own"
+        )
+    there = registry.services()
+    found = {name: there.get(registry.instance(name)) for name in SERVICES.values()}
+    others = [name for name, it in found.items() if it is not None and not registry.leads_here(it)]
+    if others:
+        raise Doubtful(
+            f"{' and '.join(others)} of {registry.name} lead elsewhere: `serve` has them lead to "
+            f"{registry.urls()}. If another process registers them, give both the same SERVICE_ "
+            "settings, or names of their own"
+        )
+    seen = " and ".join(name for name, it in found.items() if it is not None) or "no service"
+    for address in registry.addresses:
+        try:
+            answered = registry.answers(address)
+        except CannotTell as reason:
+            raise Doubtful(
+                f"{registry.name} is there with {seen}; whether it answers at "
+                f"{registry.url(address)} could not be told ({reason})"
+            ) from None
+        if not answered:
+            raise Doubtful(
+                f"{registry.name} is there with {seen}, and nobody answers at "
+                f"{registry.url(address)}"
+            )
+    return f"{registry.name} is there with {seen}, and answers at {registry.urls()}"

@@ -201,7 +201,6 @@ class OwnSide:
         finally:
             _silent.here = False
 
-
     def _reason_of(self, body: bytes, own: str | None) -> str:
         """The `errorMessage` of an answer, as anybody may read it."""
         try:

@@ -101,17 +101,17 @@ class Metrics(Collector):
         if self.registration is not None:
             yield GaugeMetricFamily(
                 "orchmgmt_registered",
-                "Whether the ServiceRegistry took the last registration",
+                "Whether the last look at the ServiceRegistry found or left all as it should be",
                 self.registration.registered,
             )
             yield CounterMetricFamily(
                 "orchmgmt_registration_attempts",
-                "Registrations sent to the ServiceRegistry, with those that failed",
+                "Looks at the ServiceRegistry, with those that failed",
                 self.registration.attempts,
             )
             yield CounterMetricFamily(
                 "orchmgmt_registration_failures",
-                "Registrations that failed",
+                "Looks at the ServiceRegistry that failed, or that were refused",
                 self.registration.failures,
             )
 

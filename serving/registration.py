@@ -137,6 +137,22 @@ class Registry:
         except (TypeError, KeyError, AttributeError):
             raise self._registry.unavailable("it does not say which addresses it knows") from None
 
+    def refused(self) -> str:
+        """Return why it would not take our addresses; empty if it does not say.
+
+        A look for systems with such addresses checks them, and changes nothing.
+        """
+        for address in self.addresses:
+            try:
+                kind = f"IPV{ipaddress.ip_address(address).version}"
+            except ValueError:
+                kind = "HOSTNAME"
+            query = {"systemNames": [self.name], "addresses": [address], "addressType": kind}
+            status, answer = self.ask("POST", "system-discovery/lookup", query, 200, 400)
+            if status == 400:
+                return answer or f"status 400 for {address}"
+        return ""
+
     def services(self) -> dict[str, dict[str, Any]]:
         """Return what it shows of this system's services, by instance id."""
         found = self.look("service", {"providerNames": [self.name]})
@@ -164,6 +180,19 @@ class Registry:
                 "operations": operations,
             },
         }
+
+    def leads_here(self, service: Mapping[str, Any]) -> bool:
+        """Return whether what it knows of a service leads to our addresses and port."""
+        try:
+            (theirs,) = service["interfaces"]
+            there = theirs["properties"]
+            return (
+                same(there["accessAddresses"]) == same(self.addresses)
+                and there["accessPort"] == self.port
+                and theirs["protocol"] == self._scheme
+            )
+        except (TypeError, KeyError, ValueError, AttributeError):
+            return False
 
     def payload(self, service: str, interface: object) -> dict[str, Any]:
         """Return what registers a service."""
@@ -313,8 +342,9 @@ class Registration:
         others = [name for name in self._operations if not self._mend_service(name, there)]
         if others:
             raise Unavailable(
-                f"the ServiceRegistry has {' and '.join(others)} of {self._registry.name} as another "
-                "process registers it: give both the same SERVICE_ settings, or names of their own"
+                f"the ServiceRegistry has {' and '.join(others)} of {self._registry.name} as "
+                "another process registers it: give both the same SERVICE_ settings, or names of "
+                "their own"
             )
         return known is None
 

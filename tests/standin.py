@@ -194,7 +194,10 @@ class Cloud:
         self, name: str, method: str, path: str, payload: Any
     ) -> tuple[int, dict[str, Any] | None]:
         try:
-            if method == "POST" and path in ("/system-discovery/lookup", "/service-discovery/lookup"):
+            if method == "POST" and path in (
+                "/system-discovery/lookup",
+                "/service-discovery/lookup",
+            ):
                 found = (self._find_systems if "system" in path else self._find_services)(
                     name, payload
                 )

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -217,6 +218,14 @@ def after(seconds: float) -> str:
     """The moment that many seconds from now."""
     moment = datetime.now(UTC) + timedelta(seconds=seconds)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what a thread or a process does in its own time."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
 
 
 def lock(instance: str, owner: str = "Owner", expires_at: str = FUTURE) -> dict[str, Any]:

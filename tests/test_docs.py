@@ -107,6 +107,10 @@ def test_registration(serve: Callable[..., Process], cloud: Cloud, tmp_path: Pat
         assert time.monotonic() < deadline
         time.sleep(0.02)
     check(text, tmp_path, {address: cloud.url})
+    (by_hand,) = blocks("sh", section("registration.md", "Taking it away by hand"))
+    command = by_hand.replace(address, cloud.url)
+    subprocess.run(["sh", "-e", "-c", command], check=True, capture_output=True, timeout=30)
+    assert cloud.systems == cloud.services == {}
 
 
 def test_an_orchestrator_records_reserves_and_releases(
@@ -229,8 +233,11 @@ def test_the_page_about_compose_says_what_its_file_says() -> None:
 def test_the_registrations_log_lines_are_those_of_the_page() -> None:
     code = (ROOT / "serving" / "registration.py").read_text()
     rows = re.findall(r"^\| `(.*?)`", section("registration.md", "While it runs"), re.MULTILINE)
-    assert len(rows) == 6
+    assert len(rows) == 9
     known = ("registered as %s, to be reached at %s", "not registered: %s", "had forgotten this")
+    for said in ("the ServiceRegistry has ", "and not at "):
+        assert said in code
+        assert any(said in row for row in rows)
     assert all(it in code for it in known)
     for row in rows:
         assert any(row.split("%")[0].startswith(it.split("%")[0]) or it in row for it in known)
@@ -260,7 +267,9 @@ def test_the_bodies_for_the_other_systems_name_this_one_and_its_services() -> No
     (identity,) = json.loads(account)["identities"]
     assert identity["systemName"] == Settings().system_name
     assert identity["sysop"] is False
-    (grant,) = blocks("json", section("policies.md", "`authorization`"))
+    text = section("policies.md", "`authorization`")
+    (grant,) = blocks("json", text)
+    assert f'"provider": "{Settings().system_name}"' in text
     body = json.loads(grant)
     app = create_app({"DATABASE_URL": "sqlite:///:memory:"})
     with store_of(app):

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from conftest import COMMAND
 from nginx import Nginx
 from standin import PASSWORD, Cloud
-from support import FUTURE, Service, lock, served
+from support import FUTURE, Process, Service, lock, served, until
 from wire import JOB, LOCK, job_entry, job_id, lock_entry, put
 
 from orchmgmt.cli import main
@@ -380,8 +380,10 @@ def test_a_check_asks_the_clouds_other_systems(call: Run, database: Path, cloud:
     name = "OrchestrationManagement"
     assert found["ok     identity service"] == f"{name} can log in there"
     assert found["ok     authorization system"] == f"{name} may ask it"
-    assert found["ok     ServiceRegistry"] == "it lets this system ask"
+    there = f"{name} is not there: `serve` registers it, at http://127.0.0.1:8441"
+    assert found["ok     ServiceRegistry"] == there
     assert cloud.systems == cloud.services == {}
+    assert cloud.writes == []
     secret = "not the password"
     ended = call("check", env={**env, "ORCHMGMT_SYSTEM_PASSWORD": secret})
     found = looked(ended)
@@ -396,6 +398,59 @@ def test_a_check_asks_the_clouds_other_systems(call: Run, database: Path, cloud:
     cloud.stop()
     found = looked(call("check", env=env))
     assert "Connection refused" in found["wrong  identity service"]
+
+
+def test_a_check_says_what_the_registry_knows_and_would_refuse(
+    call: Run, database: Path, cloud: Cloud, serve: Callable[..., Process]
+) -> None:
+    name = "OrchestrationManagement"
+    seen = "serviceOrchestrationLockManagement and serviceOrchestrationHistoryManagement"
+    registry = {f"ORCHMGMT_{key}": it for key, it in cloud.registry.items()}
+    registry["ORCHMGMT_SERVICE_METADATA"] = "unrestrictedDiscovery=true"
+
+    def says(**settings: object) -> str:
+        written = len(cloud.writes)
+        env = {**registry, **{f"ORCHMGMT_{key}": str(it) for key, it in settings.items()}}
+        (found,) = (
+            f"{what.partition(' ')[0]} {it}"
+            for what, it in looked(call("check", env=env)).items()
+            if "ServiceRegistry" in what
+        )
+        assert len(cloud.writes) == written
+        return found
+
+    cloud.refused.add("192.0.2.7")
+    refuses = "wrong it refuses ORCHMGMT_SERVICE_ADDRESSES: Address verification failure: 192.0.2.7"
+    assert says(SERVICE_ADDRESSES="127.0.0.1,192.0.2.7").startswith(refuses)
+    process = serve(env=registry)
+    until(lambda: len(cloud.services) == 2)
+    port = int(process.url.rpartition(":")[2])
+    answers = f"ok {name} is there with {seen}, and answers at {process.url}"
+    assert says(SERVICE_PORT=port) == answers
+    cloud.restricted = False
+    assert says(SERVICE_PORT=port, SERVICE_METADATA="") == answers
+    cloud.restricted = True
+    assert says(SERVICE_PORT=port, SERVICE_ADDRESSES="::ffff:127.0.0.1").startswith("ok ")
+    elsewhere = says(SERVICE_PORT=1)
+    assert elsewhere.startswith(f"warn {seen} of {name} lead elsewhere: `serve` has them lead to ")
+    other = says(SERVICE_ADDRESSES="locks.example")
+    assert other.startswith(f"warn {name} is there at 127.0.0.1: `serve` takes that away once and ")
+    process.stop(signal.SIGKILL)
+    assert says(SERVICE_PORT=port) == (
+        f"warn {name} is there with {seen}, and nobody answers at {process.url}"
+    )
+    cloud.services.clear()
+    assert says(SERVICE_PORT=port).startswith(f"warn {name} is there with no service, and nobody ")
+    cloud.identity_away = True
+    assert "status 503 to system-discovery/lookup: No answer" in says()
+
+
+def test_a_check_doubts_the_name_of_a_core_system(call: Run, database: Path) -> None:
+    found = looked(call("check", env={"ORCHMGMT_SYSTEM_NAME": "service-registry"}))
+    doubt = found["warn   settings"]
+    assert doubt.startswith("ORCHMGMT_SYSTEM_NAME is ServiceRegistry, the name of a core system")
+    found = looked(call("check", env={"ORCHMGMT_SYSTEM_NAME": "sysop"}))
+    assert found["wrong  settings"].startswith("ORCHMGMT_SYSTEM_NAME: Sysop is the operator")
 
 
 def test_the_settings_in_effect_are_shown_with_where_they_come_from(call: Run) -> None:

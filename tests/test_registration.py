@@ -7,7 +7,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,11 +14,11 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from certificates import CLOUD, Authority
+from certificates import CLOUD, Authority, subject
 from nginx import Nginx
 from prometheus_client.parser import text_string_to_metric_families
 from standin import NAME, PASSWORD, REGISTRY, Cloud
-from support import Answer, Client, Process, lock
+from support import Answer, Client, Process, lock, until
 
 from orchmgmt.app import SERVICES, create_app, store_of
 from orchmgmt.serving.registration import Registration
@@ -58,14 +57,6 @@ SEEN = "unrestrictedDiscovery=true"
 REVOKE_SYSTEM = ("DELETE", f"{REGISTRY}/system-discovery/revoke")
 
 Serve = Callable[..., Process]
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for what a thread or a process does in its own time."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
 
 
 def free_port() -> int:
@@ -416,9 +407,7 @@ def test_addresses_are_compared_as_addresses(
 ) -> None:
     port = free_port()
     for _ in range(2):
-        registration = keep(
-            cloud, SERVICE_ADDRESSES=host, SERVICE_METADATA=SEEN, SERVICE_PORT=port
-        )
+        registration = keep(cloud, SERVICE_ADDRESSES=host, SERVICE_METADATA=SEEN, SERVICE_PORT=port)
         until(lambda it=registration: it.registered)
         rounds(registration)
         assert registration.failures == 0
@@ -726,15 +715,58 @@ def test_under_certificate_it_shows_its_own_and_registers_tls(
                 SERVICE_PORT=443,
             )
         )
-        until(lambda: len(cloud.services) == 2)
+        until(lambda: log_of(tmp_path))
     finally:
         cloud.stop()
     assert list(cloud.systems) == ["Locks"]
+    assert "registered as Locks, to be reached at https://127.0.0.1:443" in log_of(tmp_path)[0]
     for registered in cloud.services.values():
         (interface,) = registered["interfaces"]
         assert interface["templateName"] == "generic_https"
         assert interface["protocol"] == "https"
         assert interface["policy"] == "CERT_AUTH"
+
+
+def test_under_certificate_another_system_name_than_the_certificates_stops_the_start(
+    run: Callable[..., "subprocess.CompletedProcess[str]"], authority: Authority, tmp_path: Path
+) -> None:
+    def says(certificate: str, name: str = "") -> str:
+        env = {
+            "ORCHMGMT_SERVICE_REGISTRY_URL": "https://127.0.0.1:1/serviceregistry",
+            "ORCHMGMT_AUTHENTICATION_POLICY": "certificate",
+            "ORCHMGMT_CLOUD": CLOUD,
+            "ORCHMGMT_CERTIFICATE_FILE": certificate,
+            "ORCHMGMT_SERVICE_PORT": "443",
+            "ORCHMGMT_SYSTEM_NAME": name,
+        }
+        ended = run("serve", "--port", "0", env=env)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        (line,) = ended.stderr.splitlines()
+        return line
+
+    own = authority.system("locks").save(tmp_path / "own.pem")
+    assert says(own, "Other") == (
+        "Error: ORCHMGMT_SYSTEM_NAME is Other, and ORCHMGMT_CERTIFICATE_FILE names Locks: the "
+        "cloud knows this system by its certificate"
+    )
+    assert "names Sysop, which is the operator" in says(
+        authority.system("sysop").save(tmp_path / "sysop.pem")
+    )
+    for name in ("locks.other.company.arrowhead.eu", "locks", f".{CLOUD}.arrowhead.eu"):
+        stranger = authority.issue(subject(name)).save(tmp_path / "stranger.pem")
+        assert f"must name a system of the cloud, as CN=<system>.{CLOUD}" in says(stranger)
+
+
+@pytest.mark.parametrize("name", ["Sysop", "sysop", " sysop "])
+def test_no_system_registers_as_the_operator(
+    run: Callable[..., "subprocess.CompletedProcess[str]"], name: str
+) -> None:
+    ended = run("serve", "--port", "0", env={"ORCHMGMT_SYSTEM_NAME": name})
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        "Error: ORCHMGMT_SYSTEM_NAME: Sysop is the operator, whose rights this system must not "
+        "have: give it a name of its own\n"
+    )
 
 
 def test_metrics_tell_of_it(serve: Serve, cloud: Cloud) -> None:
