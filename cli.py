@@ -28,7 +28,14 @@ from orchmgmt.models import READY, SCHEMA_VERSION, OldSchema, Opening, UnusableD
 from orchmgmt.serving.logs import start_logging
 from orchmgmt.settings import PREFIX, SettingError, Settings, describe, write
 from orchmgmt.store import Store
-from orchmgmt.transfer import BadLine, export_jobs, export_locks, import_jobs, import_locks
+from orchmgmt.transfer import (
+    LONGEST_LINE,
+    BadLine,
+    export_jobs,
+    export_locks,
+    import_jobs,
+    import_locks,
+)
 
 log = logging.getLogger("orchmgmt")
 
@@ -400,14 +407,15 @@ def history() -> None:
 
 @history.command("import")
 @click.argument("file", type=click.File("rb"))
+@click.option("--replace", is_flag=True, help="Let a job that is there go back in its life too.")
 @takes_settings(*OF_THE_STORE)
-def import_history(file: BinaryIO, **options: Any) -> None:
+def import_history(file: BinaryIO, replace: bool, **options: Any) -> None:
     """Insert the jobs in FILE (- is standard input), or update those whose id is there.
 
-    All of them, or none when a line is bad.
+    All of them, or none when a line is bad, or would take a job that is there back in its life.
     """
     with opened(options, READY) as store, progress(file) as lines:
-        count = import_jobs(store, lines)
+        count = import_jobs(store, lines, replace)
     click.echo(f"Imported {count} jobs into {shown(store.settings.database_url)}.")
 
 
@@ -497,7 +505,7 @@ def progress(file: BinaryIO) -> Iterator[Iterator[bytes]]:
         with click.progressbar(length=size, label="Importing", file=watched) as bar:
 
             def lines() -> Iterator[bytes]:
-                for line in file:
+                while line := file.readline(LONGEST_LINE + 1):
                     yield line
                     bar.update(len(line))
 

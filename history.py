@@ -8,7 +8,7 @@ history.start(job_id)
 history.finish(job_id)
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from operator import itemgetter
@@ -39,6 +39,18 @@ FOR_LIFE = (
 )
 
 _ROW = itemgetter(*[column.name for column in COLUMNS])
+
+
+class StepBack(InvalidParameter):
+    """A job would go back in its life, or become another.
+
+    Attributes:
+        place: which of the jobs that were given it is, from 0.
+    """
+
+    def __init__(self, place: int, reason: object) -> None:
+        super().__init__(str(reason))
+        self.place = place
 
 
 class History:
@@ -267,8 +279,8 @@ class History:
         """
         return self._jobs.find(wanted, page)
 
-    def stream(self) -> Iterator[list[Row]]:
-        """Return all jobs, the oldest first, in batches. For use inside `Database.read`."""
+    def stream(self) -> Iterator[Row]:
+        """Return all jobs, the oldest first, as they are read. For use inside `Database.read`."""
         return self._jobs.stream()
 
     def put(self, jobs: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -284,6 +296,36 @@ class History:
         rows = [_ROW({**job, "id": job["id"] or str(uuid4())}) for job in jobs]
         self._upsert.rows(list({row[0]: row for row in rows}.values()))
         return rows
+
+    def put_forward(self, jobs: Sequence[Mapping[str, Any]]) -> None:
+        """As `put`, but a job that is there only goes forward in its life, as `record_rows` has it.
+
+        Raises:
+            StepBack: the first that would not; the write must roll back.
+        """
+        there = self._there([job["id"] for job in jobs if job["id"]])
+        known: dict[str, Mapping[str, Any]] = dict(there)
+        rows: dict[str, Row] = {}
+        for place, job in enumerate(jobs):
+            job = {**job, "id": job["id"] or str(uuid4())}
+            try:
+                _demand_forward(job, known.get(job["id"]))
+            except InvalidParameter as error:
+                raise StepBack(place, error) from None
+            known[job["id"]] = job
+            rows[job["id"]] = _ROW(job)
+        self._write(list(rows.values()), there)
+
+    def _there(self, ids: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Those of these jobs that are there; they stay as they are until the end of the write."""
+        found = self._database.rows(self._select_among, {"ids": ids})
+        return {row[0]: dict(zip(self._entry.fields, row, strict=True)) for row in found}
+
+    def _write(self, rows: Sequence[Row], there: Container[str]) -> None:
+        # Writers come to new jobs in one order, as to others. One that another writer has put
+        # there meanwhile is a conflict; at the next try it is there.
+        self._insert.rows(sorted(row for row in rows if row[0] not in there))
+        self._upsert.rows([row for row in rows if row[0] in there])
 
     def record_rows(self, jobs: Sequence[Mapping[str, str]]) -> list[Row]:
         """Put new jobs there and bring others forward in their life, all or none.
@@ -312,8 +354,7 @@ class History:
 
         def record() -> list[Row]:
             now = self._database.now()
-            found = self._database.rows(self._select_among, {"ids": ids})
-            there = {row[0]: dict(zip(self._entry.fields, row, strict=True)) for row in found}
+            there = self._there(ids)
             rows = []
             for job_id, job in zip(ids, jobs, strict=True):
                 whole = _stepped(job_id, job, there.get(job_id), now)
@@ -326,10 +367,7 @@ class History:
                         text = f"There is no orchestration job {job_id} yet: {error}"
                         raise InvalidParameter(text) from None
                     raise
-            # Writers come to new jobs in one order, as to others. One that another writer has put
-            # there meanwhile is a conflict; at the next try it is there.
-            self._insert.rows(sorted(row for row in rows if row[0] not in there))
-            self._upsert.rows([row for row in rows if row[0] in there])
+            self._write(rows, there)
             return rows
 
         return self._database.write(record)
@@ -391,20 +429,26 @@ def _stepped(
         now: the present.
     """
     whole = {"status": PENDING, "created_at": now, **(there or {}), **job, "id": job_id}
-    if there is not None:
-        for name in FOR_LIFE:
-            if whole[name] != there[name]:
-                raise InvalidParameter(
-                    f"Orchestration job {job_id} has {camel_case(name)} {there[name] or 'empty'}: "
-                    f"it cannot become {whole[name]}"
-                )
-        before, status = there["status"], whole["status"]
-        if status != before and (before in FINISHED or status == PENDING):
-            raise InvalidParameter(
-                f"Orchestration job {job_id} is {before}: it cannot become {status}"
-            )
+    _demand_forward(whole, there)
     needed = {
         "started_at": whole["status"] != PENDING,
         "finished_at": whole["status"] in FINISHED,
     }
     return whole | {it: now for it, need in needed.items() if need and not whole.get(it)}
+
+
+def _demand_forward(job: Mapping[str, str], there: Mapping[str, str] | None) -> None:
+    """Raise InvalidParameter unless the job that is there may become this one."""
+    if there is None:
+        return
+    for name in FOR_LIFE:
+        if job[name] != there[name]:
+            raise InvalidParameter(
+                f"Orchestration job {job['id']} has {camel_case(name)} {there[name] or 'empty'}: "
+                f"it cannot become {job[name]}"
+            )
+    before, status = there["status"], job["status"]
+    if status != before and (before in FINISHED or status == PENDING):
+        raise InvalidParameter(
+            f"Orchestration job {job['id']} is {before}: it cannot become {status}"
+        )

@@ -425,8 +425,8 @@ class Locks:
         """
         return self._active.find(wanted, page)
 
-    def stream(self) -> Iterator[list[Row]]:
-        """Return all active locks, the oldest first, in batches. For use inside `Database.read`."""
+    def stream(self) -> Iterator[Row]:
+        """Return all active locks, the oldest first, as they are read, within `Database.read`."""
         return self._active.stream()
 
     def remove_rows(self, owner: str, service_instance_ids: Sequence[str]) -> int:

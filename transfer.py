@@ -7,13 +7,19 @@ from typing import Any
 
 from orchmgmt.databases import Row
 from orchmgmt.errors import InvalidParameter
+from orchmgmt.history import StepBack
 from orchmgmt.json_text import parse_json, write_json
 from orchmgmt.locks import Conflicts
 from orchmgmt.models import Lock, NewLock
 from orchmgmt.schemas import EntrySchema, JobEntry, LockEntry
 from orchmgmt.store import Store
 
+#: Lines that are written at once, and of how many bytes at most.
 BATCH = 900
+BATCH_BYTES = 4 * 1024 * 1024
+
+#: Bytes of a line. The longest message takes a fifth of that, however it is escaped.
+LONGEST_LINE = 1024 * 1024
 
 Write = Callable[[str], object]
 
@@ -29,25 +35,32 @@ class BadLine(Exception):
 Line = tuple[int, dict[str, Any]]
 
 
-def import_jobs(store: Store, lines: Iterable[bytes]) -> int:
+def import_jobs(store: Store, lines: Iterable[bytes], replace: bool = False) -> int:
     """Insert jobs, or update those whose id is there; all of them or none.
 
     Args:
         store: where to.
         lines: JSON Lines, each an entry of history query; `id` may be absent.
+        replace: whether a job that is there becomes what a line says, also if that is a step back
+            in its life. By default it goes forward, as it does where jobs are recorded.
 
     Returns:
         How many jobs there were.
 
     Raises:
-        BadLine: the first line that is no job; nothing is changed.
+        BadLine: the first line that is no job, or a step back; nothing is changed.
         Unavailable: the database does not answer.
     """
 
     def put() -> int:
         count = 0
         for batch in _batches(JobEntry(store.settings), lines):
-            store.history.put([entry for _, entry in batch])
+            jobs = [entry for _, entry in batch]
+            try:
+                (store.history.put if replace else store.history.put_forward)(jobs)
+            except StepBack as error:
+                reason = f"{error}; with --replace it can"
+                raise BadLine(batch[error.place][0], reason) from None
             count += len(batch)
         return count
 
@@ -139,26 +152,31 @@ def export_locks(store: Store, write: Write) -> int:
     return store.database.read(_export, LockEntry(store.settings), store.locks.stream(), write)
 
 
-def _export(schema: EntrySchema, batches: Iterable[list[Row]], write: Write) -> int:
+def _export(schema: EntrySchema, rows: Iterable[Row], write: Write) -> int:
     count = 0
-    for rows in batches:
-        count += len(rows)
-        write("".join(f"{write_json(entry)}\n" for entry in schema.dump(rows)))
+    for row in rows:
+        (entry,) = schema.dump([row])
+        write(f"{write_json(entry)}\n")
+        count += 1
     return count
 
 
 def _batches(schema: EntrySchema, lines: Iterable[bytes]) -> Iterator[list[Line]]:
     """Read entries, a batch at a time; what is before a bad line still comes before its error."""
     batch: list[Line] = []
+    size = 0
     for number, text in enumerate(lines, 1):
-        if not text.strip():
+        if len(text) <= LONGEST_LINE and not text.strip():
             continue
         try:
+            if len(text) > LONGEST_LINE:
+                raise InvalidParameter(f"it is longer than {LONGEST_LINE:,} bytes")
             batch.append((number, schema.load(parse_json(text))))
         except InvalidParameter as error:
             yield batch
             raise BadLine(number, error) from None
-        if len(batch) == BATCH:
+        size += len(text)
+        if len(batch) == BATCH or size > BATCH_BYTES:
             yield batch
-            batch = []
+            batch, size = [], 0
     yield batch

@@ -32,7 +32,8 @@ Values = Mapping[str, Any] | Sequence[Any]
 #: Returns the present in seconds since the epoch.
 Clock = Callable[[], float]
 
-STREAM_BATCH = 1000
+#: Rows that a server sends at once of very many. Each may hold a message of 64 KiB.
+STREAM_BATCH = 100
 
 #: How often work is tried that other writers keep undoing, and the longest first pause, in seconds.
 ATTEMPTS = 6
@@ -148,8 +149,8 @@ class Database(ABC):
         return count
 
     @abstractmethod
-    def stream(self, sql: str, values: Values = ()) -> Iterator[list[Row]]:
-        """Return the rows of one statement in batches, as they are read. For use inside `read`."""
+    def stream(self, sql: str, values: Values = ()) -> Iterator[Row]:
+        """Return the rows of one statement as they are read. For use inside `read`."""
 
     @abstractmethod
     def _execute(self, sql: str, values: Values) -> Any:

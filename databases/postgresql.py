@@ -296,14 +296,13 @@ class PostgresqlDatabase(Database):
         current = self._current
         return float(current.time + time.monotonic() - current.since)
 
-    def stream(self, sql: str, values: Values = ()) -> Iterator[list[Row]]:
+    def stream(self, sql: str, values: Values = ()) -> Iterator[Row]:
         # Who reads this may take its time, and keeps nobody waiting.
         self._execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         # Only a cursor on the server does not send all rows at once.
         with self._current.connection.cursor("stream") as cursor:
-            cursor.execute(sql, values)
-            while rows := cursor.fetchmany(STREAM_BATCH):
-                yield rows
+            cursor.itersize = STREAM_BATCH
+            yield from cursor.execute(sql, values)
 
     def check(self) -> None:
         # Changes nothing, and is refused where nothing can be changed.

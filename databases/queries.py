@@ -166,8 +166,8 @@ class Selection:
         """
         return self._database.read(self._find, wanted, page)
 
-    def stream(self) -> Iterator[list[Row]]:
-        """Return every row, in ascending default order, in batches.
+    def stream(self) -> Iterator[Row]:
+        """Return every row, in ascending default order, as they are read.
 
         For use inside `Database.read`.
         """

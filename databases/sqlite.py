@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 import peewee
 
-from orchmgmt.databases import BUSY, SILENT, STREAM_BATCH, Clock, Database, Row, Values, log
+from orchmgmt.databases import BUSY, SILENT, Clock, Database, Row, Values, log
 from orchmgmt.databases.files import LOG, Files, demand_whole
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import (
@@ -205,10 +205,9 @@ class SqliteDatabase(Database):
             log.error("%s or its folder cannot be written to", path)
             raise Unavailable(SILENT)
 
-    def stream(self, sql: str, values: Values = ()) -> Iterator[list[Row]]:
-        cursor = self._execute(sql, values)
-        while rows := cursor.fetchmany(STREAM_BATCH):
-            yield rows
+    def stream(self, sql: str, values: Values = ()) -> Iterator[Row]:
+        # Not `yield from` the cursor, which would be closed with this, maybe after its connection.
+        yield from iter(self._execute(sql, values).fetchone, None)
 
     def _execute(self, sql: str, values: Values) -> sqlite3.Cursor:
         if isinstance(values, Mapping):

@@ -222,7 +222,7 @@ class Mirror:
             for number in newest.values()
             if there[number].expires_at > present
         }
-        here = {row[0]: _lock(row) for rows in locks.stream() for row in rows}
+        here = {row[0]: _lock(row) for row in locks.stream()}
         copies = {number for (number,) in database.rows(self._ids)}
         changed = {number: it for number, it in there.items() if here.get(number) != it}
         outdated = [number for number in copies & here.keys() if here[number] != there.get(number)]

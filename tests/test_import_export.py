@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -204,8 +205,83 @@ def test_importing_a_known_job_updates_every_part_of_it(store):
         "startedAt": "2026-02-01T00:00:01Z",
         "finishedAt": "",
     }
-    import_jobs(store, encoded(job_entry(JOB_ID.upper(), **changed)))
+    text = encoded(job_entry(JOB_ID.upper(), **changed))
+    reason = f"Orchestration job {JOB_ID} has type PULL: it cannot become PUSH"
+    refuses(import_jobs, store, text, 1, f"{reason}; with --replace it can")
+    import_jobs(store, text, replace=True)
     assert written(export_jobs, store) == [{"id": JOB_ID, **changed}]
+
+
+def test_an_import_takes_no_job_back_unless_it_is_told_to(run, tmp_path, database_url):
+    env = {"ORCHMGMT_DATABASE_URL": database_url}
+    pending = job_entry(status="PENDING", startedAt="", finishedAt="")
+    failed = job_entry(status="ERROR")
+    many = [job_entry(f"{n:08x}-0000-4000-8000-000000000000") for n in range(999)]
+
+    def imports(*entries, options=()):
+        text = lines(job_entry(OTHER_ID), *entries)
+        return run("history", "import", "-", *options, env=env, input=text)
+
+    def there():
+        text = run("history", "export", env=env).stdout
+        return {it["id"]: it["status"] for it in map(json.loads, text.splitlines())}
+
+    assert imports(pending).returncode == 0
+    assert imports(job_entry()).returncode == 0
+    for back, status in ((pending, "PENDING"), (failed, "ERROR")):
+        # Also where the file itself has the later state before it, far away.
+        for between in ([], many):
+            ended = imports(job_entry(), *between, back)
+            assert (ended.returncode, ended.stdout) == (2, "")
+            reason = f"Orchestration job {JOB_ID} is DONE: it cannot become {status}"
+            line = len(between) + 3
+            assert ended.stderr == f"Error: line {line}: {reason}; with --replace it can\n"
+        assert there() == {OTHER_ID: "DONE", JOB_ID: "DONE"}
+    assert imports(pending, options=["--replace"]).returncode == 0
+    assert there() == {OTHER_ID: "DONE", JOB_ID: "PENDING"}
+
+
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_a_line_without_end_takes_no_memory(run, tmp_path, end):
+    with (tmp_path / "jobs.jsonl").open("w") as file:
+        file.write(lines(job_entry()))
+        file.writelines(["[" * 1_000_000] * 500)
+        file.write(end)
+    code = (
+        "import resource, sys; from orchmgmt.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (400 * 2**20,) * 2)\n"
+        "main(['history', 'import', 'jobs.jsonl'])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == "Error: line 2: it is longer than 1,048,576 bytes\n"
+
+
+def test_messages_of_the_largest_size_take_little_memory(run, tmp_path, database_url):
+    job = job_entry(message="\U0001f600" * 16_384)
+    (tmp_path / "jobs.jsonl").write_text("")
+    with (tmp_path / "jobs.jsonl").open("a") as file:
+        for number in range(1500):
+            job["id"] = f"{number:08x}-0000-4000-8000-000000000000"
+            file.write(json.dumps(job) + "\n")
+    for what in ("import", "export"):
+        code = (
+            "from orchmgmt.cli import main\n"
+            f"main(['history', '{what}', 'jobs.jsonl'], standalone_mode=False)\n"
+            "print(*[it for it in open('/proc/self/status') if it.startswith('VmHWM')])"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env={**os.environ, "ORCHMGMT_DATABASE_URL": database_url},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert int(ended.stdout.split()[-2]) < 150 * 1024  # KiB; a batch of a thousand is 64 MiB
 
 
 def test_of_several_jobs_with_one_id_the_last_counts(store):

@@ -132,11 +132,11 @@ def test_the_example_database_holds_valid_locks_and_jobs(tmp_path: Path) -> None
     shutil.copyfile(cli.EXAMPLE, tmp_path / "copy.db")
     settings = Settings(database_url=f"sqlite:///{tmp_path}/copy.db")
     with Store(settings) as store:
-        for schema, batches in (
+        for schema, rows in (
             (LockEntry(settings), store.database.read(lambda: list(store.locks.stream()))),
             (JobEntry(settings), store.database.read(lambda: list(store.history.stream()))),
         ):
-            entries = [entry for rows in batches for entry in schema.dump(rows)]
+            entries = schema.dump(rows)
             assert len(entries) > 30
             for entry in entries:
                 loaded = schema.load(entry)
