@@ -21,7 +21,8 @@ from conftest import COMMAND
 from nginx import Nginx
 from pages import DOCS, PAGES, ROOT, blocks, console, marked, page, table
 from standin import PASSWORD, REGISTRY, Cloud
-from support import Process, Service
+from support import Process, Service, after, lock, until
+from wire import JOB, job_entry, job_id, put
 
 from orchmgmt import client
 from orchmgmt.app import create_app, store_of
@@ -241,6 +242,50 @@ def test_the_registrations_log_lines_are_those_of_the_page() -> None:
     assert all(it in code for it in known)
     for row in rows:
         assert any(row.split("%")[0].startswith(it.split("%")[0]) or it in row for it in known)
+
+
+def test_what_differs_from_the_java_implementation_is_as_the_page_says(service: Service) -> None:
+    text = section("wire.md", "Where the Java implementation differs")
+    here = dict(re.findall(r"^\| (.*?) \| .* \| (.*?) \|$", text, re.MULTILINE))
+    del here["what"], here["---"]
+    # These have tests of their own: two processes, and an identity service, are more than one row.
+    assert "the database promises it" in here.pop("requests for one instance at once")
+    assert here.pop("a token after its `expirationTime`") == "refused"
+
+    def said(row: str) -> str:
+        return here.pop(row)
+
+    assert said("a key of an answer without a value").startswith("the empty string")
+    (entry,) = service.create(lock("A|b|1")).entries
+    assert entry["orchestrationJobId"] == ""
+    assert said("an expired lock") == "blocks nothing"
+    service.create(lock("C|d|1", expires_at=after(1)))
+    until(lambda: service.create(lock("C|d|1")).status == 201)
+    twice = service.create(lock("E|f|1"), lock("E|f|1")).error
+    assert said("one instance twice in a create") == f"400 `{twice.partition(':')[0]}: ...`"
+    missing = service.post("/lock/create", {}).error
+    assert said("a create without `locks`") == f"400 `{missing}`"
+    malformed = service.jobs(ids=["Q"]).error
+    assert f"`{malformed.partition(':')[0]}: ...`" in said("a malformed id in a history query")
+    assert said("a name with a letter such as `ſ`") == "refused"
+    assert "does not match" in service.create(lock("ſharp|b|1")).error
+    assert said("instances whose names differ in letter case alone") == "two"
+    assert service.create(lock("aB|cD|1"), lock("aB|cd|1"), lock("Ab|cD|1")).status == 201
+    assert "`createdAt`, the newest" in said("the order of a history query by default")
+    put(service, JOB, *(job_entry(3 - number, createdAt=after(number)) for number in range(2)))
+    assert [it["id"] for it in service.jobs().entries] == [job_id(2), job_id(3)]
+    assert said("`2030-01-01T24:00:00Z`, and a second of `60`").startswith("refused")
+    for time_ in ("2099-01-01T24:00:00Z", "2099-01-01T00:00:60Z"):
+        assert "Invalid expires at format" in service.create(lock("G|h|1", expires_at=time_)).error
+    assert said("a time after 2038-01-19").startswith("taken, up to the year 9999")
+    last = "9999-12-31T23:59:59Z"
+    assert service.create(lock("G|h|1", expires_at=last)).entries[0]["expiresAt"] == last
+    assert said("a fraction of a second").startswith("whole seconds: that of `expiresAt` is round")
+    (entry,) = service.create(lock("I|j|1", expires_at="2099-01-01T00:00:00.1Z")).entries
+    assert entry["expiresAt"] == "2099-01-01T00:00:01Z"
+    assert said("a number such as `5.5`") == "refused"
+    assert service.locks(ids=[5.5]).status == 400
+    assert here == {}
 
 
 def test_nginx_and_certificates(serve: Callable[..., Process], tmp_path: Path) -> None:
