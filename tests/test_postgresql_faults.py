@@ -132,6 +132,7 @@ CLIENT = f"""if True:
 
     def work():
         store.database.change(sys.argv[2])
+        list(store.locks.stream())  # as a mirror does, to compare
         print("within", flush=True)
         sys.stdin.readline()
 
