@@ -406,6 +406,14 @@ class Locks:
         rows = [(lock_id, *lock) for lock_id, lock in locks.items()]
         self._insert.rows(rows, self._database.now())
 
+    def last_id(self) -> int:
+        """Return the largest id that a lock ever had, 0 if there was none, within a transaction."""
+        return self._database.last_id(Lock.id)
+
+    def go_on_from(self, last_id: int) -> None:
+        """See that ids to come are larger than this, within a `Database.write`."""
+        self._database.keep_others_off(Lock.id, last_id)
+
     def discard(self, ids: Sequence[int]) -> None:
         """Remove locks by their ids, whoever holds them, within a `Database.write`."""
         self._database.change(self._delete_ids, {"ids": ids})

@@ -10,7 +10,7 @@ from orchmgmt.errors import InvalidParameter
 from orchmgmt.history import StepBack
 from orchmgmt.json_text import parse_json, write_json
 from orchmgmt.locks import Conflicts
-from orchmgmt.models import Lock, NewLock
+from orchmgmt.models import NewLock
 from orchmgmt.schemas import EntrySchema, JobEntry, LockEntry
 from orchmgmt.store import Store
 
@@ -20,6 +20,11 @@ BATCH_BYTES = 4 * 1024 * 1024
 
 #: Bytes of a line. The longest message takes a fifth of that, however it is escaped.
 LONGEST_LINE = 1024 * 1024
+
+LONG_AGO = "1970-01-01T00:00:00Z"
+
+#: What an export says of the last lock that was ever made, if it is there no more, beside its id.
+REMOVED = NewLock("", "Removed|lock|1.0.0", "Nobody", LONG_AGO)
 
 Write = Callable[[str], object]
 
@@ -73,7 +78,8 @@ def import_locks(store: Store, lines: Iterable[bytes]) -> tuple[int, int]:
     Args:
         store: where to.
         lines: JSON Lines, each an entry of lock query; `id` may be absent. A lock whose id is
-            there already, for the same instance and owner, is replaced.
+            there already, for the same instance and owner, is replaced. Ids given out later are
+            above all ids in the lines, also of those that have expired.
 
     Returns:
         How many locks were imported, and how many had expired.
@@ -84,16 +90,19 @@ def import_locks(store: Store, lines: Iterable[bytes]) -> tuple[int, int]:
     """
 
     def put() -> tuple[int, int]:
-        imported = expired = 0
+        imported = expired = last_id = 0
         # Lines come in any order: two that wait for each other's instances would never end.
-        store.database.keep_others_off(Lock.id)
+        store.locks.go_on_from(0)
         with closing(_open_places()) as places:
             for batch in _batches(LockEntry(store.settings), lines):
                 present = store.database.now()
                 live = [line for line in batch if line[1]["expires_at"] > present]
+                # Before new ids are given to those without one.
+                last_id = max([last_id, *(entry["id"] or 0 for _, entry in batch)])
+                store.locks.go_on_from(last_id)
                 _put_locks(store, live, places)
                 imported += len(live)
-                expired += len(batch) - len(live)
+                expired += sum(LONG_AGO < it["expires_at"] <= present for _, it in batch)
         return imported, expired
 
     return store.database.write_once(put)
@@ -148,8 +157,29 @@ def export_jobs(store: Store, write: Write) -> int:
 
 
 def export_locks(store: Store, write: Write) -> int:
-    """Write every active lock as a line of JSON, the oldest first; return how many there were."""
-    return store.database.read(_export, LockEntry(store.settings), store.locks.stream(), write)
+    """Write every active lock as a line of JSON, the oldest first; return how many there were.
+
+    When later ones have been removed, a last line holds the id of the last, as that of a lock that
+    ended in 1970: an import, of this or an earlier version, passes it over, and this one gives out
+    only larger ids afterwards.
+    """
+    schema = LockEntry(store.settings)
+    largest = 0
+
+    def rows() -> Iterator[Row]:
+        nonlocal largest
+        for row in store.locks.stream():
+            largest = row[0]
+            yield row
+
+    def export() -> int:
+        count = _export(schema, rows(), write)
+        last_id = store.locks.last_id()
+        if last_id > largest:
+            _export(schema, [(last_id, *REMOVED)], write)
+        return count
+
+    return store.database.read(export)
 
 
 def _export(schema: EntrySchema, rows: Iterable[Row], write: Write) -> int:

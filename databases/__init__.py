@@ -219,5 +219,15 @@ class Database(ABC):
         """
 
     @abstractmethod
+    def last_id(self, ids: peewee.AutoField) -> int:
+        """Return the largest id that was ever given out or put in, 0 if none was.
+
+        For use inside `read` or `write`.
+
+        Args:
+            ids: the table's column that counts up.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Close the connections; a later call opens a new one."""

@@ -357,6 +357,9 @@ class PostgresqlDatabase(Database):
     def keep_others_off(self, ids: peewee.AutoField, highest: int = 0) -> None:
         _keep_others_off(self._current.connection, ids, highest)
 
+    def last_id(self, ids: peewee.AutoField) -> int:
+        return _last_given(self._current.connection, ids)
+
     def close(self) -> None:
         self._pool.close(timeout=1)
         self._pool = self._new_pool()

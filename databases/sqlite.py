@@ -225,7 +225,16 @@ class SqliteDatabase(Database):
         return peewee.NodeList((peewee.SQL("+"), column), glue="")
 
     def keep_others_off(self, ids: peewee.AutoField, highest: int = 0) -> None:
-        pass  # there are none, and AUTOINCREMENT counts on from any id
+        # There are none. AUTOINCREMENT counts on from any id, and from this row where that is more.
+        if self.last_id(ids) < highest:
+            values = (highest, ids.model._meta.table_name)
+            if not self.change("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", values):
+                self.change("INSERT INTO sqlite_sequence (seq, name) VALUES (?, ?)", values)
+
+    def last_id(self, ids: peewee.AutoField) -> int:
+        find = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?"
+        ((last,),) = self.rows(find, (ids.model._meta.table_name,))
+        return int(last)
 
     def close(self) -> None:
         for connection in list(self._connections):

@@ -22,16 +22,20 @@ from orchmgmt.errors import Unavailable as DatabaseUnavailable
 from orchmgmt.fields import MESSAGE_MAX_LENGTH
 from orchmgmt.history import COLUMNS
 from orchmgmt.locks import Conflicts
-from orchmgmt.models import READY, Lock, NewLock
+from orchmgmt.models import READY, NewLock
 from orchmgmt.operating.asking import NotDone, asks
 from orchmgmt.operating.changes import Changes
-from orchmgmt.schemas import EntrySchema, JobEntry, LockEntry
+from orchmgmt.schemas import LOCK_ID_MAX, EntrySchema, JobEntry, LockEntry
 from orchmgmt.store import Store
 
 log = logging.getLogger("orchmgmt")
 
 #: Jobs that are compared and written at once.
 BATCH = 900
+
+#: So many locks may have come and gone there since the newest that is still there was made: new ids
+#: here begin after as many, for each is to be larger than all before it.
+UNSEEN = 1_000_000_000
 
 Loaded = dict[str, Any]
 
@@ -213,7 +217,9 @@ class Mirror:
     def _put_locks(self, there: dict[int, NewLock]) -> tuple[int, int]:
         """Make the copies among the locks equal to those there, all at once."""
         database, locks = self._store.database, self._store.locks
-        database.keep_others_off(Lock.id)
+        # The wire does not tell the largest id that was ever given out, only those of active locks.
+        seen = max(there, default=0)
+        locks.go_on_from(max(seen, min(seen + UNSEEN, LOCK_ID_MAX)))
         present = database.now()
         # While somebody imports, two may be on one instance: the later has the larger id.
         newest = {lock.service_instance_id: number for number, lock in sorted(there.items())}

@@ -83,10 +83,11 @@ def contents(store):
 
 
 def written(export, store):
-    """The entries that an export writes."""
+    """The entries that an export writes, without the line that tells the last id."""
     text = []
     count = export(store, text.append)
     entries = [json.loads(line) for line in "".join(text).splitlines()]
+    entries = [it for it in entries if it.get("owner") != "Nobody"]
     assert count == len(entries)
     return entries
 
@@ -350,6 +351,50 @@ def test_ids_go_on_after_the_largest_imported(service):
     assert entry["id"] == 1001
 
 
+def test_a_move_goes_on_with_the_ids_though_locks_were_removed(
+    run, service, database_url, tmp_path, request
+):
+    service.create(*[lock(f"Provider{number}|s|1.0.0") for number in range(5)])
+    service.remove("Owner", "instanceIds=Provider4%7Cs%7C1.0.0")
+    here = {"ORCHMGMT_DATABASE_URL": database_url}
+    for removed in ([], ["Provider0", "Provider1", "Provider2", "Provider3"]):  # some, and all
+        for name in removed:
+            removal = service.remove("Owner", f"instanceIds={name}%7Cs%7C1.0.0")
+            assert removal.status == 200, removal.error
+        text = run("lock", "export", env=here)
+        there = [] if removed else service.locks().entries[::-1]
+        assert text.stderr == f"Exported {len(there)} locks.\n"
+        *entries, last = map(json.loads, text.stdout.splitlines())
+        assert entries == there
+        assert (last["id"], last["expiresAt"]) == (5, "1970-01-01T00:00:00Z")
+        targets = [f"sqlite:///{tmp_path}/{len(there)}.db"]
+        if database_url.startswith("postgresql"):
+            targets.append(request.getfixturevalue("postgresql").create_database())
+        for url in targets:
+            other = {"ORCHMGMT_DATABASE_URL": url}
+            for _ in range(2):
+                ended = run("lock", "import", "-", env=other, input=text.stdout)
+                assert ended.returncode == 0
+                assert ended.stdout.startswith(f"Imported {len(there)} locks into ")
+                assert ended.stdout.endswith("; 0 had expired and were passed over.\n")
+            with Store({"DATABASE_URL": url}) as moved:
+                ((number, *_),) = moved.locks.create_rows([NewLock("", "A|b|1.0.0", "O", FUTURE)])
+            assert number == 6
+
+
+def test_ids_go_on_from_those_of_locks_that_have_expired_in_the_file(store):
+    import_locks(store, encoded(lock_entry(id=1000, expiresAt=PAST)))
+    import_locks(store, encoded(lock_entry(id=None)))
+    assert [entry["id"] for entry in written(export_locks, store)] == [1001]
+
+
+def test_an_import_that_is_refused_leaves_the_last_id_as_it_was(store):
+    text = encoded(lock_entry(id=1000, expiresAt=PAST), lock_entry(owner="!"))
+    refuses(import_locks, store, text, 2, "does not match")
+    import_locks(store, encoded(lock_entry(id=None)))
+    assert [entry["id"] for entry in written(export_locks, store)] == [1]
+
+
 def test_expired_locks_are_passed_over(run, tmp_path):
     entries = [lock_entry(), lock_entry("A|b|1.0.0", id=8, expiresAt=PAST), lock_entry(id=9)]
     entries[2]["expiresAt"] = PAST  # neither its id nor its instance counts: it is not there
@@ -359,7 +404,8 @@ def test_expired_locks_are_passed_over(run, tmp_path):
     assert ended.stdout == (
         f"Imported 1 locks into {database}; 2 had expired and were passed over.\n"
     )
-    assert exported(run, "lock") == [lock_entry()]
+    last = lock_entry("Removed|lock|1.0.0", id=9, owner="Nobody", expiresAt="1970-01-01T00:00:00Z")
+    assert exported(run, "lock") == [lock_entry(), last]
 
 
 def test_an_expired_lock_in_the_database_does_not_stop_an_import(store):

@@ -125,6 +125,21 @@ def test_a_message_that_is_too_long_is_cut_and_counted(
     assert messages[job_id(21)] == "y" * 16384
 
 
+def test_ids_given_out_after_moving_over_are_larger_than_all_before(
+    run: Run, database_url: str
+) -> None:
+    with source() as service:
+        service.create(*[lock(f"Provider{number}|it|1.0.0") for number in range(9)])
+        service.remove("Owner", "instanceIds=Provider8%7Cit%7C1.0.0")
+        last = max(it["id"] for it in service.locks().entries) + 1
+        for _ in range(2):
+            assert run("mirror", service.url).returncode == 0
+    with Store({"DATABASE_URL": database_url}) as store:
+        ((number, *_),) = store.locks.create_rows([_row("Provider8|it|1.0.0")])
+        ((after, *_),) = store.locks.create_rows([_row("Provider9|it|1.0.0")])
+    assert last < number == after - 1
+
+
 @pytest.mark.sqlite
 def test_locks_that_are_no_copies_are_left_alone(run: Run, there: Service, here: str) -> None:
     with Store({"DATABASE_URL": here}) as own:
