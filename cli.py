@@ -23,6 +23,7 @@ import click
 
 from orchmgmt.databases.backup import CannotBackUp, back_up
 from orchmgmt.databases.opening import shown
+from orchmgmt.env_file import environment_of
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import READY, SCHEMA_VERSION, OldSchema, Opening, UnusableDatabase, WrongUrl
 from orchmgmt.serving.logs import start_logging
@@ -112,6 +113,26 @@ def takes_settings(*names: str, **defaults: str) -> Callable[[Command], Command]
     return decorate
 
 
+def _use_env_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    if path:
+        context.with_resource(environment_of(path))
+
+
+#: Read before all other options, which win.
+ENV_FILE = click.Option(
+    ["--env-file"],
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    is_eager=True,
+    expose_value=False,
+    callback=_use_env_file,
+    help="File of variables, as the systemd unit reads it: /etc/orchmgmt/orchmgmt.env.",
+)
+
+#: Commands that no variable has an effect on.
+WITHOUT_ENVIRONMENT = ("completion", "deploy-files", "test-server")
+
+
 class Group(click.Group):
     """Commands that end with one clear line where the user can mend the cause.
 
@@ -131,9 +152,18 @@ class Group(click.Group):
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """Return a command by its name."""
-        if name not in self._lazy:
-            return super().get_command(context, name)
-        command: click.Command = resolve_name(self._lazy[name])
+        command: click.Command | None
+        if name in self._lazy:
+            command = resolve_name(self._lazy[name])
+        else:
+            command = super().get_command(context, name)
+        if (
+            command
+            and not isinstance(command, click.Group)
+            and name not in WITHOUT_ENVIRONMENT
+            and ENV_FILE not in command.params
+        ):
+            command.params.append(ENV_FILE)
         return command
 
     def invoke(self, context: click.Context) -> Any:

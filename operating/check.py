@@ -81,6 +81,10 @@ def check(context: click.Context, /, files: tuple[Path, ...], days: float, **opt
                 reason = reasons[-1] if isinstance(error, Unavailable) and reasons else error
                 result = f"wrong  {what}: {reason}"
                 wrong = True
+            except ImportError as error:
+                # What was looked at before has said which extra it takes.
+                result = f"wrong  {what}: it cannot be asked: {error.name} is not installed"
+                wrong = True
             say(printable(result))
     context.exit(int(wrong))
 

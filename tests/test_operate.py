@@ -478,6 +478,81 @@ def test_the_settings_in_effect_are_shown_with_where_they_come_from(call: Run) -
     assert (wrong.returncode, wrong.stdout) == (2, "")
 
 
+def test_variables_come_from_a_file_as_the_unit_reads_it(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "unit.env").write_text(
+        "# a comment\n; another\n\n  ORCHMGMT_PORT=1234  \nORCHMGMT_HOST=127.0.0.2\r\n"
+        "ORCHMGMT_SYSTEM_PASSWORD='a \"#; b $x %20'\nORCHMGMT_CLOUD=a#b.c d\n"
+        'ORCHMGMT_CA_FILE="it\'s \\"\\\\ $HOME"\nORCHMGMT_METRICS=\nOTHER=${ORCHMGMT_PORT}\n'
+    )
+    env = {"ORCHMGMT_PORT": "1", "ORCHMGMT_MAX_PAGE_SIZE": "7"}
+    ended = run("config", "--json", "--env-file", "unit.env", "--host", "127.0.0.3", env=env)
+    assert ended.stderr == ""
+    found = {name.removeprefix("ORCHMGMT_"): it for name, it in json.loads(ended.stdout).items()}
+    assert found["PORT"] == {"value": 1234, "from": "environment"}
+    assert found["HOST"] == {"value": "127.0.0.3", "from": "option"}
+    assert found["MAX_PAGE_SIZE"]["value"] == 7
+    assert found["CLOUD"]["value"] == "a#b.c d"
+    assert found["CA_FILE"]["value"] == "it's \"\\ $HOME"
+    assert found["METRICS"] == {"value": False, "from": "default"}
+    for command in (["lock", "list"], ["lock", "export"], ["check"], ["serve"], ["mirror", "x"]):
+        wrong = run(*command, "--env-file", "none.env")
+        assert (wrong.returncode, wrong.stdout) == (2, "")
+        assert wrong.stderr == "Error: none.env cannot be read: No such file or directory\n"
+    assert "--env-file" not in run("test-server", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ORCHMGMT_CLOUD=a # systemd takes this as part of the value",
+        "ORCHMGMT_CLOUD=a\\b",
+        'ORCHMGMT_CLOUD="a\\n"',
+        "ORCHMGMT_CLOUD='a\\'b'",
+        'ORCHMGMT_CLOUD=a"b',
+        'ORCHMGMT_CLOUD="a',
+        'ORCHMGMT_CLOUD="a" b',
+        "export ORCHMGMT_CLOUD=a",
+        "ORCHMGMT_CLOUD",
+        "ORCHMGMT CLOUD=a",
+    ],
+)
+def test_a_line_that_systemd_reads_otherwise_is_refused(
+    call: Run, tmp_path: Path, line: str
+) -> None:
+    (tmp_path / "unit.env").write_text(f"ORCHMGMT_PORT=1234\n{line}\n")
+    ended = call("config", "--env-file", "unit.env")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("Error: unit.env, line 2: it must be NAME=VALUE, on one line")
+    assert "ORCHMGMT_PORT" not in os.environ
+
+
+@pytest.mark.parametrize("package", ["urllib3", "cryptography", "dotenv"])
+def test_a_check_without_a_package_says_which_extra_it_takes(
+    run: Run, database: Path, tmp_path: Path, cloud: Cloud, package: str
+) -> None:
+    text = f"raise ModuleNotFoundError('No module named {package}', name='{package}')"
+    (tmp_path / f"{package}.py").write_text(text)
+    (tmp_path / "unit.env").write_text("ORCHMGMT_PORT=1234\n")
+    env = {f"ORCHMGMT_{name}": it for name, it in {**cloud.settings, **cloud.registry}.items()}
+    env |= {"ORCHMGMT_MANAGEMENT_POLICY": "authorization", "PYTHONPATH": "."}
+    if package == "cryptography":
+        policy = {"ORCHMGMT_AUTHENTICATION_POLICY": "certificate", "ORCHMGMT_CLOUD": CLOUD}
+        env |= {**policy, "ORCHMGMT_CERTIFICATE_FILE": "own.pem", "ORCHMGMT_SERVICE_PORT": "443"}
+    else:
+        env["ORCHMGMT_AUTHENTICATION_POLICY"] = "outsourced"
+    if package == "dotenv":
+        ended = run("check", "--env-file", "unit.env", env=env)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        needs = "Error: --env-file needs python-dotenv: pip install 'orchmgmt[dotenv]'\n"
+        assert ended.stderr == needs
+        return
+    found = looked(run("check", env=env))
+    assert "pip install 'orchmgmt[" in found["wrong  policies"]
+    assert [name[:5] for name in found if "ServiceReg" in name or " system" in name] == [
+        "wrong"
+    ] * 2
+
+
 # The shell
 
 
