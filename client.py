@@ -17,7 +17,7 @@ import selectors
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from operator import attrgetter
@@ -117,7 +117,9 @@ class Client:
         url: where the service is: `http://`, `https://`, or `http+unix://` and the escaped path
             of a Unix socket. A path before or with `/serviceorchestration` may follow.
         name: the system that asks, where the authentication policy is `declared`.
-        token: its identity token, where the policy is `outsourced`.
+        token: its identity token, where the policy is `outsourced`; or what returns it: a function
+            that is given `None` before each request, and after a 401 the token that was refused.
+            If it returns another one then, the request is sent once more.
         certificate: the PEM file of its certificate and key, or a pair of two files, where the
             policy is `certificate`; a name or a token may go with it.
         ca: the PEM file of who may certify the service; the machine's own by default.
@@ -137,7 +139,7 @@ class Client:
         url: str,
         *,
         name: str | None = None,
-        token: str | None = None,
+        token: str | Callable[[str | None], str] | None = None,
         certificate: str | tuple[str, str] | None = None,
         ca: str | None = None,
         timeout: float = 5,
@@ -147,7 +149,7 @@ class Client:
             raise TypeError("give a name or a token, not both")
         if name is None and token is None and certificate is None:
             raise TypeError("say who asks: name=, token= or certificate=")
-        who = name or token or ""
+        who = name or (token if isinstance(token, str) else "") or ""
         if not who.isascii() or not who.isprintable():
             raise ValueError("a name or a token has letters, digits and signs of ASCII alone")
         if not (timeout > 0 and retries >= 0):  # nor is NaN
@@ -158,8 +160,7 @@ class Client:
         self._headers = {"Accept": "application/json"}
         if name is not None:
             self._headers["Authorization"] = f"Bearer SYSTEM//{name}"
-        elif token is not None:
-            self._headers["Authorization"] = f"Bearer IDENTITY-TOKEN//{token}"
+        self._token = (lambda refused: token) if isinstance(token, str) else token
         parts = urlsplit(url)
         self._scheme, self._host, self._port = parts.scheme, parts.hostname, parts.port
         if self._scheme == "http+unix":
@@ -430,10 +431,27 @@ class Client:
         self, method: str, path: str, body: str | None = None, repeatable: bool = True
     ) -> tuple[int, bytes]:
         """Return the status and the body of a good answer, however many tries it takes."""
+        token = self._token and self._token(None)
+        try:
+            return self._ask_as(token, method, path, body, repeatable)
+        except Refused as refusal:
+            fresh = None
+            if self._token and refusal.status == http.HTTPStatus.UNAUTHORIZED:
+                fresh = self._token(token)
+            if fresh == token or fresh is None:
+                raise
+            return self._ask_as(fresh, method, path, body, repeatable)
+
+    def _ask_as(
+        self, token: str | None, method: str, path: str, body: str | None, repeatable: bool
+    ) -> tuple[int, bytes]:
+        headers = dict(self._headers)
+        if token is not None:
+            headers["Authorization"] = f"Bearer IDENTITY-TOKEN//{token}"
         backoff = FIRST_PAUSE
         for left in range(self.retries, -1, -1):
             try:
-                return self._try(method, path, body)
+                return self._try(method, path, body, headers)
             except Unavailable as failure:
                 wait = failure.retry_after or 0.0
                 undone = isinstance(failure, _NoConnection) or (
@@ -446,8 +464,9 @@ class Client:
                 backoff *= 2
         raise AssertionError("the last try returns or raises")
 
-    def _try(self, method: str, path: str, body: str | None) -> tuple[int, bytes]:
-        headers = dict(self._headers)
+    def _try(
+        self, method: str, path: str, body: str | None, headers: dict[str, str]
+    ) -> tuple[int, bytes]:
         if body is not None:
             headers["Content-Type"] = "application/json"
         connection = self._connection()

@@ -1,13 +1,16 @@
 """How a command asks a running service: where that is, who asks, and how the answers are shown."""
 
 import json
+import logging
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 from functools import wraps
 from http import HTTPStatus
+from math import inf
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +20,7 @@ import click
 from orchmgmt.cli import Failure, printable
 from orchmgmt.client import Client, Refused, Unavailable
 from orchmgmt.entries import Entry, camel_case, read_time
+from orchmgmt.errors import Unavailable as DatabaseUnavailable
 from orchmgmt.settings import Settings
 from orchmgmt.values import second, strip
 
@@ -24,6 +28,17 @@ from orchmgmt.values import second, strip
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 OPERATOR = "Sysop"
+
+#: What a command that logs in itself takes of the settings.
+OF_A_LOGIN = ("system_password_file", "identity_url")
+
+#: Seconds from one login that was ended early to the next; twice as many each further time.
+FIRST_PAUSE = 5.0
+LONGEST_PAUSE = 3600.0
+
+SCHEME = "Bearer IDENTITY-TOKEN//"
+
+log = logging.getLogger("orchmgmt")
 
 _FILE = click.Path(exists=True, dir_okay=False)
 
@@ -78,10 +93,17 @@ def asks(url: bool = True) -> Callable[[Callable[..., None]], Callable[..., None
         @wraps(command)
         def ask(url: str | None, timeout: float, **rest: Any) -> None:
             identity = {it: rest.pop(it) for it in ("name", "token_file", "certificate", "key")}
+            ca = rest.pop("ca")
+            system_name = rest.get("system_name")
+            if system_name is None:
+                who = _who(**identity)
+            elif any(identity.values()):
+                raise click.UsageError("--system-name says who asks: give nothing else that does")
+            else:
+                login = {it: rest[it] for it in OF_A_LOGIN}
+                who = {"token": Login(system_name, {**login, "ca_file": ca})}
             try:
-                client = Client(
-                    url or own_url(), **_who(**identity), ca=rest.pop("ca"), timeout=timeout
-                )
+                client = Client(url or own_url(), **who, ca=ca, timeout=timeout)
             except ValueError as error:
                 raise Failure(printable(str(error))) from None
             with client, explained():
@@ -93,6 +115,70 @@ def asks(url: bool = True) -> Callable[[Callable[..., None]], Callable[..., None
         return asking
 
     return decorate
+
+
+class Login:
+    """An operator's login at the identity service: a `Client`'s token that goes on for ever.
+
+    A system has one session there. When somebody else logs in as the same one, this login ends, and
+    logging in anew ends the other one's: so the pauses between that grow.
+
+    Args:
+        name: the operator.
+        options: the settings of `OF_A_LOGIN`, and `ca_file`.
+
+    Raises:
+        SettingError: one is missing or wrong.
+        NoAnswer: the identity service does not let it in.
+    """
+
+    def __init__(self, name: str, options: dict[str, Any]) -> None:
+        try:
+            from orchmgmt.policies.cloud import OwnSide
+        except ImportError as error:
+            raise Failure(
+                f"--system-name needs urllib3 ({error}): pip install 'orchmgmt[outsourced]'"
+            ) from None
+        settings = replace(Settings.read(options), authentication_policy="outsourced")
+        self._own = OwnSide(settings)
+        try:
+            # Not by the setting, which refuses the operator's name: a service is none.
+            self._own.name = settings.naming.system_name(strip(name))
+        except ValueError as error:
+            raise Failure(printable(f"--system-name: {error}")) from None
+        self._pause = FIRST_PAUSE
+        self._last = -inf  # when it logged in after having been refused
+        self._told = False
+        with explained():
+            self()
+
+    def __call__(self, refused: str | None = None) -> str:
+        """Return the token, which is another one than this if it is time for that.
+
+        Raises:
+            orchmgmt.client.Unavailable: the identity service does not let it in.
+        """
+        now = time.monotonic()
+        if refused is not None:
+            if now - self._last >= LONGEST_PAUSE:
+                self._pause = FIRST_PAUSE
+            if now - self._last < self._pause:
+                return refused
+            if not self._told:
+                log.warning(
+                    "the login of %s has ended early, as it does when somebody else logs in as %s: "
+                    "it logs in anew, and waits longer each time",
+                    *(self._own.name, self._own.name),
+                )
+            self._told = True
+        try:
+            authorization = self._own.authorization(refused and SCHEME + refused)
+        except DatabaseUnavailable as failure:
+            raise Unavailable(str(failure)) from None
+        if refused is not None:
+            self._last = now
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        return (authorization or "").removeprefix(SCHEME)
 
 
 def _who(name: str | None, token_file: Any, certificate: str | None, key: str | None) -> Any:

@@ -3,8 +3,9 @@
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from io import StringIO
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -13,8 +14,8 @@ from typing import Any, NamedTuple
 import click
 from peewee import BigIntegerField, Model
 
-from orchmgmt.cli import OF_THE_STORE, opened, printable, takes_settings
-from orchmgmt.client import Client, Unavailable
+from orchmgmt.cli import OF_THE_STORE, Failure, opened, printable, takes_settings
+from orchmgmt.client import Client, Refused, Unavailable
 from orchmgmt.databases.queries import BulkInsert, Page
 from orchmgmt.entries import Entry
 from orchmgmt.errors import InvalidParameter
@@ -23,7 +24,7 @@ from orchmgmt.fields import MESSAGE_MAX_LENGTH
 from orchmgmt.history import COLUMNS
 from orchmgmt.locks import Conflicts
 from orchmgmt.models import READY, NewLock
-from orchmgmt.operating.asking import NotDone, asks
+from orchmgmt.operating.asking import OF_A_LOGIN, NotDone, asks
 from orchmgmt.operating.changes import Changes
 from orchmgmt.schemas import LOCK_ID_MAX, EntrySchema, JobEntry, LockEntry
 from orchmgmt.store import Store
@@ -52,6 +53,12 @@ class Mirrored(Model):
         table_name = "orchestration_mirrored_lock"
 
 
+class NotExact(Failure):
+    """Something could be copied only in part, or not beside something else."""
+
+    exit_code = 6
+
+
 class Copied(NamedTuple):
     """What one round has changed here."""
 
@@ -70,28 +77,46 @@ class Copied(NamedTuple):
     show_default=True,
     help="Seconds between two rounds of --follow.",
 )
-@takes_settings(*OF_THE_STORE)
+@click.option(
+    "--strict", is_flag=True, help="Exit with 6 when something could not be copied as it is there."
+)
+@click.option(
+    "--system-name", metavar="NAME", help="Log in at the identity service as this operator."
+)
+@takes_settings(*OF_THE_STORE, *OF_A_LOGIN)
 @asks(url=False)
-def mirror(client: Client, follow: bool, interval: float, **options: Any) -> None:
+def mirror(
+    client: Client,
+    follow: bool,
+    interval: float,
+    strict: bool,
+    system_name: str | None,
+    **options: Any,
+) -> None:
     """Copy the locks and the history of the orchestration at URL into the database.
 
     URL is a running orchmgmt, or the Java implementation of Eclipse Arrowhead. Locks keep their
     ids, and those that are gone there go here; jobs stay. It can be repeated, and stopped at any
-    time.
+    time. With --system-name it logs in at the identity service, as often as it must; its password
+    is ORCHMGMT_SYSTEM_PASSWORD or in --system-password-file.
     """
     with opened(options, READY) as store:
         copy = Mirror(store, client)
         if not follow:
             _tell(copy.round())
         else:
-            _follow(copy, interval)
+            _follow(copy, interval, logs_in=system_name is not None)
     if copy.shortened:
         click.echo(f"Messages cut to {MESSAGE_MAX_LENGTH} characters: {len(copy.shortened)}.")
+    if copy.second:
+        click.echo(f"Locks left out, for a later one is on their instance: {len(copy.second)}.")
     if copy.refused:
         raise NotDone(f"{len(copy.refused)} entries cannot be kept here; the log says which")
+    if strict and (copy.shortened or copy.second):
+        raise NotExact("not all was copied as it is there")
 
 
-def _follow(copy: "Mirror", interval: float) -> None:
+def _follow(copy: "Mirror", interval: float, logs_in: bool) -> None:
     asked: SimpleQueue[int] = SimpleQueue()  # what a handler may always put something into
 
     def ask(number: int, frame: object) -> None:
@@ -109,7 +134,10 @@ def _follow(copy: "Mirror", interval: float) -> None:
         while True:
             try:
                 copied = copy.round(everything=first)
-            except (Unavailable, DatabaseUnavailable) as failure:
+            except (Unavailable, DatabaseUnavailable, Refused) as failure:
+                logged_out = getattr(failure, "status", None) == HTTPStatus.UNAUTHORIZED
+                if isinstance(failure, Refused) and not (logs_in and logged_out):
+                    raise
                 if not away:
                     log.warning("%s; it is asked again and again", failure)
                 away = True
@@ -146,6 +174,7 @@ class Mirror:
     Attributes:
         refused: why entries cannot be kept here, as far as that has been logged.
         shortened: the jobs whose messages are too long to be kept whole.
+        second: the locks that are left out because another one is on their instance.
     """
 
     def __init__(self, store: Store, client: Client) -> None:
@@ -156,6 +185,7 @@ class Mirror:
         self._job_entry = JobEntry(store.settings)
         self.refused: set[str] = set()
         self.shortened: set[str] = set()
+        self.second: set[int] = set()
         database = store.database
         key = Mirrored.id
         self._ids = database.sql(Mirrored.select())
@@ -184,6 +214,7 @@ class Mirror:
                 loaded = self._load(self._lock_entry, entry)
                 if loaded:
                     there.setdefault(loaded.pop("id"), NewLock(**loaded))
+        self._tell_second(there)
         put, gone = self._store.database.write(self._put_locks, there)
         copied = new = 0
         with _progress("Jobs", jobs) as advance:
@@ -214,6 +245,23 @@ class Mirror:
             return None
         return loaded
 
+    def _tell_second(self, there: Mapping[int, NewLock]) -> None:
+        """Say once of each lock that is left out which is kept in its stead."""
+        present = self._store.now()
+        kept: dict[str, int] = {}
+        for number, lock in sorted(there.items(), reverse=True):
+            instance = lock.service_instance_id
+            if lock.expires_at <= present or kept.setdefault(instance, number) == number:
+                continue
+            if number not in self.second:
+                log.warning(
+                    "%s is locked twice there: by %s with lock %d and by %s with lock %d; "
+                    "here only lock %d is kept, for it is the later one",
+                    *(instance, lock.owner, number, there[kept[instance]].owner),
+                    *(kept[instance], kept[instance]),
+                )
+            self.second.add(number)
+
     def _put_locks(self, there: dict[int, NewLock]) -> tuple[int, int]:
         """Make the copies among the locks equal to those there, all at once."""
         database, locks = self._store.database, self._store.locks
@@ -221,13 +269,10 @@ class Mirror:
         seen = max(there, default=0)
         locks.go_on_from(max(seen, min(seen + UNSEEN, LOCK_ID_MAX)))
         present = database.now()
-        # While somebody imports, two may be on one instance: the later has the larger id.
-        newest = {lock.service_instance_id: number for number, lock in sorted(there.items())}
-        there = {
-            number: there[number]
-            for number in newest.values()
-            if there[number].expires_at > present
-        }
+        # The Java implementation may hold two on one instance: the later has the larger id.
+        active = sorted(item for item in there.items() if item[1].expires_at > present)
+        newest = {lock.service_instance_id: number for number, lock in active}
+        there = {number: there[number] for number in newest.values()}
         here = {row[0]: _lock(row) for row in locks.stream()}
         copies = {number for (number,) in database.rows(self._ids)}
         changed = {number: it for number, it in there.items() if here.get(number) != it}

@@ -148,14 +148,25 @@ class OwnSide:
         if not self._places.acquire(blocking=False):
             raise system.unavailable("too many requests wait for it already")
         try:
-            own = self._login.authorization() if self._login else self._authorization
+            own = self.authorization()
             status, answer = self.exchange(system, method, path, payload, own)
             if status == HTTPStatus.UNAUTHORIZED and self._login:
-                own = self._login.authorization(refused=own)
+                own = self.authorization(refused=own)
                 status, answer = self.exchange(system, method, path, payload, own)
         finally:
             self._places.release()
         return status, answer
+
+    def authorization(self, refused: str | None = None) -> str | None:
+        """Return the `Authorization` that proves who this system is, if a header does.
+
+        Args:
+            refused: an earlier one that is no longer good.
+
+        Raises:
+            Unavailable: the identity service does not let this system log in.
+        """
+        return self._login.authorization(refused) if self._login else self._authorization
 
     def exchange(
         self, system: OtherSystem, method: str, path: str, payload: object, own: str | None

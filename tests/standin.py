@@ -101,6 +101,11 @@ class Cloud:
         """Forget the service's login, as a restart would."""
         self._own = None
 
+    def end_sessions(self, name: str) -> None:
+        """Forget a system's logins, as another login of the same system does."""
+        sessions = self._sessions.items()
+        self._sessions = {it: its for it, its in sessions if its["systemName"] != name}
+
     def end(self, token: str) -> None:
         del self._sessions[token]
 
@@ -302,7 +307,8 @@ class Cloud:
         if (name, password) == (NAME, PASSWORD):
             token = self._own = str(uuid.uuid4())  # the session before this one ends
         elif self.operators.get(name) == password:
-            token = self.token(name, sysop=True)
+            self.end_sessions(name)  # a system has one
+            token = self.token(name, sysop=True, seconds=self.lifetime)
         else:
             return 401, b'{"errorMessage": "Invalid name and/or credentials"}'
         return 200, json.dumps({"token": token, "expirationTime": _in(self.lifetime)}).encode()

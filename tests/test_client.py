@@ -109,6 +109,23 @@ def test_a_token_is_enough(begin, cloud):
         assert list(client.locks()) == []
 
 
+def test_a_token_may_come_from_a_function_which_hears_that_it_was_refused(begin, cloud):
+    url = begin(AUTHENTICATION_POLICY="outsourced").url
+    good = cloud.token("Carol", sysop=True)
+    given = []
+
+    def token(refused):
+        given.append(refused)
+        return good if refused == "bad" else "bad"
+
+    with Client(url, token=token) as client:
+        assert list(client.locks()) == []
+    assert given == [None, "bad"]
+    with Client(url, token=lambda refused: "bad") as client, pytest.raises(Refused) as refusal:
+        list(client.locks())
+    assert refusal.value.status == 401
+
+
 POLICY = {}
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import COMMAND
+from standin import Cloud
 from support import MANAGEMENT, Process, Service, after, lock, served
 from wire import JOB, LOCK, execute, job_entry, job_id, lock_entry, put
 
@@ -464,6 +465,93 @@ def test_what_cannot_be_kept_is_named_and_the_rest_is_copied(
     assert last == "Error: 2 entries cannot be kept here; the log says which"
     assert "\x1b" not in ended.stderr
     assert [[row[0] for row in rows] for rows in of(here)] == [[2], [job_id(2)]]
+
+
+@pytest.mark.sqlite
+def test_a_second_lock_on_an_instance_is_named_once_and_counted(
+    run: Run, java: Java, here: str
+) -> None:
+    heat = {"serviceInstanceId": "Boiler|heat|1.0.0"}
+    java.locks = [
+        lock_entry(5, owner="First", **heat),
+        lock_entry(9, owner="Second", **heat),
+        lock_entry(12, owner="Gone", **heat, expiresAt="2020-01-01T00:00:00Z"),
+    ]
+    java.jobs = []
+    named = (
+        "Boiler|heat|1.0.0 is locked twice there: by First with lock 5 and by Second with lock 9; "
+        "here only lock 9 is kept, for it is the later one"
+    )
+    for options, code in (([], 0), (["--strict"], 6)):
+        ended = run("mirror", java.url, *options)
+        assert ended.returncode == code
+        copied = 0 if options else 1
+        assert ended.stdout == (
+            f"Locks: {copied} copied, 0 removed. Jobs: 0 copied.\n"
+            "Locks left out, for a later one is on their instance: 1.\n"
+        )
+        assert ended.stderr.count(named) == 1
+    assert ended.stderr.splitlines()[-1] == "Error: not all was copied as it is there"
+    with following(java.url) as mirror:
+        assert mirror.stderr
+        assert named in mirror.stderr.readline()
+        java.locks.append(lock_entry(10, owner="Third", **heat))
+        line = mirror.stderr.readline()
+        assert "by Second with lock 9 and by Third with lock 10; here only lock 10" in line
+        wait_until(lambda: [row[0] for row in of(here)[0]] == [10])
+        mirror.send_signal(signal.SIGTERM)
+        output, log = mirror.communicate(timeout=30)
+    assert output.endswith("Locks left out, for a later one is on their instance: 2.\n")
+    # What is kept in the stead of the first has changed, which is no reason to name it again.
+    assert (mirror.returncode, log) == (0, "")
+
+
+@pytest.mark.sqlite
+def test_a_mirror_logs_in_and_waits_longer_each_time_that_somebody_else_does(
+    cloud: Cloud, here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud.operators["Sysop"] = "hunter2"
+    (tmp_path / "password").write_text("hunter2\n")
+    monkeypatch.setenv("ORCHMGMT_SYSTEM_PASSWORD_FILE", str(tmp_path / "password"))
+    monkeypatch.setenv("ORCHMGMT_IDENTITY_URL", cloud.settings["IDENTITY_URL"])
+    policy = {"AUTHENTICATION_POLICY": "outsourced", "IDENTITY_CACHE_SECONDS": 0}
+    settings = {**cloud.settings, **policy, "SYSTEM_PASSWORD_FILE": ""}
+    with source(**settings) as service:
+        service.store.history.create("PULL", "Alice", "Bob", "kelvinInfo")
+        logins = cloud.count("/login")
+        with following(service.url, "--system-name", "Sysop") as mirror:
+            assert mirror.stdout
+            assert mirror.stderr
+            assert mirror.stdout.readline() == "Locks: 0 copied, 0 removed. Jobs: 1 copied.\n"
+            cloud.end_sessions("Sysop")
+            line = mirror.stderr.readline()
+            assert "the login of Sysop has ended early" in line
+            service.store.history.create("PULL", "Alice", "Bob", "kelvinInfo")
+            assert mirror.stdout.readline() == "Locks: 0 copied, 0 removed. Jobs: 1 copied.\n"
+            cloud.end_sessions("Sysop")  # again, too soon
+            assert "it is asked again and again" in mirror.stderr.readline()
+            asked = len(cloud.requests)
+            wait_until(lambda: len(cloud.requests) > asked + 5)
+            mirror.kill()
+            assert "hunter2" not in "".join(mirror.communicate())
+        assert cloud.count("/login") - logins == 3  # the service's own, and two of the mirror
+
+
+@pytest.mark.sqlite
+def test_a_mirror_that_may_not_log_in_says_so(
+    run: Run, cloud: Cloud, here: str, java: Java
+) -> None:
+    env = {"ORCHMGMT_IDENTITY_URL": cloud.settings["IDENTITY_URL"]}
+    login = ("mirror", java.url, "--system-name", "Carol")
+    ended = run(*login, env=env)
+    assert ended.returncode == 2
+    assert ended.stderr.endswith("needs ORCHMGMT_SYSTEM_PASSWORD\n")
+    ended = run(*login, env={**env, "ORCHMGMT_SYSTEM_PASSWORD": "wrong"})
+    assert ended.returncode == 5
+    assert "it refuses this system's name or password" in ended.stderr
+    ended = run(*login, "--name", "Carol", env=env)
+    assert ended.returncode == 2
+    assert "--system-name says who asks" in ended.stderr
 
 
 @pytest.mark.sqlite
