@@ -236,7 +236,7 @@ def _authorization(settings: Settings) -> str:
 
 
 def _registry(settings: Settings) -> str:
-    from orchmgmt.serving.registration import CannotTell, Registry, same
+    from orchmgmt.serving.registration import CannotTell, Registry
 
     registry = Registry(settings)
     registry.port = registry.port or settings.port
@@ -246,7 +246,13 @@ def _registry(settings: Settings) -> str:
     known = registry.known()
     if known is None:
         return f"{registry.name} is not there: `serve` registers it, at {registry.urls()}"
-    if known != same(registry.addresses):
+    strangers = registry.strangers(SERVICES.values())
+    if strangers:
+        raise Wrong(
+            f"it has another system {registry.name}, with {', '.join(strangers)}: choose another "
+            f"{PREFIX}SYSTEM_NAME"
+        )
+    if not registry.is_at(known):
         raise Doubtful(
             f"{registry.name} is there at {', '.join(sorted(known))}: `serve` takes that away "
             f"once and registers {', '.join(registry.addresses)}. If another process "

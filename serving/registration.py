@@ -130,6 +130,18 @@ class Registry:
                 return self.addresses_of(it)
         return None
 
+    def is_at(self, known: set[str]) -> bool:
+        """Return whether a system with these addresses is where others reach this one.
+
+        An operator may have added one, or taken all away in favour of a device's.
+        """
+        return not known or same(self.addresses) <= known
+
+    def strangers(self, services: Iterable[str]) -> list[str]:
+        """Return what it shows of this system's services beside these: the name is another's."""
+        ours = [[it] for it in services]
+        return sorted(it for it in self.services() if it.split("|")[1:2] not in ours)
+
     def addresses_of(self, system: Any) -> set[str]:
         """Return the addresses in what it says of a system, each in one form."""
         try:
@@ -336,7 +348,7 @@ class Registration:
         if known is None:
             self._register_system(200, 201)
             self._sent.clear()  # its services went with it
-        elif known != same(self._registry.addresses):
+        elif not self._registry.is_at(known):
             self._replace_system(known)
         there = self._registry.services()
         others = [name for name in self._operations if not self._mend_service(name, there)]
@@ -369,6 +381,12 @@ class Registration:
                 f"the ServiceRegistry has {name} at {theirs}, and not at "
                 f"{', '.join(self._registry.addresses)}: give all processes of this name the same "
                 f"{PREFIX}SERVICE_ADDRESSES"
+            )
+        strangers = self._registry.strangers(self._operations)
+        if strangers:
+            raise Unavailable(
+                f"the ServiceRegistry has another system {name}, at {theirs} with "
+                f"{', '.join(strangers)}: choose another {PREFIX}SYSTEM_NAME"
             )
         status, answer = self._register_system(200, 201, 400)
         if status == 400 and "already exists" not in answer:
@@ -443,7 +461,9 @@ def same(addresses: Iterable[str]) -> set[str]:
     return {_one_form(it) for it in addresses}
 
 
-def _one_form(address: str) -> str:
+def _one_form(address: object) -> str:
+    if not isinstance(address, str):  # a number would be an address too
+        raise TypeError
     try:
         found = ipaddress.ip_address(address)
     except ValueError:

@@ -29,6 +29,8 @@ class Server:
 
     Attributes:
         url: where it listens when it is up.
+        failures: what has ended requests without an answer, such as a `pytest.fail()`: it would be
+            lost in their threads.
 
     Raises:
         OSError: the address cannot be listened on.
@@ -40,6 +42,7 @@ class Server:
         self._serving: tuple[_Werkzeug, threading.Thread] | None = None
         self._turn = threading.Lock()
         self._process = os.getpid()
+        self.failures: list[BaseException] = []
         self._reserve(port)
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
         self.up()
@@ -55,6 +58,7 @@ class Server:
             werkzeug = _Werkzeug(
                 self._host, self._port, self._app, _Handler, fd=self._socket.fileno()
             )
+            werkzeug.failures = self.failures
             self._socket.close()  # werkzeug has its own of the same
             thread = threading.Thread(
                 target=werkzeug.serve_forever, args=[TICK], name="orchmgmt.testing", daemon=True
@@ -119,6 +123,8 @@ class _Handler(WSGIRequestHandler):
 class _Werkzeug(ThreadedWSGIServer):
     """Knows its connections, where werkzeug leaves them to their threads."""
 
+    failures: list[BaseException]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._open: dict[threading.Thread, socket.socket] = {}
         # In a test's imaginary file system no package is installed. Its version is the last thing
@@ -136,6 +142,8 @@ class _Werkzeug(ThreadedWSGIServer):
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
+        except BaseException as failure:  # an `Exception` has been answered, with a 500
+            self.failures.append(failure)
         finally:
             del self._open[threading.current_thread()]
 

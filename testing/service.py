@@ -73,6 +73,10 @@ class Service:
         """Drop what is under way and free everything; the log of requests stays.
 
         In a fork of the process that started it, the service itself goes on.
+
+        Raises:
+            RuntimeError: a request has ended with `SystemExit`, `pytest.fail()` or the like, which
+                nobody has seen yet.
         """
         if not self._server:
             return
@@ -82,7 +86,17 @@ class Service:
         self._server.stop()
         if not self._server.elsewhere:
             self.store.close()
-        self._server = None
+        server, self._server = self._server, None
+        _raise_failure(server)
+
+    def check(self) -> None:
+        """Raise what has ended a request in the service's threads, where no test sees it.
+
+        Raises:
+            RuntimeError: as `stop`.
+        """
+        if self._server:
+            _raise_failure(self._server)
 
     def __enter__(self) -> "Service":
         return self if self._server else self.start()
@@ -301,3 +315,11 @@ class Service:
         if server.elsewhere:
             raise RuntimeError("The service runs in the process that started it: ask it at its url")
         return server
+
+
+def _raise_failure(server: Server) -> None:
+    if server.failures:
+        failure = server.failures[0]
+        server.failures.clear()
+        said = f"{type(failure).__name__}: {failure}"
+        raise RuntimeError(f"A request has ended with {said}") from failure

@@ -441,6 +441,15 @@ def test_a_check_says_what_the_registry_knows_and_would_refuse(
     )
     cloud.services.clear()
     assert says(SERVICE_PORT=port).startswith(f"warn {name} is there with no service, and nobody ")
+    instance = f"{name}|kelvinInfo|1.0.0"
+    cloud.services[instance] = {
+        "instanceId": instance,
+        "serviceDefinition": {"name": "kelvinInfo"},
+        "metadata": {"unrestrictedDiscovery": True},
+    }
+    assert says(SERVICE_PORT=port) == (
+        f"wrong it has another system {name}, with {instance}: choose another ORCHMGMT_SYSTEM_NAME"
+    )
     cloud.identity_away = True
     assert "status 503 to system-discovery/lookup: No answer" in says()
 

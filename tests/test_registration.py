@@ -49,6 +49,14 @@ NONSENSE = [
     (0, b"HTTP/1.1 201 Created\r\nContent-Length: 100\r\n\r\n{}"),
     (0, b"HTTP/1.1 201 Created\r\nX: " + b"y" * 100_000 + b"\r\n\r\n{}"),
 ]
+NO_LIST = [
+    (200, b"1"),
+    (200, b"{}"),
+    (200, b'{"entries": {}}'),
+    (200, b'{"entries": [1]}'),
+    (201, b'{"entries": []}'),
+    (204, b""),
+]
 NO_INSTANCE = [(200, b"{}"), (400, b"{}"), (201, b""), (201, b"[]"), (201, b'{"instanceId": 5}')]
 
 #: Metadata with which a system sees its own services.
@@ -338,7 +346,7 @@ def test_nonsense_is_told_of_once_and_tried_again(
 ) -> None:
     registration = keep(cloud)
     until(lambda: len(messages(caplog)) == 1)
-    for nonsense in NONSENSE + (NO_INSTANCE if part == "service-discovery" else []):
+    for nonsense in NONSENSE + NO_LIST + (NO_INSTANCE if part == "service-discovery" else []):
         caplog.clear()
         cloud.forget()
         enough = registration.failures + 2
@@ -354,14 +362,29 @@ def test_nonsense_is_told_of_once_and_tried_again(
         assert registered.startswith(f"registered as {NAME}")
 
 
-@pytest.mark.parametrize("known", [b"[]", b"1", b"{}", b'{"addresses": 1}', b"", b"{"])
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        "1",
+        "{}",
+        "null",
+        "[1]",
+        "[{}]",
+        "[null]",
+        '[{"address": 5}]',
+        '[{"address": null}]',
+        '"::1"',
+    ],
+)
 def test_nonsense_about_what_the_registry_knows_is_tried_again(
-    keep: Callable[..., Registration], cloud: Cloud, known: bytes
+    keep: Callable[..., Registration], cloud: Cloud, addresses: str
 ) -> None:
-    cloud.answer = lambda path: (200, known) if "system-discovery" in path else None
+    known = f'{{"entries": [{{"name": "{NAME}", "addresses": {addresses}}}]}}'.encode()
+    cloud.answer = lambda path: (200, known) if "system-discovery/lookup" in path else None
     registration = keep(cloud)
     until(lambda: registration.failures >= 2)
     assert cloud.services == {}
+    assert cloud.writes == []
     cloud.answer = lambda path: None
     until(lambda: registration.registered)
 
@@ -413,6 +436,42 @@ def test_addresses_are_compared_as_addresses(
         assert registration.failures == 0
     assert cloud.count("revoke") == 0
     assert len(cloud.writes) == 3
+
+
+@pytest.mark.parametrize("addresses", [["192.0.2.1", "127.0.0.1"], []], ids=["one more", "none"])
+def test_addresses_that_an_operator_has_added_or_left_to_a_device_stay(
+    keep: Callable[..., Registration], cloud: Cloud, addresses: list[str]
+) -> None:
+    known = [{"type": "IPV4", "address": it} for it in addresses]
+    cloud.systems[NAME] = {"name": NAME, "version": "1.0.0", "metadata": {}, "addresses": known}
+    registration = keep(cloud)
+    until(lambda: registration.registered)
+    assert cloud.systems[NAME]["addresses"] == known
+    assert is_registered(cloud)
+
+
+def test_a_system_of_another_kind_that_has_the_name_is_left_alone(
+    keep: Callable[..., Registration],
+    cloud: Cloud,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    theirs = {
+        "instanceId": f"{NAME}|kelvinInfo|1.0.0",
+        "serviceDefinition": {"name": "kelvinInfo"},
+        "metadata": {"unrestrictedDiscovery": True},
+        "interfaces": [],
+    }
+    cloud.services[theirs["instanceId"]] = theirs
+    known = [{"type": "IPV4", "address": "192.0.2.1"}]
+    cloud.systems[NAME] = {"name": NAME, "version": "1.0.0", "metadata": {}, "addresses": known}
+    registration = keep(cloud)
+    until(lambda: registration.failures >= 2)
+    registration.stop()
+    assert cloud.writes == []
+    assert (
+        f"not registered: the ServiceRegistry has another system {NAME}, at 192.0.2.1 with "
+        f"{NAME}|kelvinInfo|1.0.0: choose another ORCHMGMT_SYSTEM_NAME"
+    ) in messages(caplog)[0]
 
 
 def test_what_an_operator_has_added_to_the_system_stays(

@@ -667,6 +667,51 @@ def test_a_failed_test_shows_what_its_services_were_asked(tmp_path):
     assert "Nobody" not in said
 
 
+@pytest.mark.parametrize("processes", [[], ["-n2"]], ids=["plain", "xdist"])
+def test_what_fails_in_a_request_fails_the_test(tmp_path, processes):
+    said = pytest_in(
+        tmp_path,
+        *processes,
+        test_it="""
+        import sys
+        from contextlib import suppress
+        from urllib.request import urlopen
+        import pytest
+        from orchmgmt.testing import Service
+
+        def ask(service, monkeypatch, end):
+            monkeypatch.setattr(service.store.database, "check", end)
+            with suppress(OSError):
+                urlopen(service.url + "/health")
+
+        def test_fail(orchmgmt, monkeypatch):
+            ask(orchmgmt, monkeypatch, lambda: pytest.fail("not to be asked"))
+
+        def test_exit(orchmgmt_factory, monkeypatch):
+            ask(orchmgmt_factory(), monkeypatch, lambda: sys.exit(3))
+
+        def test_shared(orchmgmt_shared, monkeypatch):
+            ask(orchmgmt_shared, monkeypatch, lambda: pytest.skip("not here"))
+
+        def test_shared_passes(orchmgmt_shared):
+            assert orchmgmt_shared.locks() == []
+
+        def test_with(monkeypatch):
+            with Service() as service:
+                ask(service, monkeypatch, lambda: pytest.fail("not to be asked"))
+
+        def test_long(orchmgmt, orchmgmt_client):
+            orchmgmt_client.post("/health", json="x" * 1_000_000)
+            assert False
+        """,
+    )
+    assert re.search("2 failed, 4 passed, 3 errors in", said), said[-3000:]
+    assert "A request has ended with Failed: not to be asked" in said
+    assert "A request has ended with SystemExit: 3" in said
+    assert "A request has ended with Skipped: not here" in said
+    assert len(said) < 100_000
+
+
 def test_a_test_that_breaks_the_shared_service_breaks_no_other(tmp_path):
     said = pytest_in(
         tmp_path,

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 #: The services of a test, and where each was when the test got it.
 SERVICES = pytest.StashKey["list[tuple[str, Service]]"]()
 
-#: A report shows the last so many requests of a service.
-SHOWN = 50
+#: A report shows the last so many requests of a service, and so many characters of each.
+SHOWN, LONGEST = 50, 2000
 
 
 @pytest.fixture
@@ -45,7 +45,9 @@ def orchmgmt_factory(request: pytest.FixtureRequest) -> Iterator[Callable[..., S
 
 
 @pytest.fixture
-def orchmgmt_shared(request: pytest.FixtureRequest, _orchmgmt_session: Service) -> Service:
+def orchmgmt_shared(
+    request: pytest.FixtureRequest, _orchmgmt_session: Service
+) -> Iterator[Service]:
     """The session's orchmgmt service, reset for this test: its start is paid for once."""
     try:
         _orchmgmt_session.reset()
@@ -53,7 +55,8 @@ def orchmgmt_shared(request: pytest.FixtureRequest, _orchmgmt_session: Service) 
         _orchmgmt_session.stop()
         _orchmgmt_session.start().reset()
     _show(request, _orchmgmt_session)
-    return _orchmgmt_session
+    yield _orchmgmt_session
+    _orchmgmt_session.check()
 
 
 @pytest.fixture(scope="session")
@@ -87,11 +90,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
 def _said(service: Service) -> str:
     """Return the last requests of a service, whatever state the test has left it in."""
     try:
-        lines = [str(it) for it in service.requests[-SHOWN:]] or ["none"]
+        lines = [_cut(str(it)) for it in service.requests[-SHOWN:]] or ["none"]
         # What xdist cannot encode would cost the whole report.
         return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
     except Exception as error:  # pytest would lose the failed test, and xdist would pass it
         return f"they cannot be shown: {error!r}"
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
 
 
 def _show(request: pytest.FixtureRequest, service: Service) -> None:
