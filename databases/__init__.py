@@ -41,6 +41,7 @@ PAUSE = 0.02
 
 BUSY = "The database is busy; try again later"
 SILENT = "The database does not answer; try again later"
+NO_ROOM = "The database has no room"
 
 
 class Conflict(Unavailable):

@@ -25,6 +25,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from orchmgmt.databases import (
     BUSY,
+    NO_ROOM,
     SILENT,
     STREAM_BATCH,
     Clock,
@@ -206,6 +207,9 @@ class PostgresqlDatabase(Database):
         except _WAITS as error:
             log.warning("the database is busy: %s", _line(error))
             raise Unavailable(BUSY) from error
+        except errors.DiskFull as error:
+            log.error("the database has no room: %s", _line(error))
+            raise Unavailable(NO_ROOM) from error
         except _OUTAGES as error:
             log.error("the database does not answer: %s", _line(error))
             raise Unavailable(SILENT) from error

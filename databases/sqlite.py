@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 import peewee
 
-from orchmgmt.databases import BUSY, SILENT, Clock, Database, Row, Values, log
+from orchmgmt.databases import BUSY, NO_ROOM, SILENT, Clock, Database, Row, Values, log
 from orchmgmt.databases.files import LOG, Files, demand_whole
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import (
@@ -40,6 +40,15 @@ _OUTAGES = (
     peewee.InternalError,
     sqlite3.OperationalError,
 )
+
+
+#: What the log says of what SQLite's codes stand for; anything else is no answer.
+_REASONS = {
+    sqlite3.SQLITE_FULL: "the database has no room: %s",
+    sqlite3.SQLITE_CORRUPT: "the database is damaged: %s: restore a backup",
+    sqlite3.SQLITE_NOTADB: "the database is damaged: %s: restore a backup",
+}
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class _Connection(sqlite3.Connection):
@@ -81,6 +90,7 @@ class SqliteDatabase(Database):
         self._timeout = timeout
         self._files: Files | None = None
         self._told = ""  # what harm to them the log tells of already
+        self._trouble = 0  # why the last write failed, in SQLite's code, until one succeeds
         path = sqlite_path(url)
         if path != MEMORY:
             try:
@@ -178,9 +188,15 @@ class SqliteDatabase(Database):
             raise Unavailable(BUSY)
         try:
             with self.engine.atomic("IMMEDIATE" if writing else "DEFERRED"):
+                before = self.engine.connection().total_changes
                 yield
             if writing:
                 self._demand_files(committed=True)
+                # What changes nothing needs no room, and proves no more than that nobody is in
+                # the way.
+                changed = self.engine.connection().total_changes > before
+                if changed or self._trouble == sqlite3.SQLITE_BUSY:
+                    self._trouble = 0
         except UnusableDatabase as error:
             log.error("%s", error)
             raise Unavailable(SILENT) from None
@@ -188,8 +204,12 @@ class SqliteDatabase(Database):
             # sqlite3 reports a damaged file as the bare base class; what goes wrong while rows are
             # fetched, or in undoing what has gone wrong, is its own exception.
             if isinstance(error, _OUTAGES) or type(error).__name__ == "DatabaseError":
-                log.error("the database does not answer: %s", _first(error))
-                raise Unavailable(SILENT) from error
+                first = _first(error)
+                code = _code(first)
+                log.error(_REASONS.get(code, "the database does not answer: %s"), first)
+                if writing or code in _DAMAGED:
+                    self._trouble = code
+                raise Unavailable(_answer(code)) from error
             raise
         finally:
             if turn is not None:
@@ -204,6 +224,8 @@ class SqliteDatabase(Database):
         ):
             log.error("%s or its folder cannot be written to", path)
             raise Unavailable(SILENT)
+        if self._trouble:
+            raise Unavailable(_answer(self._trouble))
 
     def stream(self, sql: str, values: Values = ()) -> Iterator[Row]:
         # Not `yield from` the cursor, which would be closed with this, maybe after its connection.
@@ -247,6 +269,16 @@ def _first(error: BaseException) -> BaseException:
     while isinstance(error.__context__, (peewee.DatabaseError, sqlite3.DatabaseError)):
         error = error.__context__
     return error
+
+
+def _code(error: BaseException) -> int:
+    """Return SQLite's primary code of an error, which peewee wraps."""
+    code: int = getattr(error.__cause__ or error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF
+
+
+def _answer(code: int) -> str:
+    return NO_ROOM if code == sqlite3.SQLITE_FULL else SILENT
 
 
 def sqlite_path(url: str) -> str:

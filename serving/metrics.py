@@ -87,7 +87,7 @@ class Metrics(Collector):
         """Return what is counted when somebody asks."""
         contents = self._contents()
         yield GaugeMetricFamily(
-            "orchmgmt_database_up", "Whether the database answers", bool(contents)
+            "orchmgmt_database_up", "Whether the database answers and takes writes", bool(contents)
         )
         yield from contents
         if self.cleaner is not None:
@@ -118,6 +118,7 @@ class Metrics(Collector):
     def _contents(self) -> list[Metric]:
         jobs = GaugeMetricFamily("orchmgmt_jobs", "Jobs, by status", labels=("status",))
         try:
+            self._store.database.check()
             for status in STATUSES:
                 count = self._store.history.find_rows({"statuses": [status]}, FIRST)[1]
                 jobs.add_metric((status,), count)

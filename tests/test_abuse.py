@@ -277,7 +277,7 @@ def test_a_body_that_is_asked_about_and_too_large_is_refused_at_once(service):
         assert client.recv(12) == b"HTTP/1.1 413"
 
 
-def test_a_damaged_database_is_a_503(start, tmp_path):
+def test_a_damaged_database_is_a_503(start, tmp_path, caplog):
     service = start()
     service.store.database.write(service.store.history.put, [job(n) for n in range(3000)])
     service.store.close()
@@ -294,6 +294,8 @@ def test_a_damaged_database_is_a_503(start, tmp_path):
     for answer in refused:
         assert answer.headers["Retry-After"]
         assert "sqlite" not in answer.error.lower()
+    assert service.send("GET", "/health").status == 503
+    assert "the database is damaged: database disk image is malformed: restore a" in caplog.text
 
 
 def test_options_is_a_wrong_method_like_any_other(service):

@@ -394,10 +394,11 @@ def test_busy_database_is_a_503_and_nothing_is_half_done(start, path):
         assert "locked" not in answer.error
         assert service.remove("Owner", "instanceIds=A%7Cb%7C1.0.0").status == 503
         assert service.locks().json["count"] == 0  # readers do not wait for writers
-        assert service.send("GET", "/health").status == 200
+        assert service.send("GET", "/health").status == 503  # it has waited in vain
         other.execute("ROLLBACK")
     assert service.locks().json["count"] == 0
     assert service.create(*wanted).status == 201
+    assert service.send("GET", "/health").status == 200
 
 
 def test_request_waits_for_a_busy_database_within_the_timeout(start, path):
