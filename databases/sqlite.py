@@ -1,7 +1,8 @@
 """A database in a SQLite file, or in memory.
 
-Every thread has a connection of its own and keeps it. A file-less database has a single
-connection, which the threads take in turn.
+peewee makes the tables and the SQL, and Python's sqlite3 runs it. A transaction borrows a
+connection, so there are as many as there were transactions at once, and threads that wait for their
+turn need none. A file-less database has a single connection.
 """
 
 import json
@@ -11,9 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
 from urllib.parse import unquote
-from weakref import WeakSet
 
 import peewee
 
@@ -32,14 +31,10 @@ from orchmgmt.models import (
 WAL_PAUSE = 0.01  # seconds
 SQLITE_MINIMUM = (3, 35, 0)  # the first with RETURNING
 MEMORY = ":memory:"
+PRAGMAS = {"synchronous": "FULL", "temp_store": "MEMORY"}
 
 # What a database says when it cannot serve now; anything else that it says is a fault of ours.
-_OUTAGES = (
-    peewee.OperationalError,
-    peewee.InterfaceError,
-    peewee.InternalError,
-    sqlite3.OperationalError,
-)
+_OUTAGES = (sqlite3.OperationalError, sqlite3.InterfaceError, sqlite3.InternalError)
 
 
 #: What the log says of what SQLite's codes stand for; anything else is no answer.
@@ -49,24 +44,6 @@ _REASONS = {
     sqlite3.SQLITE_NOTADB: "the database is damaged: %s: restore a backup",
 }
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-class _Connection(sqlite3.Connection):
-    """A connection that can be referred to weakly, so that a thread's end closes it.
-
-    Attributes:
-        open: whether it has not been closed.
-    """
-
-    open = True
-
-    def close(self) -> None:
-        self.open = False
-        super().close()
-
-    def __del__(self) -> None:
-        with suppress(sqlite3.ProgrammingError):  # it was never opened
-            self.close()
 
 
 class SqliteDatabase(Database):
@@ -94,23 +71,23 @@ class SqliteDatabase(Database):
         path = sqlite_path(url)
         if path != MEMORY:
             try:
-                path = os.path.abspath(
-                    path
-                )  # stays the same file if the process changes its folder
+                path = os.path.abspath(path)  # the same file if the process changes its folder
             except FileNotFoundError:
                 raise UnusableDatabase("the current folder is no longer there") from None
             if not opening.create and not os.path.exists(path):
                 raise MissingDatabase("there is no such file")
         self._in_memory = path == MEMORY
-        self._connections: WeakSet[_Connection] = WeakSet()
+        self._path = path
+        self._connections: list[sqlite3.Connection] = []
+        self._idle: list[sqlite3.Connection] = []
         self._connecting = threading.Lock()
+        self._current = threading.local()
         self.engine = peewee.SqliteDatabase(
             path,
-            pragmas={"synchronous": "FULL", "temp_store": "MEMORY"},
+            pragmas=PRAGMAS,
             timeout=timeout,
             thread_safe=not self._in_memory,
             check_same_thread=False,
-            factory=self._connect,
             returning_clause=True,
         )
         # One writer at a time is all that SQLite lets in; threads that wait for each other here
@@ -120,6 +97,8 @@ class SqliteDatabase(Database):
         self._reading = self._writing if self._in_memory else None
         try:
             if not self._in_memory:
+                if os.path.exists(path):
+                    demand_whole(path, timeout)
                 with self.engine.atomic("DEFERRED"):  # before the file is changed in any way
                     check_schema(self.engine, opening)
                 if opening.upgrade:
@@ -134,33 +113,38 @@ class SqliteDatabase(Database):
         except (peewee.DatabaseError, sqlite3.Error, OSError, ValueError) as error:
             self.close()
             raise UnusableDatabase(_explain(path, error)) from error
-        if not self._in_memory:
+        if self._in_memory:
+            self._connections.append(self.engine.connection())
+            self._idle.append(self.engine.connection())
+        else:
             self._files = Files(path)
             self.engine.close()  # the thread that starts a server may fork it
 
     def time(self) -> float:
         return self._clock()
 
-    def _connect(self, path: str, *args: Any, **kwargs: Any) -> _Connection:
+    def _connect(self) -> sqlite3.Connection:
         with self._connecting:
-            if not self._in_memory and os.path.exists(path):
-                demand_whole(path, self._timeout)
-            connection = _Connection(path, *args, **kwargs)
             if self._files is not None:
+                demand_whole(self._path, self._timeout)
+            connection = sqlite3.connect(
+                self._path, self._timeout, isolation_level=None, check_same_thread=False
+            )
+            for name, value in PRAGMAS.items():
+                connection.execute(f"PRAGMA {name} = {value}")
+            if self._files is not None and not self._connections:
                 connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
-                if not self._in_use():
-                    self._files.opened()
-            self._connections.add(connection)
+                self._files.opened()
+            self._connections.append(connection)
         return connection
-
-    def _in_use(self) -> bool:
-        return any(it.open for it in list(self._connections))
 
     def _demand_files(self, committed: bool = False) -> None:
         """Raise where nobody else would see what is written; SQLite would notice nothing."""
         if self._files is None:
             return
-        harm = self._files.harm_of_commit() if committed else self._files.harm(self._in_use())
+        harm = (
+            self._files.harm_of_commit() if committed else self._files.harm(bool(self._connections))
+        )
         if harm and harm != self._told:
             log.error(
                 "%s while the database is in use: stop all processes that use it, put the file "
@@ -174,8 +158,7 @@ class SqliteDatabase(Database):
 
     def _save(self) -> None:
         """Bring what is only in a log that was removed into the database, where it lasts."""
-        path = self.engine.database
-        if os.path.exists(path) and not os.path.exists(path + LOG):
+        if os.path.exists(self._path) and not os.path.exists(self._path + LOG):
             for connection in list(self._connections):
                 with suppress(sqlite3.Error):  # another thread has a transaction on it
                     connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
@@ -187,26 +170,25 @@ class SqliteDatabase(Database):
         if turn is not None and not turn.acquire(timeout=self._timeout):
             raise Unavailable(BUSY)
         try:
-            with self.engine.atomic("IMMEDIATE" if writing else "DEFERRED"):
-                before = self.engine.connection().total_changes
+            with self._borrowed() as connection:
+                before = connection.total_changes
+                connection.execute("BEGIN IMMEDIATE" if writing else "BEGIN")
                 yield
+                connection.execute("COMMIT")
+                changed = connection.total_changes > before
             if writing:
                 self._demand_files(committed=True)
-                # What changes nothing needs no room, and proves no more than that nobody is in
-                # the way.
-                changed = self.engine.connection().total_changes > before
+                # What changes nothing needs no room, and proves that nobody is in the way.
                 if changed or self._trouble == sqlite3.SQLITE_BUSY:
                     self._trouble = 0
         except UnusableDatabase as error:
             log.error("%s", error)
             raise Unavailable(SILENT) from None
-        except (peewee.DatabaseError, sqlite3.DatabaseError) as error:
-            # sqlite3 reports a damaged file as the bare base class; what goes wrong while rows are
-            # fetched, or in undoing what has gone wrong, is its own exception.
-            if isinstance(error, _OUTAGES) or type(error).__name__ == "DatabaseError":
-                first = _first(error)
-                code = _code(first)
-                log.error(_REASONS.get(code, "the database does not answer: %s"), first)
+        except sqlite3.DatabaseError as error:
+            # A damaged file is reported as the bare base class.
+            if isinstance(error, _OUTAGES) or type(error) is sqlite3.DatabaseError:
+                code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+                log.error(_REASONS.get(code, "the database does not answer: %s"), error)
                 if writing or code in _DAMAGED:
                     self._trouble = code
                 raise Unavailable(_answer(code)) from error
@@ -215,9 +197,30 @@ class SqliteDatabase(Database):
             if turn is not None:
                 turn.release()
 
+    @contextmanager
+    def _borrowed(self) -> Iterator[sqlite3.Connection]:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._connect()
+        self._current.connection = connection
+        try:
+            yield connection
+        finally:
+            with suppress(sqlite3.Error):  # it was closed meanwhile
+                connection.rollback()
+            if connection in self._connections:
+                self._idle.append(connection)
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The connection of this thread's transaction."""
+        connection: sqlite3.Connection = self._current.connection
+        return connection
+
     def check(self) -> None:
         super().check()
-        path = self.engine.database
+        path = self._path
         # To try to write would be to wait for those who do.
         if not self._in_memory and not all(
             os.access(it, os.W_OK) for it in (path, os.path.dirname(path))
@@ -237,8 +240,7 @@ class SqliteDatabase(Database):
                 name: json.dumps(value) if isinstance(value, list) else value
                 for name, value in values.items()
             }
-        cursor: sqlite3.Cursor = self.engine.execute_sql(sql, values)
-        return cursor
+        return self.connection.execute(sql, values)
 
     def any_of(self, column: peewee.ColumnBase, name: str) -> peewee.Expression:
         return column.in_(peewee.SQL(f"(SELECT value FROM json_each({self._place.format(name)}))"))
@@ -259,22 +261,11 @@ class SqliteDatabase(Database):
         return int(last)
 
     def close(self) -> None:
-        for connection in list(self._connections):
+        for connection in self._connections:
             connection.close()
-        self.engine.dispose()
-
-
-def _first(error: BaseException) -> BaseException:
-    """Return what went wrong first: a full disk, and not that there was no way back from it."""
-    while isinstance(error.__context__, (peewee.DatabaseError, sqlite3.DatabaseError)):
-        error = error.__context__
-    return error
-
-
-def _code(error: BaseException) -> int:
-    """Return SQLite's primary code of an error, which peewee wraps."""
-    code: int = getattr(error.__cause__ or error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-    return code & 0xFF
+        self._connections.clear()
+        self._idle.clear()
+        self.engine.close()
 
 
 def _answer(code: int) -> str:

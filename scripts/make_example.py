@@ -6,7 +6,9 @@ The same every time, so that the README and docs/ can show what the service answ
 """
 
 import random
+import sqlite3
 import sys
+from contextlib import closing
 from datetime import datetime, timedelta
 from itertools import product
 from pathlib import Path
@@ -51,9 +53,10 @@ def make(path: Path) -> None:
     with Store(Settings(database_url=f"sqlite:///{quote(str(path.absolute()))}")) as store:
         store.database.write(store.history.put, jobs)
         store.database.write(store.locks.insert, locks(chance, jobs))
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
         # One file without a write-ahead log beside it, as small as it can be.
-        store.database.engine.execute_sql("PRAGMA journal_mode = DELETE")
-        store.database.engine.execute_sql("VACUUM")
+        database.execute("PRAGMA journal_mode = DELETE")
+        database.execute("VACUUM")
 
 
 def job(chance: random.Random, number: int) -> dict[str, str]:

@@ -19,7 +19,7 @@ from waitress.server import BaseWSGIServer
 
 from orchmgmt.serving.connections import Connection
 from orchmgmt.serving.sockets import BACKLOG, listen, listen_unix, remove_unused
-from orchmgmt.serving.threads import Threads
+from orchmgmt.serving.threads import MORE, Threads
 from orchmgmt.settings import Settings
 
 log = logging.getLogger("orchmgmt")
@@ -32,7 +32,11 @@ GRACE = 5
 
 #: Connections at once, if the process may open so many files; beyond it clients wait their turn.
 CONNECTIONS = 10_000
+
+#: Files that stay for all else: some for the process, and for each thread those of a connection to
+#: a database (SQLite's has two) and of one to a system that a policy asks.
 RESERVED_FILES = 40
+FILES_OF_A_THREAD = 3
 
 #: Answers up to this size are sent once they are whole. In pieces, as they come, they cost up to a
 #: third of the throughput. waitress has deprecated the argument and has no other for it.
@@ -101,7 +105,7 @@ class Server:
                 sockets=sockets,
                 threads=settings.usual_threads,
                 max_request_body_size=settings.max_body_bytes + 1,  # it refuses its limit itself
-                connection_limit=_connection_limit(),
+                connection_limit=_connection_limit(settings.usual_threads + MORE),
                 backlog=BACKLOG,
                 send_bytes=SEND_BYTES,
                 outbuf_high_watermark=HIGH_WATERMARK,
@@ -180,12 +184,16 @@ def _has_unread(connection: socket.socket) -> bool:
         return False
 
 
-def _connection_limit() -> int:
-    """Return how many connections there may be: some files must stay for the database.
+def _connection_limit(threads: int) -> int:
+    """Return how many connections there may be: some files must stay for other things.
 
     Most systems let a process open 1,024 files unless it asks for more.
+
+    Args:
+        threads: how many there are at most.
     """
+    reserved = RESERVED_FILES + threads * FILES_OF_A_THREAD
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = max(files, min(CONNECTIONS + RESERVED_FILES, most))
+    files = max(files, min(CONNECTIONS + reserved, most))
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
-    return max(1, min(CONNECTIONS, files - RESERVED_FILES))
+    return max(1, min(CONNECTIONS, files - min(reserved, files // 2)))

@@ -252,12 +252,17 @@ def job(number: int, **columns: str) -> dict[str, str]:
     }
 
 
+def connection_of(store: Any) -> Any:
+    """The connection that SQLite's transactions borrow, one after the other."""
+    return store.database.read(lambda: store.database.connection)
+
+
 @contextmanager
 def traced(store: Any) -> Iterator[list[str]]:
     """The SQL that SQLite itself runs for this thread, with its values."""
     statements: list[str] = []
 
-    connection = store.database.engine.connection()
+    connection = connection_of(store)
     connection.set_trace_callback(statements.append)
     try:
         yield statements

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, closing
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -231,15 +232,58 @@ def test_a_client_that_has_said_all_gets_a_large_answer_and_a_slow_one(start, tm
         assert read_answers(slow, 1) == [201]
 
 
-def test_more_connections_than_files_wait_their_turn(serve, tmp_path):
-    limited = (
+def limited(files, folder):
+    """A server that may have so many files."""
+    code = (
         "import resource, sys; from orchmgmt.cli import main;"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80)); main(sys.argv[1:])"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({files}, {files})); main(sys.argv[1:])"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", limited, "serve", "--port", "0"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "serve", "--port", "0", "--database-timeout-seconds", "60"],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def test_connections_leave_files_for_requests_that_wait_and_these_give_them_back(tmp_path):
+    process = limited(500, tmp_path)
+    try:
+        client = Client(process.stdout.readline().split()[-1])
+        assert client.locks().status == 200
+        folder = Path(f"/proc/{process.pid}/fd")
+        with ExitStack() as stack:
+            other = stack.enter_context(
+                closing(sqlite3.connect(tmp_path / "orchmgmt.db", isolation_level=None))
+            )
+            waiting = [stack.enter_context(connect(client)) for _ in range(70)]
+            for _ in range(150):
+                stack.enter_context(connect(client))
+            assert client.locks().status == 200
+            other.execute("BEGIN IMMEDIATE")
+            for number, it in enumerate(waiting):
+                it.sendall(create_request(f"P{number}|s|1.0.0"))
+            time.sleep(2)  # by then threads have been started for those that wait
+            other.execute("COMMIT")
+            assert [read_answers(it, 1) for it in waiting] == [[201]] * 70
+        assert client.locks().json["count"] == 70
+        of_database = [it for it in folder.iterdir() if "orchmgmt.db" in str(it.readlink())]
+        assert len(of_database) < 20
+    finally:
+        process.terminate()
+        _, log = process.communicate(timeout=60)
+    assert "unable to open" not in log
+    assert "Too many open files" not in log
+
+
+def create_request(name):
+    body = json.dumps({"locks": [lock(name)]})
+    return (
+        f"POST {MANAGEMENT}/lock/create HTTP/1.1\r\nHost: test\r\nAuthorization: {OPERATOR}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    ).encode()
+
+
+def test_more_connections_than_files_wait_their_turn(tmp_path):
+    process = limited(80, tmp_path)
     try:
         assert process.stdout is not None
         client = Client(process.stdout.readline().split()[-1])

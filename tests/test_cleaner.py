@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
-from support import FUTURE, lock
+from support import FUTURE, connection_of, lock
 
 from orchmgmt.app import create_app, store_of
 from orchmgmt.databases.queries import DELETE_BATCH
@@ -150,9 +150,10 @@ def test_server_goes_on_cleaning_after_a_failed_round(serve, path, tmp_path):
             "INSERT INTO orchestration_lock VALUES (NULL, '', 'A|b|1.0.0', 'Owner', ?, 0)", (PAST,)
         )
         until(lambda: "round failed" in log.read_text())
-        assert process.send("GET", "/health").status == 200
+        assert process.send("GET", "/health").status == 503  # as for any write
         other.execute("COMMIT")
         until(lambda: kept(path) == ([], []))
+        until(lambda: process.send("GET", "/health").status == 200)
     assert process.stop() == 0
 
 
@@ -189,7 +190,7 @@ def test_deletes_in_small_batches_each_a_transaction_with_a_pause(open_store, pa
         if sql == "COMMIT" or sql.startswith(("BEGIN", "DELETE")):
             left.append(len(rows(path, table)))
 
-    connection = store.database.engine.connection()
+    connection = connection_of(store)
     connection.set_trace_callback(look)
     pauses: list[float] = []
     assert sum(store.clean(pause=pauses.append)) == count
@@ -205,8 +206,8 @@ def test_deletes_in_small_batches_each_a_transaction_with_a_pause(open_store, pa
 def test_a_batch_that_takes_long_is_followed_by_a_smaller_one(open_store, path):
     fill(path, [(f"P{n}|s|1.0.0", PAST) for n in range(3 * DELETE_BATCH)])
     store = open_store()
-    store.database.engine.connection().create_function("slow", 0, lambda: time.sleep(0.0005))
-    store.database.engine.connection().execute(
+    connection_of(store).create_function("slow", 0, lambda: time.sleep(0.0005))
+    connection_of(store).execute(
         "CREATE TEMP TRIGGER slow AFTER DELETE ON orchestration_lock BEGIN SELECT slow(); END"
     )
     left = [3 * DELETE_BATCH]

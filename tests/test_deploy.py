@@ -25,7 +25,8 @@ from nginx import Nginx
 from pages import marked
 from support import MANAGEMENT, Client, Process, in_threads, lock
 
-from orchmgmt.serving.server import CONNECTIONS, PATIENCE, RESERVED_FILES
+from orchmgmt.serving.server import CONNECTIONS, FILES_OF_A_THREAD, PATIENCE, RESERVED_FILES
+from orchmgmt.serving.threads import MORE
 from orchmgmt.settings import Settings, describe
 from orchmgmt.store import Store
 
@@ -108,7 +109,9 @@ def test_the_units_command_starts_and_its_limits_suffice(tmp_path):
         assert server.stop() == 0
     assert (tmp_path / "orchmgmt.db").exists()
     assert int(unit_values("TimeoutStopSec")[0]) > PATIENCE + 30
-    assert int(unit_values("LimitNOFILE")[0]) >= CONNECTIONS + RESERVED_FILES
+    assert int(unit_values("LimitNOFILE")[0]) >= (
+        CONNECTIONS + RESERVED_FILES + FILES_OF_A_THREAD * (MORE + 4)
+    )
 
 
 # Docker: no engine runs here, so its steps are done in a folder instead

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from conftest import COMMAND
-from support import MANAGEMENT, OPERATOR, Process, job, lock
+from support import MANAGEMENT, OPERATOR, Process, connection_of, job, lock
 
 from orchmgmt.errors import Unavailable
 from orchmgmt.store import Store
@@ -133,7 +133,7 @@ def test_a_full_disk_is_a_503_until_there_is_room(small_disk, tmp_path):
 
 def test_sqlites_own_limit_leaves_nothing_half_written_either(tmp_path):
     with Store({"DATABASE_URL": f"sqlite:///{tmp_path}/orchmgmt.db"}) as store:
-        connection = store.database.engine.connection()
+        connection = connection_of(store)
         connection.execute("PRAGMA max_page_count = 60")
         kept = 0
 

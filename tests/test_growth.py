@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import job, traced
+from support import connection_of, job, traced
 
 from orchmgmt.databases.queries import Page
 from orchmgmt.models import SCHEMA_VERSION, STATUSES, TYPES
@@ -44,7 +44,9 @@ def put_and_fail(store: Store, row: dict[str, str]) -> None:
 
 
 def assert_counts_are_exact(store: Store) -> None:
-    rows = store.database.rows
+    def rows(sql: str) -> list[Any]:
+        return store.database.read(store.database.rows, sql)
+
     jobs = Counter(rows("SELECT status, type FROM orchestration_job"))
     kept = rows("SELECT status, type, jobs FROM orchestration_job_count")
     assert {row[:-1]: row[-1] for row in kept if row[-1]} == jobs
@@ -119,7 +121,7 @@ def test_counting_all_or_by_status_and_type_reads_no_jobs_and_no_active_locks(st
 
 def test_as_many_kinds_of_jobs_as_jobs_cost_a_write_no_more(store):
     """Instructions of SQLite, which do not depend on the machine: as many for the last as first."""
-    connection = store.database.engine.connection()
+    connection = connection_of(store)
 
     def steps(work):
         count = [0]

@@ -861,7 +861,7 @@ def test_nothing_of_the_database_is_read_as_html(page: Browser, service: Service
     put(service, recent(1, 20, message=HOSTILE, requester_system=HOSTILE, target_system=HOSTILE,
                         service_definition=HOSTILE))  # fmt: skip
     service.store.database.write(
-        service.store.database.engine.execute_sql,
+        service.store.database.change,
         "INSERT INTO orchestration_lock (orchestration_job_id, service_instance_id, owner,"
         " expires_at, temporary) VALUES (?, ?, ?, ?, 0)",
         (job(1)["id"], f"{HOSTILE}|{HOSTILE}|1.0.0", HOSTILE, "2099-01-01T00:00:00Z"),

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support import FUTURE, in_threads, job, lock, traced
+from support import FUTURE, connection_of, in_threads, job, lock, traced
 
 from orchmgmt.app import create_app, store_of
 from orchmgmt.databases.queries import BATCH, Page
@@ -277,7 +277,7 @@ def test_connections_of_ended_threads_are_closed(store, path):
 
 def plans(store, statements):
     """For each SELECT, its SQL and the steps of its plan."""
-    explain = store.database.engine.connection().execute
+    explain = connection_of(store).execute
     return [
         (sql, [row[3] for row in explain(f"EXPLAIN QUERY PLAN {sql}")])
         for sql in statements
@@ -325,7 +325,7 @@ def test_cleaner_finds_its_rows_through_an_index(store):
     with traced(store) as statements:
         store.clean()
     deletes = [sql for sql in statements if sql.startswith("DELETE")]
-    explain = store.database.engine.connection().execute
+    explain = connection_of(store).execute
     for sql in deletes:
         steps = [row[3] for row in explain(f"EXPLAIN QUERY PLAN {sql}")]
         assert not any(step.startswith("SCAN") for step in steps), steps
