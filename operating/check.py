@@ -236,7 +236,7 @@ def _authorization(settings: Settings) -> str:
 
 
 def _registry(settings: Settings) -> str:
-    from orchmgmt.serving.registration import CannotTell, Registry
+    from orchmgmt.serving.registry import CannotTell, Registry
 
     registry = Registry(settings)
     registry.port = registry.port or settings.port

@@ -548,12 +548,10 @@ class Watch:
     [
         {"SERVICE_ADDRESSES": "192.0.2.7"},  # which the registry does not take
         {"SERVICE_ADDRESSES": "127.0.0.1,192.0.2.7"},
-        {"SERVICE_ADDRESSES": "0.0.0.0"},
         {"SYSTEM_NAME": "Other", "SERVICE_ADDRESSES": "192.0.2.7"},
-        {"SYSTEM_NAME": "Other"},
         {"AUTHENTICATION_POLICY": "outsourced", "SYSTEM_PASSWORD": "wrong"},
     ],
-    ids=["refused", "partly refused", "wildcard", "other name, refused", "other name", "password"],
+    ids=["refused", "partly refused", "other name", "password"],
 )
 def test_a_misconfigured_process_takes_no_healthy_ones_services_away(
     keep: Callable[..., Registration],
@@ -571,16 +569,37 @@ def test_a_misconfigured_process_takes_no_healthy_ones_services_away(
     until(lambda: all(it.registered for it in good))
     watch = Watch(cloud, shared["SERVICE_PORT"])
     bad = keep(cloud, **{**shared, "IDENTITY_URL": cloud.settings["IDENTITY_URL"], **wrong})
-    until(lambda: bad.attempts >= 5 and watch.looks >= 100)
+    until(lambda: bad.failures >= 5 and watch.looks >= 50)
     for it in good:
-        rounds(it, 20)
+        rounds(it, 5)
     bad.stop()
     rounds(good[0], 5)
     watch.stop()
-    assert bad.failures or wrong == {"SYSTEM_NAME": "Other"}
     assert cloud.count("system-discovery/revoke") == 0
     assert [it.failures for it in good] == [0] * healthy
     assert watch.away == 0
+
+
+def test_a_misconfigured_server_comes_and_goes_beside_healthy_ones(
+    serve: Serve, cloud: Cloud, tmp_path: Path
+) -> None:
+    port = free_port()
+    shared = environ(cloud, SERVICE_PORT=port, SERVICE_METADATA=SEEN)
+    cloud.refused.add("192.0.2.7")
+    first = serve("--port", str(port), env=shared)
+    until(lambda: is_registered(cloud))
+    wrong = serve(env={**shared, "ORCHMGMT_SERVICE_ADDRESSES": "192.0.2.7"})
+    until(lambda: cloud.count("system-discovery/register") >= 3)  # it has been refused twice
+    second = serve(env=shared)
+    until(lambda: log_of(tmp_path, 2))
+    assert wrong.stop() == 0
+    (refused,) = log_of(tmp_path, 1)
+    assert "Address verification failure: 192.0.2.7" in refused
+    assert len(cloud.writes) == 3
+    assert second.stop() == 0
+    assert is_registered(cloud)
+    assert first.stop() == 0
+    assert cloud.services == {}
 
 
 def test_two_that_disagree_about_the_addresses_take_the_system_away_once_each(
@@ -683,7 +702,7 @@ def test_an_address_that_does_not_answer_leaves_the_services_and_says_why(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("orchmgmt.serving.registration.PROBE", 0.05)
+    monkeypatch.setattr("orchmgmt.serving.registry.PROBE", 0.05)
     with socket.socket() as silent:  # takes no connection, as behind a firewall
         silent.bind(("127.0.0.1", 0))
         silent.listen(0)
