@@ -78,15 +78,18 @@ class Service:
             RuntimeError: a request has ended with `SystemExit`, `pytest.fail()` or the like, which
                 nobody has seen yet.
         """
-        if not self._server:
+        server = self._server
+        if not server:
             return
-        # A fork has the locks as they were; and a database's connections are not its own to end.
-        if not self._server.elsewhere:
-            self._wire.cut()
-        self._server.stop()
-        if not self._server.elsewhere:
-            self.store.close()
-        server, self._server = self._server, None
+        if server.elsewhere:
+            # What its threads hold, and the database's connections, are not ours to end.
+            server.stop()
+            self._server = None
+            return
+        self._wire.cut()
+        server.stop()
+        self.store.close()
+        self._server = None
         _raise_failure(server)
 
     def check(self) -> None:
