@@ -26,6 +26,7 @@ from orchmgmt.databases.opening import shown
 from orchmgmt.env_file import environment_of
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import READY, SCHEMA_VERSION, OldSchema, Opening, UnusableDatabase, WrongUrl
+from orchmgmt.serving.audit import command
 from orchmgmt.serving.logs import start_logging
 from orchmgmt.settings import PREFIX, SettingError, Settings, describe, write
 from orchmgmt.store import Store
@@ -383,8 +384,9 @@ def test_server(ready_file: Path | None, **options: Any) -> None:
 @takes_settings(*OF_THE_STORE, "history_max_age_days")
 def clean(**options: Any) -> None:
     """Delete expired locks and old finished jobs, once."""
-    with opened(options) as store:
+    with opened(options) as store, command("clean") as tell:
         locks, jobs = store.clean()
+        tell(locks=locks, jobs=jobs)
     click.echo(f"Deleted {locks} expired locks and {jobs} old jobs.")
 
 
@@ -405,8 +407,10 @@ def upgrade(check: bool, **options: Any) -> None:
     if check:
         click.echo(f"The schema has version {earlier}: an upgrade to {SCHEMA_VERSION} is to do.")
         sys.exit(SOMETHING_TO_DO)
-    with Store(settings, opening=Opening(create=False)):
-        click.echo(f"Upgraded the schema from version {earlier} to {SCHEMA_VERSION}.")
+    with command("upgrade") as tell:
+        tell(before=earlier, after=SCHEMA_VERSION)
+        Store(settings, opening=Opening(create=False)).close()
+    click.echo(f"Upgraded the schema from version {earlier} to {SCHEMA_VERSION}.")
 
 
 @main.command()
@@ -444,8 +448,13 @@ def import_history(file: BinaryIO, replace: bool, **options: Any) -> None:
 
     All of them, or none when a line is bad, or would take a job that is there back in its life.
     """
-    with opened(options, READY) as store, progress(file) as lines:
+    with (
+        opened(options, READY) as store,
+        progress(file) as lines,
+        command("history.import") as tell,
+    ):
         count = import_jobs(store, lines, replace)
+        tell(jobs=count)
     click.echo(f"Imported {count} jobs into {shown(store.settings.database_url)}.")
 
 
@@ -478,8 +487,9 @@ def import_lock(file: BinaryIO, **options: Any) -> None:
 
     All of them, or none when a line is bad or an instance is held.
     """
-    with opened(options, READY) as store, progress(file) as lines:
+    with opened(options, READY) as store, progress(file) as lines, command("lock.import") as tell:
         imported, expired = import_locks(store, lines)
+        tell(locks=imported, expired=expired)
     click.echo(
         f"Imported {imported} locks into {shown(store.settings.database_url)}; "
         f"{expired} had expired and were passed over."

@@ -27,6 +27,7 @@ from orchmgmt.models import READY, NewLock
 from orchmgmt.operating.asking import OF_A_LOGIN, NotDone, asks
 from orchmgmt.operating.changes import Changes
 from orchmgmt.schemas import LOCK_ID_MAX, EntrySchema, JobEntry, LockEntry
+from orchmgmt.serving.audit import command
 from orchmgmt.store import Store
 
 log = logging.getLogger("orchmgmt")
@@ -63,7 +64,7 @@ class Copied(NamedTuple):
     """What one round has changed here."""
 
     locks: int
-    gone: int
+    removed: int
     jobs: int
 
 
@@ -159,8 +160,8 @@ def _follow(copy: "Mirror", interval: float, logs_in: bool) -> None:
 
 
 def _tell(copied: Copied) -> None:
-    locks, gone, jobs = copied
-    click.echo(f"Locks: {locks} copied, {gone} removed. Jobs: {jobs} copied.")
+    locks, removed, jobs = copied
+    click.echo(f"Locks: {locks} copied, {removed} removed. Jobs: {jobs} copied.")
     sys.stdout.flush()
 
 
@@ -215,17 +216,24 @@ class Mirror:
                 if loaded:
                     there.setdefault(loaded.pop("id"), NewLock(**loaded))
         self._tell_second(there)
-        put, gone = self._store.database.write(self._put_locks, there)
-        copied = new = 0
-        with _progress("Jobs", jobs) as advance:
+        with command("mirror", always=False) as tell, _progress("Jobs", jobs) as advance:
+            copied = Copied(*self._store.database.write(self._put_locks, there), 0)
             changed = self._changes.look(everything)
-            while batch := list(islice(changed, BATCH)):
+            new = 0
+            while True:
+                if any(copied):  # also if what follows fails
+                    tell(source=self._client.url, **copied._asdict())
+                batch = list(islice(changed, BATCH))
+                if not batch:
+                    break
                 put_here, new_here = self._put_jobs(batch)
-                copied += put_here
+                copied = copied._replace(jobs=copied.jobs + put_here)
                 new += new_here
                 advance(len(batch))
+            if everything:
+                tell(source=self._client.url, **copied._asdict())
         self._changes.settle(new)
-        return Copied(put, gone, copied)
+        return copied
 
     def _load(self, schema: EntrySchema, entry: Entry) -> Loaded | None:
         """What is to be stored of an entry, or `None` if it cannot be."""

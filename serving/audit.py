@@ -1,10 +1,15 @@
 """The audit log: one line for each attempt to change locks or jobs: who, what, result.
 
+For a request it names the requester; for a command, the user of the machine who runs it.
+
 Nothing in it is as somebody sent it, but for the values that an error's message repeats.
 """
 
 import logging
-from collections.abc import Collection
+import os
+import pwd
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from flask import Blueprint, Response, g, request
@@ -46,9 +51,52 @@ def tell(**details: int | Collection[Any]) -> None:
     Args:
         details: numbers, and collections of which the first few are named.
     """
-    known = g.setdefault("audit_details", {})
-    for name, value in details.items():
-        known[name] = value if isinstance(value, int) else list(value)[:SHOWN]
+    g.setdefault("audit_details", {}).update(_shown(details))
+
+
+@contextmanager
+def command(operation: str, always: bool = True) -> Iterator[Callable[..., None]]:
+    """Write a line about a command that changes the database, once it has or has failed.
+
+    Args:
+        operation: what it does.
+        always: also when nothing is added to the line, for then nothing has changed.
+
+    Yields:
+        what adds to the line, as `tell` does.
+    """
+    details: dict[str, Any] = {}
+    end: dict[str, str] = {}
+    try:
+        yield lambda **more: details.update(_shown(more))
+    except BaseException as error:
+        end = {"reason": _shortened(str(error) or type(error).__name__)}
+        raise
+    finally:
+        if details or always:
+            fields = {
+                "user": _user(),
+                "operation": operation,
+                "result": "failed" if end else "done",
+                **details,
+                **end,
+            }
+            log.info(written(fields), extra={"fields": fields})
+
+
+def _user() -> str:
+    """Who runs this process: not as the environment says, which anybody can set."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _shown(details: Mapping[str, int | str | Collection[Any]]) -> dict[str, Any]:
+    return {
+        name: value if isinstance(value, (int, str)) else list(value)[:SHOWN]
+        for name, value in details.items()
+    }
 
 
 def _result(status: int) -> str:

@@ -107,7 +107,7 @@ def test_clean_deletes_what_has_served_its_time_and_counts(run, path):
     ended = run("clean")
     assert ended.returncode == 0
     assert ended.stdout == "Deleted 2 expired locks and 2 old jobs.\n"
-    assert ended.stderr == ""
+    assert ended.stderr.endswith(" operation=clean result=done locks=2 jobs=2\n")
     assert kept(path) == KEPT
     assert run("clean").stdout == "Deleted 0 expired locks and 0 old jobs.\n"
 

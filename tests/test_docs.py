@@ -132,6 +132,7 @@ def test_the_commands_at_a_running_service(
     demo = serve("--still", command="demo")
     netloc = urlsplit(demo.url).netloc
     monkeypatch.setenv("ORCHMGMT_PORT", netloc.partition(":")[2])
+    monkeypatch.setenv("ORCHMGMT_LOG_LEVEL", "WARNING")
     check(page("commands.md"), tmp_path, {"127.0.0.1:8441": netloc})
 
 

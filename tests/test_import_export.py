@@ -3,12 +3,14 @@
 import json
 import os
 import pty
+import pwd
 import subprocess
 import sys
 import threading
 
 import pytest
 from conftest import COMMAND
+from pages import marked
 from support import FUTURE, lock
 from wire import JOB, LOCK, execute, insert
 
@@ -19,6 +21,12 @@ from orchmgmt.transfer import BadLine, export_jobs, export_locks, import_jobs, i
 PAST = "2020-01-01T00:00:00Z"
 JOB_ID = "0b7e6f1e-3e0f-4f5a-9d3e-0a1b2c3d4e5f"
 OTHER_ID = "7c1d2e3f-0000-4000-8000-00000000000a"
+
+
+@pytest.fixture(autouse=True)
+def _without_audit_log(monkeypatch):
+    """What a command says beside the audit log, of which one test asks."""
+    monkeypatch.setenv("ORCHMGMT_LOG_LEVEL", "WARNING")
 
 
 def lock_entry(instance="Provider|kelvinInfo|1.0.0", **values):
@@ -761,3 +769,27 @@ def test_error_comes_on_a_line_of_its_own_after_a_progress_bar(tmp_path):
 def test_import_waits_for_no_terminal_where_there_is_none(run, tmp_path):
     (tmp_path / "locks.jsonl").write_text(lines(lock_entry()))
     assert run("lock", "import", "locks.jsonl").stderr == ""
+
+
+def test_commands_that_change_the_database_are_audited_as_the_page_says(run, database_url):
+    env = {"ORCHMGMT_DATABASE_URL": database_url, "ORCHMGMT_LOG_LEVEL": "INFO"}
+    user = pwd.getpwuid(os.getuid()).pw_name
+
+    def audited(*arguments, input=""):
+        line = run(*arguments, env=env, input=input).stderr.splitlines()[0]
+        return line.partition(" INFO orchmgmt.audit: ")[2].replace(
+            f"user={user} ", "user=orchmgmt "
+        )
+
+    shown = marked("audit-commands")
+    entries = [lock_entry(), lock_entry("A|b|1.0.0", id=8, expiresAt=PAST)]
+    said = audited("lock", "import", "-", input=lines(*entries))
+    assert said == "user=orchmgmt operation=lock.import result=done locks=1 expired=1"
+    assert said.replace("=1", "=40", 1).replace("=1", "=2") in shown
+    said = audited("history", "import", "-", input=lines(job_entry(), job_entry(OTHER_ID)))
+    assert said == "user=orchmgmt operation=history.import result=done jobs=2"
+    bad = lines(job_entry(), job_entry(status=""))
+    assert audited("history", "import", "-", input=bad) in shown
+    said = audited("clean")
+    assert said == "user=orchmgmt operation=clean result=done locks=0 jobs=2"
+    assert said.replace("=0", "=12").replace("=2", "=345") in shown

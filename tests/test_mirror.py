@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import pwd
 import random
 import signal
 import subprocess
@@ -31,6 +32,12 @@ Content = tuple[list[Any], list[Any]]
 EVERYTHING = Page(0, 1_000_000)
 RUNNING = {"status": "IN_PROGRESS", "startedAt": "2025-11-08T12:00:01Z"}
 ENDED = {**RUNNING, "status": "DONE", "finishedAt": "2025-11-08T12:00:02Z"}
+
+
+@pytest.fixture(autouse=True)
+def _without_audit_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a mirror says beside the audit log, of which one test asks."""
+    monkeypatch.setenv("ORCHMGMT_LOG_LEVEL", "WARNING")
 
 
 def content(store: Store) -> Content:
@@ -564,6 +571,25 @@ def test_what_is_no_orchestration_is_no_source(run: Run, java: Java, here: str) 
     assert ended.returncode == 5
     assert ended.stderr.startswith("Error: no connection to http://127.0.0.1:1: ")
     assert of(here) == ([], [])
+
+
+@pytest.mark.sqlite
+def test_each_round_that_changes_something_is_audited(there: Service, here: str) -> None:
+    env = {**os.environ, "ORCHMGMT_LOG_LEVEL": "INFO"}
+    line = (
+        f"user={pwd.getpwuid(os.getuid()).pw_name} operation=mirror result=done "
+        f"source={there.url} locks={{}} removed={{}} jobs={{}}\n"
+    )
+    with following(there.url, env=env) as mirror:
+        assert mirror.stdout
+        assert mirror.stderr
+        assert mirror.stderr.readline().endswith(" INFO orchmgmt.audit: " + line.format(6, 0, 10))
+        there.remove("Owner5", "instanceIds=Provider5%7CkelvinInfo%7C1.0.0")
+        assert mirror.stderr.readline().endswith(line.format(0, 1, 0))
+        mirror.send_signal(signal.SIGTERM)
+        _, log = mirror.communicate(timeout=30)
+    assert log.endswith(line.format(0, 0, 0))
+    assert len(log.splitlines()) == 1
 
 
 @pytest.mark.sqlite

@@ -13,6 +13,7 @@ from wire import JOB, LOCK, connect
 from orchmgmt import cli
 from orchmgmt.models import SCHEMA_VERSION
 from orchmgmt.operating.asking import NoAnswer, NotDone
+from orchmgmt.operating.mirror import NotExact
 
 DATA = Path(__file__).with_name("data")
 LEAVES_IT = [
@@ -99,6 +100,8 @@ def test_upgrade_says_what_there_is_to_do_and_does_it(run, earlier):
     ended = run("upgrade")
     assert ended.returncode == 0
     assert ended.stdout == f"Upgraded the schema from version {version} to {SCHEMA_VERSION}.\n"
+    said = f" operation=upgrade result=done before={version} after={SCHEMA_VERSION}\n"
+    assert ended.stderr.endswith(said)
     assert version_of(path) == SCHEMA_VERSION
     for command in (("upgrade", "--check"), ("upgrade",)):
         ended = run(*command)
@@ -145,6 +148,7 @@ def test_a_schema_on_a_server_is_upgraded_the_same_way(run, serve, postgresql):
 
 
 def test_every_exit_code_is_on_the_page():
-    codes = {it.exit_code for it in (cli.Failure, cli.NoDatabase, cli.NoAddress, NotDone, NoAnswer)}
+    failures = (cli.Failure, cli.NoDatabase, cli.NoAddress, NotDone, NoAnswer, NotExact)
+    codes = {it.exit_code for it in failures}
     listed = [code for code, _ in table(marked("codes"))]
     assert listed == [str(code) for code in sorted({0, cli.SOMETHING_TO_DO, *codes})]
