@@ -23,6 +23,7 @@ import click
 
 from orchmgmt.databases.backup import CannotBackUp, back_up
 from orchmgmt.databases.opening import shown
+from orchmgmt.databases.unfinished import unfinished
 from orchmgmt.env_file import environment_of
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import READY, SCHEMA_VERSION, OldSchema, Opening, UnusableDatabase, WrongUrl
@@ -258,8 +259,8 @@ def demo(rate: float, speed: float, still: bool, **options: Any) -> None:
     hold_signals()
     defaults = {**DEMO, "openapi": write(all(map(find_spec, OPENAPI_PACKAGES)))}
     environ = {PREFIX + name.upper(): value for name, value in defaults.items()} | dict(os.environ)
-    with tempfile.TemporaryDirectory(prefix="orchmgmt-demo-") as folder:
-        copy = Path(folder, "orchmgmt.db")
+    with unfinished(Path(tempfile.gettempdir())) as folder:
+        copy = folder / "orchmgmt.db"
         shutil.copyfile(EXAMPLE, copy)
         options["database_url"] = f"sqlite:///{quote(str(copy))}"
         settings = begin(options, environ)
@@ -518,8 +519,8 @@ def output(name: str) -> Iterator[TextIO]:
                 yield stream
         else:
             # click's own atomic files replace what was there even where the export fails.
-            with tempfile.TemporaryDirectory(prefix="orchmgmt-", dir=path.parent) as folder:
-                whole = Path(folder, "export")
+            with unfinished(path.parent) as folder:
+                whole = folder / "export"
                 with whole.open("w", encoding="utf-8") as file:
                     yield file
                 if path.exists():

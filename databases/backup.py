@@ -3,7 +3,6 @@
 import os
 import shutil
 import sqlite3
-import tempfile
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
@@ -12,6 +11,7 @@ import peewee
 
 from orchmgmt.databases.files import demand_whole
 from orchmgmt.databases.sqlite import MEMORY, sqlite_path
+from orchmgmt.databases.unfinished import unfinished
 from orchmgmt.models import Opening, UnusableDatabase, check_schema
 
 
@@ -49,8 +49,8 @@ def back_up(url: str, target: Path, timeout: float) -> int:
         raise CannotBackUp(f"cannot back up to {target}: it exists already")
     try:
         # Whoever may not read the database shall not read it here: the folder is this user's alone.
-        with tempfile.TemporaryDirectory(".part", target.name, target.parent) as folder:
-            partial = Path(folder, target.name)
+        with unfinished(target.parent) as folder:
+            partial = folder / "copy"
             _copy(path, partial, timeout)
             shutil.copymode(path, partial)
             size = partial.stat().st_size

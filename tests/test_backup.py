@@ -7,6 +7,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -188,3 +189,29 @@ def test_no_room_for_the_backup_leaves_nothing_behind(run, made, tmp_path):
 
     assert fails(run("backup", "backup.db", preexec_fn=full), tmp_path, "backup.db", code=3)
     assert not (tmp_path / "backup.db").exists()
+
+
+@pytest.mark.parametrize("command", [("backup", "backup.db"), ("history", "export", "jobs.jsonl")])
+def test_what_a_killed_command_leaves_goes_with_the_next(run, made, tmp_path, command):
+    script = """if True:
+        import sys, time
+        from pathlib import Path
+        from orchmgmt.databases.unfinished import unfinished
+        with unfinished(Path(sys.argv[1])) as folder:
+            (folder / "copy").write_text("half")
+            print(folder, flush=True)
+            time.sleep(60)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as working:
+        folder = Path(working.stdout.readline().strip())
+        try:
+            assert run(*command).returncode == 0
+            assert folder.exists()  # it is at work
+        finally:
+            working.kill()
+    assert folder.exists()
+    (tmp_path / command[-1]).unlink()
+    assert run(*command).returncode == 0
+    assert [it.name for it in tmp_path.iterdir() if ".part" in it.name] == []
