@@ -208,12 +208,15 @@ def _ask(settings: Settings, system: "OtherSystem", *request: Any) -> Any:
 
 
 def _identity(settings: Settings) -> str:
-    from orchmgmt.policies.cloud import OtherSystem
+    from orchmgmt.policies.cloud import CLOCKS, OtherSystem, own_side
 
     system = OtherSystem("identity service", settings, "identity_url", "outsourced")
     answer = _ask(settings, system, "GET", f"verify/{uuid.uuid4()}")
     if not isinstance(answer, dict) or answer.get("verified") is not False:
         raise Wrong(f"{PREFIX}IDENTITY_URL leads to something else")
+    login = own_side(settings).login
+    if login and login.ended_already:
+        raise Wrong(f"by this machine's clock {CLOCKS}")
     return f"{settings.system_name} can log in there"
 
 

@@ -30,6 +30,15 @@ ANSWER_BYTES = 64 * 1024
 #: The part of a login's life after which this system logs in again.
 LOGIN_AGES = 0.8
 
+#: How long a login is used that has ended already by this machine's clock, in seconds. The clocks
+#: disagree then; a refusal tells when it really ends.
+ENDED_ALREADY = 60.0
+
+CLOCKS = (
+    "a login at the identity service has ended before it began: set the clock of one of the two; "
+    "until then requesters are refused"
+)
+
 #: How many characters of a refusal's reason are told.
 REASON_LENGTH = 200
 
@@ -94,6 +103,7 @@ class OwnSide:
 
     Attributes:
         name: this system's SystemName.
+        login: its login at the identity service, if it has one.
 
     Raises:
         SettingError: what proves who this system is, is missing or wrong.
@@ -105,9 +115,9 @@ class OwnSide:
         self._pool = _pool(settings)
         self._places = threading.BoundedSemaphore(ASKING_AT_ONCE)
         self._authorization: str | None = None
-        self._login: _Login | None = None
+        self.login: _Login | None = None
         if settings.authentication_policy == "outsourced":
-            self._login = _Login(self, settings)
+            self.login = _Login(self, settings)
         elif settings.authentication_policy == "declared":
             self._authorization = f"Bearer SYSTEM//{self.name}"
         else:
@@ -150,7 +160,7 @@ class OwnSide:
         try:
             own = self.authorization()
             status, answer = self.exchange(system, method, path, payload, own)
-            if status == HTTPStatus.UNAUTHORIZED and self._login:
+            if status == HTTPStatus.UNAUTHORIZED and self.login:
                 own = self.authorization(refused=own)
                 status, answer = self.exchange(system, method, path, payload, own)
         finally:
@@ -166,7 +176,7 @@ class OwnSide:
         Raises:
             Unavailable: the identity service does not let this system log in.
         """
-        return self._login.authorization(refused) if self._login else self._authorization
+        return self.login.authorization(refused) if self.login else self._authorization
 
     def exchange(
         self, system: OtherSystem, method: str, path: str, payload: object, own: str | None
@@ -223,8 +233,8 @@ class OwnSide:
             return ""
         reason = "".join(it for it in message if it.isprintable())
         # Under `declared` the own identity is a name, which is no secret.
-        if self._login:
-            for secret in (self._login.password, (own or "").rpartition("//")[2]):
+        if self.login:
+            for secret in (self.login.password, (own or "").rpartition("//")[2]):
                 for text in {secret, quote(secret, safe=""), quote_plus(secret)} - {""}:
                     reason = re.sub(re.escape(text), "***", reason, flags=re.IGNORECASE)
         return strip(_PROOF.sub("***", reason)[:REASON_LENGTH])
@@ -242,6 +252,7 @@ class _Login:
         self._renewal = 0.0
         self._failure = ""
         self._failed = 0.0
+        self.ended_already = False
 
     def authorization(self, refused: str | None = None) -> str:
         """Return this system's `Authorization`.
@@ -278,12 +289,15 @@ class _Login:
         if status != HTTPStatus.OK:
             raise self._identity.unavailable(f"status {status} to the login")
         try:
-            token, end = answer["token"], answer["expirationTime"]
-            self._renewal = began + LOGIN_AGES * seconds_until(end)
+            token, left = answer["token"], seconds_until(answer["expirationTime"])
             if not isinstance(token, str) or not token.isascii() or not token.isprintable():
                 raise ValueError
         except (TypeError, KeyError, ValueError):
             raise self._identity.unavailable("its answer to the login is malformed") from None
+        if left <= 0 and not self.ended_already:
+            log.warning("by this machine's clock %s", CLOCKS)
+        self.ended_already = left <= 0
+        self._renewal = began + LOGIN_AGES * (ENDED_ALREADY if self.ended_already else left)
         return f"Bearer IDENTITY-TOKEN//{token}"
 
 

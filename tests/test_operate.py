@@ -384,6 +384,10 @@ def test_a_check_asks_the_clouds_other_systems(call: Run, database: Path, cloud:
     assert found["ok     ServiceRegistry"] == there
     assert cloud.systems == cloud.services == {}
     assert cloud.writes == []
+    cloud.lifetime = -60.0
+    found = looked(call("check", "--read-timeout-seconds", "6", env=env))
+    assert "clock" in found["wrong  identity service"]
+    cloud.lifetime = 300.0
     secret = "not the password"
     ended = call("check", env={**env, "ORCHMGMT_SYSTEM_PASSWORD": secret})
     found = looked(ended)

@@ -309,6 +309,23 @@ def test_own_login_is_renewed_before_it_ends(
     assert all(status != 401 for status in cloud.requests)
 
 
+def test_a_clock_that_is_ahead_does_not_log_in_for_each_request(
+    begin: Start, cloud: Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    cloud.lifetime = -60.0
+    service = begin()
+    for _ in range(5):
+        assert ask(service, cloud.token("Alice")).status == 200
+    assert cloud.count("login") == 1
+    cloud.end_own_session()
+    assert ask(service, cloud.token("Alice")).status == 200
+    assert cloud.count("login") == 2
+    assert [it.message for it in caplog.records if "clock" in it.message] == [
+        "by this machine's clock a login at the identity service has ended before it began: set "
+        "the clock of one of the two; until then requesters are refused"
+    ]
+
+
 def test_own_login_is_made_again_once_after_a_401(begin: Start, cloud: Cloud) -> None:
     service = begin()
     assert ask(service, cloud.token("Alice")).status == 200
