@@ -13,8 +13,7 @@ from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
 
-from flask import Blueprint, Flask, Response, redirect
-from werkzeug.wrappers import Response as BaseResponse
+from flask import Blueprint, Flask, Response
 
 from orchmgmt import fields, schemas, values
 from orchmgmt.entries import MANAGEMENT, ROOT
@@ -30,6 +29,8 @@ except ImportError as error:
     raise SettingError(
         f"the description of the operations needs {error.name}: pip install 'orchmgmt[openapi]'"
     ) from error
+
+LICENSE = {"name": "Apache-2.0", "identifier": "Apache-2.0"}
 
 DOCUMENT = "/openapi.json"
 PAGES = "/docs"
@@ -211,8 +212,10 @@ class Converter(OpenAPIConverter):
             described["description"] = "Pages count from 0."
         may_be_empty = field.load_default == "" and not root.settings.omit_empty
         if answers and may_be_empty and not isinstance(field, fields.Message):
+            # One pattern: a choice of two types is a class of its own to many generators.
             return {
-                "anyOf": [described, {"type": "string", "const": ""}],
+                "type": "string",
+                "pattern": f"^({described['pattern'][1:-1]})?$",
                 "description": "The empty string where there is none.",
             }
         return described
@@ -233,7 +236,8 @@ class Converter(OpenAPIConverter):
                     "description": f"A version has at most {values.VERSION_MAX_LENGTH} characters.",
                 }
             case fields.Uuid():
-                return {**text, "format": "uuid"}
+                pattern = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+                return {**text, "format": "uuid", **({"pattern": pattern} if answers else {})}
             case fields.DateTime():
                 pattern = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"
                 return {**text, "format": "date-time", **({"pattern": pattern} if answers else {})}
@@ -269,7 +273,9 @@ def document(settings: Settings) -> dict[str, Any]:
         version=version("orchmgmt"),
         openapi_version="3.1.0",
         plugins=[plugin],
-        info={"description": DESCRIPTION, "license": {"name": "Apache-2.0"}},
+        info={"description": DESCRIPTION, "license": LICENSE},
+        # Where the document is, whatever a proxy puts before it.
+        servers=[{"url": ".", "description": "The service that gives this document"}],
         security=[{"identity": []}],
     )
     spec.components.security_scheme("identity", IDENTITIES[settings.authentication_policy])
@@ -517,13 +523,16 @@ def _recorder_operations(
 
 
 def publish(app: Flask, settings: Settings) -> None:
-    """Give an application the description and, for people, Swagger UI; both for everybody."""
+    """Give an application the description and, for people, Swagger UI; both for everybody.
+
+    Each address in them is relative: a proxy may put a path before the service's.
+    """
     text = json.dumps(document(settings))
     blueprint = Blueprint("openapi", __name__)
 
     @blueprint.get(PAGES)
-    def start() -> BaseResponse:
-        return redirect(f"{PAGES}/")
+    def start() -> Response:
+        return Response(status=302, headers={"Location": f"{PAGES[1:]}/"})
 
     @blueprint.get(DOCUMENT)
     def openapi() -> Response:
@@ -532,7 +541,7 @@ def publish(app: Flask, settings: Settings) -> None:
     # Without these two a page would name the host as the client spells it, and ask a validator
     # outside of this machine.
     config = {"app_name": "orchmgmt", "oauth2RedirectUrl": "", "validatorUrl": "none"}
-    pages: Blueprint = get_swaggerui_blueprint(PAGES, DOCUMENT, config, blueprint_name="docs")
+    pages: Blueprint = get_swaggerui_blueprint(".", f"..{DOCUMENT}", config, blueprint_name="docs")
 
     @pages.after_request
     def protect(response: Response) -> Response:
@@ -549,7 +558,7 @@ def publish(app: Flask, settings: Settings) -> None:
         return response
 
     app.register_blueprint(blueprint)
-    app.register_blueprint(pages)
+    app.register_blueprint(pages, url_prefix=PAGES)
 
 
 def _is_needed(field: Any) -> bool:

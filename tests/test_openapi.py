@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
 from jsonschema_rs import validator_for
+from openapi_spec_validator import OpenAPIV31SpecValidator
 from support import OPERATOR, Client
 from test_readme import blocks
 
@@ -52,6 +54,19 @@ def test_every_operation_is_described(recorder):
         }
     described = document(Settings(recorder=recorder))["paths"].items()
     assert served == {(method, path) for path, methods in described for method in methods}
+
+
+@pytest.mark.parametrize("policy", ["declared", "certificate"])
+def test_the_document_is_as_openapi_defines_one(policy):
+    settings = Settings(recorder=True, omit_empty=True, authentication_policy=policy)
+    for described in (DOCUMENT, document(settings)):
+        OpenAPIV31SpecValidator(described).validate()
+        (server,) = described["servers"]
+        assert urljoin("https://host/arrowhead/openapi.json", server["url"]) == (
+            "https://host/arrowhead/"
+        )
+    # Generators make a class for each choice of two types, and some of them one that does not work.
+    assert not re.search('"(anyOf|oneOf|allOf)"', json.dumps(DOCUMENT))
 
 
 def resolve(described):
@@ -113,7 +128,7 @@ def test_an_entry_may_be_empty_where_it_is_said_to_be(service):
     assert is_valid(create[1], schema)
     job = DOCUMENT["components"]["schemas"]["Job"]
     empty = {
-        name: {"type": "string", "const": ""} in described.get("anyOf", [])
+        name: "pattern" in described and is_valid("", described)
         for name, described in job["properties"].items()
     }
     assert [name for name, it in empty.items() if it] == [
@@ -219,7 +234,7 @@ def test_settings_change_what_is_said(run):
     lean = schemas(omit_empty=True)
     assert "orchestrationJobId" not in lean["Lock"]["required"]
     assert {"id", "owner"} <= set(lean["Lock"]["required"])
-    assert "anyOf" not in json.dumps(lean)
+    assert lean["Job"]["properties"]["subscriptionId"]["format"] == "uuid"
     assert "additionalProperties" not in json.dumps(lean)
     strict = schemas(unknown_keys="refuse")
     refusing = {name for name, it in strict.items() if it.get("additionalProperties") is False}
@@ -238,14 +253,14 @@ def test_no_identity_is_asked_for(start):
     assert answer.status == 200
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.json == document(Settings(max_page_size=7))
-    assert service.send("GET", "/docs", headers={}).headers["Location"] == "/docs/"
+    assert service.send("GET", "/docs", headers={}).headers["Location"] == "docs/"
     page = service.send("GET", "/docs/", headers={})
     assert page.status == 200
     linked = re.findall(r'(?:src|href)="([^"]+)"', page.body.decode())
     assert len(linked) > 4
     for path in linked:
-        assert path.startswith("/docs/")
-        assert service.send("GET", path, headers={}).status == 200
+        assert path.startswith("./")
+        assert service.send("GET", f"/docs/{path}", headers={}).status == 200
     assert service.send("GET", "/docs/nothing", headers={}).error == "There is no such path"
 
 

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
+import pages
 import pytest
 from axe_core_python.selenium import Axe
 from browser import Browser, missing
 from certificates import CLOUD, Authority
 from nginx import Nginx
+from pages import blocks
 from selenium.webdriver.common.keys import Keys
 from standin import PASSWORD, Cloud
 from support import UUID, Client, Service, after, job, lock, served
@@ -113,6 +115,74 @@ def test_it_works_behind_nginx(
         page.driver.get(page.url)
         page.see("td", "Alice")
         assert urlsplit(page.driver.current_url).path == "/ui/"
+    finally:
+        nginx.stop()
+
+
+@pytest.fixture
+def below(start: Callable[..., Service], tmp_path: Path) -> Iterator[tuple[Service, Client]]:
+    """A service, and the same behind nginx at the sub-path that docs/nginx.md shows."""
+    service = start(UI=True, OPENAPI=True)
+    (location,) = blocks("nginx", pages.page("nginx.md"))
+    certificate = 'set $orchmgmt_certificate "";'
+    replace = {
+        "127.0.0.1:8441": urlsplit(service.url).netloc,
+        certificate: f"{certificate}\n{location}",
+    }
+    nginx = Nginx(tmp_path / "nginx", "generic_http.conf", replace)
+    yield service, Client(f"http://127.0.0.1:{nginx.port}/arrowhead")
+    nginx.stop()
+
+
+def test_at_a_sub_path_every_address_stays_below_it(
+    below: tuple[Service, Client], show: Callable[[Client], Browser]
+) -> None:
+    service, proxied = below
+    service.create(lock("A|s|1.0.0", "Alice"))
+    page = show(proxied)
+    for start, end in (
+        ("", "ui/"),
+        ("ui", "ui/"),
+        ("ui?view=history", "ui/?view=history"),
+        ("docs", "docs/"),
+    ):
+        page.driver.get(f"{proxied.url}/{start}")
+        assert page.driver.current_url == f"{proxied.url}/{end}"
+    page.open()
+    page.see("td", "Alice")
+    page.fill("[name=instance]", "B|s|1.0.0")
+    page.fill("[name=owner]", "Bob")
+    page.click("button", "Lock it")
+    page.see("td", "Bob")
+    page.click(".tools button", "Show as curl")
+    page.see("dialog pre", f"{proxied.url}/serviceorchestration/orchestration/mgmt/lock/query")
+    page.driver.get(f"{proxied.url}/docs/")
+    page.click("#operations-monitor-health button", "GET")
+    page.click("#operations-monitor-health button", "Try it out")
+    page.click("#operations-monitor-health button", "Execute")
+    page.see("#operations-monitor-health .request-url", f"{proxied.url}/health")
+    page.see("#operations-monitor-health .live-responses-table .response", "200")
+    asked = page.run("return performance.getEntriesByType('resource').map((it) => it.name)")
+    assert len(asked) > 4
+    assert [it for it in asked if not it.startswith((f"{proxied.url}/", "data:"))] == []
+    refused = proxied.send("GET", "/serviceorchestration/nothing")
+    assert (refused.status, refused.json["origin"]) == (404, "GET /serviceorchestration/nothing")
+
+
+def test_ui_leads_to_the_page_by_whatever_way_it_is_reached(
+    service: Service, tmp_path: Path
+) -> None:
+    nginx = Nginx(
+        tmp_path / "nginx",
+        "generic_http.conf",
+        {"127.0.0.1:8441": urlsplit(service.url).netloc},
+    )
+    try:
+        for client in (service, Client(f"http://127.0.0.1:{nginx.port}")):
+            answer = client.send("GET", "/ui?view=history&owners=A%0D%0AB")
+            assert answer.status == 302  # a 308 is kept for ever
+            assert answer.headers["Location"] == "ui/?view=history&owners=A%0D%0AB"
+            assert client.send("GET", "/uix").status == 404
     finally:
         nginx.stop()
 

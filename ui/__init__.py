@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, g, send_from_directory
+from flask import Blueprint, Response, g, request, send_from_directory
 
 from orchmgmt.json_text import write_json
 from orchmgmt.policies.gate import Gate
@@ -52,8 +52,11 @@ def ui_blueprint(store: Store, gate: Gate) -> Blueprint:
         return response
 
     @blueprint.get("/")
+    @blueprint.get("/ui")  # Flask's own redirect names host and scheme, and browsers keep it
     def lead() -> Response:
-        return Response(status=302, headers={"Location": "ui/"})  # whatever a proxy puts before it
+        query = request.query_string.decode("latin-1")
+        # Relative, for a proxy may put a path before it.
+        return Response(status=302, headers={"Location": f"ui/?{query}" if query else "ui/"})
 
     @blueprint.get("/ui/", defaults={"name": "index.html"})
     @blueprint.get("/ui/<name>")
