@@ -189,6 +189,11 @@ def printable(text: str) -> str:
     return "".join(it if it.isprintable() else "\N{REPLACEMENT CHARACTER}" for it in text)
 
 
+def many(count: int, noun: str) -> str:
+    """Return `1 lock`, `2 locks`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def begin(options: dict[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
     """Read the settings, and start to log."""
     settings = Settings.read(options, environ=environ)
@@ -377,6 +382,8 @@ def test_server(ready_file: Path | None, **options: Any) -> None:
             with tell_ready(ready_file, service.url, control.url):
                 click.echo(f"Listening on {service.url}")
                 signal.sigwait(SIGNALS)
+        except BrokenPipeError:
+            raise
         except OSError as error:
             raise Failure(f"cannot write to {ready_file}: {error.strerror or error}") from None
 
@@ -388,7 +395,7 @@ def clean(**options: Any) -> None:
     with opened(options) as store, command("clean") as tell:
         locks, jobs = store.clean()
         tell(locks=locks, jobs=jobs)
-    click.echo(f"Deleted {locks} expired locks and {jobs} old jobs.")
+    click.echo(f"Deleted {many(locks, 'expired lock')} and {many(jobs, 'old job')}.")
 
 
 @main.command()
@@ -456,7 +463,7 @@ def import_history(file: BinaryIO, replace: bool, **options: Any) -> None:
     ):
         count = import_jobs(store, lines, replace)
         tell(jobs=count)
-    click.echo(f"Imported {count} jobs into {shown(store.settings.database_url)}.")
+    click.echo(f"Imported {many(count, 'job')} into {shown(store.settings.database_url)}.")
 
 
 @history.command("export")
@@ -466,7 +473,7 @@ def export_history(file: str, **options: Any) -> None:
     """Write all jobs to FILE (- or none is standard output)."""
     with opened(options) as store, output(file) as stream:
         count = export_jobs(store, stream.write)
-    click.echo(f"Exported {count} jobs.", err=True)
+    click.echo(f"Exported {many(count, 'job')}.", err=True)
 
 
 @main.group(
@@ -492,8 +499,8 @@ def import_lock(file: BinaryIO, **options: Any) -> None:
         imported, expired = import_locks(store, lines)
         tell(locks=imported, expired=expired)
     click.echo(
-        f"Imported {imported} locks into {shown(store.settings.database_url)}; "
-        f"{expired} had expired and were passed over."
+        f"Imported {many(imported, 'lock')} into {shown(store.settings.database_url)}; "
+        f"{expired} had expired and {'was' if expired == 1 else 'were'} passed over."
     )
 
 
@@ -504,7 +511,7 @@ def export_lock(file: str, **options: Any) -> None:
     """Write all active locks to FILE (- or none is standard output)."""
     with opened(options) as store, output(file) as stream:
         count = export_locks(store, stream.write)
-    click.echo(f"Exported {count} locks.", err=True)
+    click.echo(f"Exported {many(count, 'lock')}.", err=True)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ def deploy_files(folder: Path, force: bool) -> None:
         for path, target in zip(files, targets, strict=True):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-            click.echo(target)
     except OSError as error:
         raise Failure(f"cannot write {error.filename}: {error.strerror}") from None
+    for target in targets:  # once all are there: nobody need read this
+        click.echo(target)

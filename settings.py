@@ -292,12 +292,10 @@ class Settings:
         """
         known = {setting.name: setting for setting in fields(cls)}
         environ = os.environ if environ is None else environ
-        variables = {name: text for name, text in environ.items() if name.startswith(PREFIX)}
-        for name in sorted(variables):
-            if name not in VARIABLES:
-                raise SettingError(f"{name} is not a setting{meant(name.upper(), VARIABLES)}")
+        demand_known(environ)
+        given = {name: environ[name] for name in VARIABLES if strip(environ.get(name, ""))}
         values: dict[str, Any] = {}
-        for layer in ({name: text for name, text in variables.items() if strip(text)}, *layers):
+        for layer in (given, *layers):
             for key, value in layer.items():
                 name = key.removeprefix(PREFIX).lower()
                 if name not in known:
@@ -307,8 +305,24 @@ class Settings:
         return cls(**values)
 
 
+#: What the commands that ask a running service read beside settings, and what each is.
+OF_A_CLIENT = {
+    "ORCHMGMT_URL": "where the service is",
+    "ORCHMGMT_TOKEN_FILE": "the file with the identity token of who asks",
+    "ORCHMGMT_CLIENT_CERTIFICATE_FILE": "the PEM file of the certificate of who asks",
+    "ORCHMGMT_CLIENT_KEY_FILE": "the PEM file of its key, if that is another file",
+}
+
 #: The environment's names of all settings.
 VARIABLES = [PREFIX + setting.name.upper() for setting in fields(Settings)]
+
+
+def demand_known(environ: Iterable[str]) -> None:
+    """Raise SettingError where a variable of ours is misspelt: a setting would not be heard."""
+    for name in sorted(name for name in environ if name.startswith(PREFIX)):
+        if name not in (*VARIABLES, *OF_A_CLIENT):
+            hint = meant(name.upper(), [*VARIABLES, *OF_A_CLIENT])
+            raise SettingError(f"{name} is not a setting{hint}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,12 +17,15 @@ from typing import Any
 from urllib.parse import quote
 
 import click
+from click.core import ParameterSource
 
-from orchmgmt.cli import Failure, printable
+from orchmgmt.cli import AS_IT_IS, Failure, begin, printable
 from orchmgmt.client import Client, Refused, Unavailable
 from orchmgmt.entries import Entry, camel_case, read_time
+from orchmgmt.errors import InvalidParameter
 from orchmgmt.errors import Unavailable as DatabaseUnavailable
-from orchmgmt.settings import Settings
+from orchmgmt.settings import PREFIX, Settings, demand_known
+from orchmgmt.store import Store
 from orchmgmt.values import second, strip
 
 #: Addresses to listen on that none can connect to, and those to take instead.
@@ -42,6 +46,12 @@ log = logging.getLogger("orchmgmt")
 
 _FILE = click.Path(exists=True, dir_okay=False)
 
+_VARIABLES = {
+    "token_file": "ORCHMGMT_TOKEN_FILE",
+    "certificate": "ORCHMGMT_CLIENT_CERTIFICATE_FILE",
+    "key": "ORCHMGMT_CLIENT_KEY_FILE",
+}
+
 
 class NotDone(Failure):
     """The service refuses, or not all is as it should be."""
@@ -55,15 +65,21 @@ class NoAnswer(Failure):
     exit_code = 5
 
 
-def asks(url: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def asks(
+    url: bool = True, direct: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command a `Client` as `client`, and the options that it is made from.
 
     Args:
         url: whether one of them says where the service is; otherwise an argument does.
+        direct: whether it may also be given a database, as a `Direct`.
     """
     options: list[Callable[[Callable[..., None]], Callable[..., None]]] = [
         click.option(
-            "--url", help="Where the service is; by default where HOST, PORT or UNIX_SOCKET say."
+            "--url",
+            envvar="ORCHMGMT_URL",
+            help="Where the service is; by default where HOST, PORT or UNIX_SOCKET say.  "
+            "[ORCHMGMT_URL]",
         ),
         click.option(
             "--name", help=f"The system that asks, where its name is enough.  [default: {OPERATOR}]"
@@ -71,14 +87,24 @@ def asks(url: bool = True) -> Callable[[Callable[..., None]], Callable[..., None
         click.option(
             "--token-file",
             type=click.File(),
-            help="File (- is standard input) with its identity token, instead.",
+            help="File (- is standard input) with its identity token, instead.  "
+            "[ORCHMGMT_TOKEN_FILE]",
         ),
-        click.option("--certificate", type=_FILE, help="PEM file of its certificate, instead."),
-        click.option("--key", type=_FILE, help="PEM file of its key, if that is another file."),
+        click.option(
+            "--certificate",
+            type=_FILE,
+            help="PEM file of its certificate, instead.  [ORCHMGMT_CLIENT_CERTIFICATE_FILE]",
+        ),
+        click.option(
+            "--key",
+            type=_FILE,
+            help="PEM file of its key, if that is another file.  [ORCHMGMT_CLIENT_KEY_FILE]",
+        ),
         click.option(
             "--ca",
             type=_FILE,
-            help="PEM file of who may certify the service; the machine's own by default.",
+            help="PEM file of who may certify the service; the machine's own by default.  "
+            "[ORCHMGMT_CA_FILE]",
         ),
         click.option(
             "--timeout",
@@ -94,16 +120,28 @@ def asks(url: bool = True) -> Callable[[Callable[..., None]], Callable[..., None
         def ask(url: str | None, timeout: float, **rest: Any) -> None:
             identity = {it: rest.pop(it) for it in ("name", "token_file", "certificate", "key")}
             ca = rest.pop("ca")
+            if direct and (database_url := rest.pop("database_url")) is not None:
+                if any([_given("url"), ca, *identity.values()]):
+                    raise click.UsageError(
+                        "--database-url asks no service: give nothing that says which, or who asks"
+                    )
+                _at_the_database(command, database_url, rest)
+                return
+            demand_known(os.environ)
+            where = url or own_url()
+            tls = where.startswith("https:")
+            if tls and not ca:
+                ca = strip(os.environ.get(PREFIX + "CA_FILE", "")) or None
             system_name = rest.get("system_name")
             if system_name is None:
-                who = _who(**identity)
+                who = _who(**_with_environment(identity, tls))
             elif any(identity.values()):
                 raise click.UsageError("--system-name says who asks: give nothing else that does")
             else:
                 login = {it: rest[it] for it in OF_A_LOGIN}
                 who = {"token": Login(system_name, {**login, "ca_file": ca})}
             try:
-                client = Client(url or own_url(), **who, ca=ca, timeout=timeout)
+                client = Client(where, **who, ca=ca, timeout=timeout)
             except ValueError as error:
                 raise Failure(printable(str(error))) from None
             with client, explained():
@@ -112,9 +150,53 @@ def asks(url: bool = True) -> Callable[[Callable[..., None]], Callable[..., None
         asking: Callable[..., None] = ask
         for option in reversed(options if url else options[1:]):
             asking = option(asking)
+        if direct:
+            asking = click.option(
+                "--database-url",
+                metavar="<text>",
+                help="Ask no service, but go to this database, which you must be able to open.",
+            )(asking)
         return asking
 
     return decorate
+
+
+def _given(name: str) -> bool:
+    """Whether an option is on the command line, and not in the environment."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is ParameterSource.COMMANDLINE
+
+
+def _at_the_database(command: Callable[..., None], url: str, rest: dict[str, Any]) -> None:
+    from orchmgmt.operating.direct import LARGEST_PAGE, Direct
+
+    settings = begin({"database_url": url, "max_page_size": LARGEST_PAGE})
+    with Store(settings, opening=AS_IT_IS) as store:
+        try:
+            command(client=Direct(store), **rest)
+        except InvalidParameter as error:
+            raise NotDone(printable(str(error))) from None
+
+
+def _with_environment(identity: dict[str, Any], tls: bool) -> dict[str, Any]:
+    """Add what the environment says of who asks to what the options say; they win.
+
+    Args:
+        identity: what the options say.
+        tls: whether a certificate can be shown.
+    """
+    found = dict(identity)
+    said = {name: strip(os.environ.get(it, "")) for name, it in _VARIABLES.items()}
+    if said["token_file"] and not (found["name"] or found["token_file"]):
+        try:
+            found["token_file"] = open(said["token_file"], encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            message = f"{_VARIABLES['token_file']}: {said['token_file']}: {error.strerror}"
+            raise Failure(printable(message)) from None
+    if tls and not found["certificate"]:
+        found["certificate"] = said["certificate"] or None
+        found["key"] = found["key"] or said["key"] or None
+    return found
 
 
 class Login:

@@ -5,16 +5,19 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 import click
 
-from orchmgmt.cli import printable
-from orchmgmt.client import Client, Unavailable
+from orchmgmt.cli import many, printable
+from orchmgmt.client import Client, Refused, Unavailable
 from orchmgmt.entries import Entry, Job, Lock, write_time
+from orchmgmt.errors import Unavailable as DatabaseUnavailable
 from orchmgmt.models import STATUSES, TYPES
 from orchmgmt.operating.asking import Moment, NoAnswer, Table, asks, say, wire
 from orchmgmt.operating.changes import Changes
+from orchmgmt.operating.direct import Direct
 
 _UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 _DURATION = re.compile("".join(rf"(?:([0-9]{{1,9}}){unit})?" for unit in _UNITS)).fullmatch
@@ -25,6 +28,22 @@ any_of = partial(click.option, multiple=True)
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="A line of JSON for each, as an export has it."
 )
+
+
+def watches(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of a list that goes on."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        command = click.option(
+            "--interval",
+            type=click.FloatRange(0.1, 3600),
+            default=2.0,
+            show_default=True,
+            help="Seconds between two looks of --watch.",
+        )(command)
+        return click.option("--watch", is_flag=True, help=help)(command)
+
+    return decorate
 
 
 class Duration(click.ParamType[timedelta]):
@@ -50,15 +69,32 @@ class Duration(click.ParamType[timedelta]):
 @any_of("--owner", "owners", help="Who holds it.")
 @click.option("--expires-before", type=Moment(round_up=True), help="It ends earlier.")
 @click.option("--expires-after", type=Moment(), help="It ends later.")
+@watches("Go on with what is new, changes or is gone, until ^C.")
 @as_json
-@asks()
-def list_locks(client: Client, as_json: bool, **filters: Any) -> None:
+@asks(direct=True)
+def list_locks(
+    client: Client | Direct, watch: bool, interval: float, as_json: bool, **filters: Any
+) -> None:
     """Show the active locks of a running service, the newest last.
 
     Those that match every filter; a filter that is repeated, with any of its values.
     """
-    locks = sorted(client.locks(**filters), key=lambda lock: lock.id or 0)
-    _show_locks(locks, as_json)
+    show = _locks_shower(as_json)
+    seen: dict[int | None, Lock] = {}
+
+    def look() -> None:
+        found = {lock.id: lock for lock in client.locks(**filters)}
+        gone = [lock for number, lock in seen.items() if number not in found]
+        changed = [lock for number, lock in found.items() if seen.get(number) != lock]
+        show(sorted(changed, key=_number), gone)
+        seen.clear()
+        seen.update(found)
+
+    look()
+    if not (seen or as_json):
+        say("No locks.")
+    if watch:
+        _go_on(look, interval)
 
 
 @click.command("create")
@@ -67,9 +103,9 @@ def list_locks(client: Client, as_json: bool, **filters: Any) -> None:
 @click.option("--expires-at", type=Moment(round_up=True), help="Until when, instead.")
 @click.argument("instances", metavar="INSTANCE...", nargs=-1, required=True)
 @as_json
-@asks()
+@asks(direct=True)
 def create_locks(
-    client: Client,
+    client: Client | Direct,
     owner: str,
     expires_in: timedelta | None,
     expires_at: datetime | None,
@@ -95,19 +131,67 @@ def create_locks(
         raise NoAnswer(
             printable(f"{failure}; if it was sent, `orchmgmt lock list` tells whether it was done")
         ) from None
-    _show_locks(made, as_json)
+    _locks_shower(as_json)(made)
 
 
 @click.command("remove")
-@click.option("--owner", required=True, help="Who holds them.")
+@click.option("--owner", help="Who holds them.")
+@click.option("--force", is_flag=True, help="Whoever holds them, which is looked up first.")
 @click.argument("instances", metavar="INSTANCE...", nargs=-1, required=True)
-@asks()
-def remove_locks(client: Client, owner: str, instances: tuple[str, ...]) -> None:
-    """Remove an owner's locks at a running service.
+@asks(direct=True)
+def remove_locks(
+    client: Client | Direct, owner: str | None, force: bool, instances: tuple[str, ...]
+) -> None:
+    """Remove locks at a running service: those of an owner, or with --force anybody's.
 
-    Temporary ones stay, for they are a job's; what the owner does not hold is passed over.
+    Temporary ones stay, for they are a job's; what the owner does not hold is passed over. At the
+    end it says how many there were, as a query before and one after tell.
     """
-    client.remove_locks(owner, *instances)
+    if (owner is None) != force:
+        raise click.UsageError("give --owner or --force")
+    try:
+        held = list(client.locks(service_instance_ids=instances))
+        asked = held if owner is None else _of(client, owner, instances)
+    except Refused as refusal:
+        if owner is None or refusal.status != HTTPStatus.FORBIDDEN:
+            raise
+        # Who may remove need not be one who may query.
+        client.remove_locks(owner, *instances)
+        say("Removed what this owner held.")
+        return
+    if owner is not None:
+        client.remove_locks(owner, *instances)
+    else:
+        for holder in sorted({lock.owner for lock in held}):
+            its = [lock.service_instance_id for lock in held if lock.owner == holder]
+            client.remove_locks(holder, *its)
+    numbers = [_number(lock) for lock in asked]
+    left = {lock.id for lock in client.locks(ids=numbers)} if numbers else set()
+    removed = [lock for lock in asked if lock.id not in left]
+    kept = [lock for lock in asked if lock.id in left]
+    _tell_removed(
+        len(removed),
+        {
+            "not of this owner": len(held) - len(asked),
+            "held by a job": sum(lock.temporary for lock in kept),
+            "still there": sum(not lock.temporary for lock in kept),
+            "not locked": len(set(instances)) - len(held),
+        },
+    )
+
+
+def _of(client: Client | Direct, owner: str, instances: tuple[str, ...]) -> list[Lock]:
+    return list(client.locks(owners=[owner], service_instance_ids=instances))
+
+
+def _tell_removed(removed: int, others: dict[str, int]) -> None:
+    """Say how many locks were removed, and why others were not."""
+    others = {why: count for why, count in others.items() if count > 0}
+    if not others:
+        say(f"Removed {many(removed, 'lock')}.")
+        return
+    reasons = "; ".join(f"{it} {'is' if it == 1 else 'are'} {why}" for why, it in others.items())
+    say(f"Removed {removed} of {many(removed + sum(others.values()), 'lock')}; {reasons}.")
 
 
 @click.command("list")
@@ -118,14 +202,7 @@ def remove_locks(client: Client, owner: str, instances: tuple[str, ...]) -> None
 @any_of("--target-system", "target_systems", help="Whom its result is for.")
 @any_of("--service-definition", "service_definitions", help="What was looked for.")
 @any_of("--subscription-id", "subscription_ids", help="What triggered it.")
-@click.option("--watch", is_flag=True, help="Go on with what is new and what changes, until ^C.")
-@click.option(
-    "--interval",
-    type=click.FloatRange(0.1, 3600),
-    default=2.0,
-    show_default=True,
-    help="Seconds between two looks of --watch.",
-)
+@watches("Go on with what is new and what changes, until ^C.")
 @as_json
 @asks()
 def list_jobs(client: Client, watch: bool, interval: float, as_json: bool, **filters: Any) -> None:
@@ -144,32 +221,42 @@ def list_jobs(client: Client, watch: bool, interval: float, as_json: bool, **fil
         show(sorted(changed, key=_age))
 
     look()
+    if not (seen or as_json):
+        say("No jobs.")
+    if watch:
+        _go_on(look, interval)
+
+
+def _go_on(look: Callable[[], None], interval: float) -> None:
+    """Look again and again, until ^C."""
     try:
-        while watch:
+        while True:
             time.sleep(interval)
             try:
                 look()
-            except Unavailable as failure:
+            except (Unavailable, DatabaseUnavailable) as failure:
                 click.echo(printable(f"{failure}; it is asked again"), err=True)
     except KeyboardInterrupt:
         pass  # which is how a watch ends
 
 
-def _show_locks(locks: list[Lock], as_json: bool) -> None:
+def _locks_shower(as_json: bool) -> Callable[..., None]:
+    """What shows locks, and more of them, and those that are gone."""
     if as_json:
-        _show_json(locks)
-        return
+        return lambda locks, gone=(): _show_json(locks)
     table = Table("ID", "INSTANCE", "OWNER", "EXPIRES", "HELD BY")
-    table.show(
-        (
-            lock.id,
-            lock.service_instance_id,
-            lock.owner,
-            _written(lock.expires_at),
-            (lock.orchestration_job_id or "a job") if lock.temporary else "its owner",
+
+    def held_by(lock: Lock) -> str:
+        return (lock.orchestration_job_id or "a job") if lock.temporary else "its owner"
+
+    def show(locks: Iterable[Lock], gone: Iterable[Lock] = ()) -> None:
+        rows = [(lock, held_by(lock)) for lock in locks] + [(lock, "(gone)") for lock in gone]
+        table.show(
+            (lock.id, lock.service_instance_id, lock.owner, _written(lock.expires_at), by)
+            for lock, by in rows
         )
-        for lock in locks
-    )
+
+    return show
 
 
 def _jobs_shower(as_json: bool) -> Callable[[list[Job]], None]:
@@ -198,6 +285,10 @@ def _jobs_shower(as_json: bool) -> Callable[[list[Job]], None]:
 def _show_json(entries: Iterable[Entry]) -> None:
     for entry in entries:
         say(wire(entry))
+
+
+def _number(lock: Lock) -> int:
+    return lock.id or 0
 
 
 def _age(job: Job) -> tuple[bool, datetime | None, str]:

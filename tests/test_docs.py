@@ -29,7 +29,7 @@ from orchmgmt.app import create_app, store_of
 from orchmgmt.operating.check import looks
 from orchmgmt.operating.commands import remove_locks
 from orchmgmt.operating.mirror import mirror
-from orchmgmt.settings import Settings
+from orchmgmt.settings import OF_A_CLIENT, Settings
 
 pytestmark = pytest.mark.sqlite
 
@@ -191,11 +191,18 @@ def test_the_client_does_what_its_page_shows(start: Callable[..., Service]) -> N
 
 
 def test_the_commands_options_are_those_of_the_page() -> None:
-    rows = re.findall(r"^\| (`--.*?) \|", section("commands.md", "Where, and who asks"), re.M)
+    text = section("commands.md", "Where, and who asks")
+    rows = re.findall(r"^\| (`--.*?) \|", text, re.M)
     named = [it for row in rows for it in re.findall("`(--[a-z-]+)`", row)]
     own = {it.name for it in mirror.params} & {it.name for it in remove_locks.params}
-    options = [it.opts[0] for it in remove_locks.params if it.name in {*own, "url"}]
+    own = {*own, "url"} - {"database_url"}  # which asks no service
+    options = [it.opts[0] for it in remove_locks.params if it.name in own]
     assert sorted(named) == sorted(options)
+    variables = re.findall(r"^\| `--.*? \| (`ORCHMGMT_.*?) \|", text, re.M)
+    assert set(re.findall(r"ORCHMGMT_\w+", " ".join(variables))) == {
+        *OF_A_CLIENT,
+        "ORCHMGMT_CA_FILE",
+    }
 
 
 def test_what_a_check_looks_at_is_what_the_page_says(tmp_path: Path) -> None:

@@ -410,7 +410,7 @@ def test_expired_locks_are_passed_over(run, tmp_path):
     assert ended.returncode == 0
     database = f"sqlite:///{tmp_path}/orchmgmt.db"
     assert ended.stdout == (
-        f"Imported 1 locks into {database}; 2 had expired and were passed over.\n"
+        f"Imported 1 lock into {database}; 2 had expired and were passed over.\n"
     )
     last = lock_entry("Removed|lock|1.0.0", id=9, owner="Nobody", expiresAt="1970-01-01T00:00:00Z")
     assert exported(run, "lock") == [lock_entry(), last]

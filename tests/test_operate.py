@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -81,7 +82,7 @@ def test_locks_are_created_shown_and_removed(run: Run, service: Service) -> None
     )
     assert service.locks(ids=[3]).entries == [entry]
     removed = run("lock", "remove", *owned, "Boiler|heat|1", "C|d|1")
-    assert (removed.returncode, removed.stdout, removed.stderr) == (0, "", "")
+    assert (removed.returncode, removed.stdout, removed.stderr) == (0, "Removed 2 locks.\n", "")
     (entry,) = lines(run("lock", "list", "--json"))
     assert entry["serviceInstanceId"] == "Tank|level|2.0.0"
 
@@ -295,6 +296,157 @@ def test_a_watch_shows_what_is_new_and_what_changes_once(service: Service) -> No
     watch.send_signal(signal.SIGINT)
     output, log = watch.communicate(timeout=30)
     assert (watch.returncode, output, log) == (0, "", "")
+
+
+def test_a_watch_of_locks_shows_what_is_new_what_changes_and_what_is_gone(
+    service: Service,
+) -> None:
+    watch = subprocess.Popen(
+        [COMMAND, "lock", "list", "--watch", "--interval", "0.1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watch.stdout
+    assert watch.stdout.readline() == "No locks.\n"
+    service.create(lock("Boiler|heat|1.0.0"))
+    assert watch.stdout.readline().split() == ["ID", "INSTANCE", "OWNER", "EXPIRES", "HELD", "BY"]
+    assert watch.stdout.readline().split()[:3] == ["1", "Boiler|heat|1.0.0", "Owner"]
+    service.remove("Owner", "instanceIds=Boiler%7Cheat%7C1.0.0")
+    row = watch.stdout.readline().split()
+    assert (row[0], row[-1]) == ("1", "(gone)")
+    watch.send_signal(signal.SIGINT)
+    assert watch.communicate(timeout=30) == ("", "")
+    assert watch.returncode == 0
+
+
+def test_an_empty_list_says_so(call: Run, service: Service) -> None:
+    assert call("lock", "list").stdout == "No locks.\n"
+    assert call("history", "list").stdout == "No jobs.\n"
+    assert call("lock", "list", "--json").stdout == ""
+
+
+def test_a_removal_says_how_many_and_why_not_more(call: Run, service: Service) -> None:
+    put(service, LOCK, lock_entry(9, temporary=True))
+    instances = ["Boiler|heat|1", "Tank|level|1", "Lift|motor|1"]
+
+    def removed(*arguments: str) -> str:
+        ended = call("lock", "remove", *arguments)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        return str(ended.stdout)
+
+    def made(*owners: str) -> None:
+        for instance, owner in zip(instances, owners, strict=True):
+            service.create(lock(instance, owner))
+
+    made("Alice", "Alice", "Bob")
+    said = removed("--owner", "alice", *instances)
+    assert said == "Removed 2 of 3 locks; 1 is not of this owner.\n"
+    said = removed("--owner", "alice", *instances)
+    assert said == "Removed 0 of 3 locks; 1 is not of this owner; 2 are not locked.\n"
+    assert removed("--owner", "bob", instances[2]) == "Removed 1 lock.\n"
+    made("Alice", "Bob", "Carol")
+    said = removed("--force", *instances, "Provider9|kelvinInfo|1")
+    assert said == "Removed 3 of 4 locks; 1 is held by a job.\n"
+    assert removed("--force", instances[0]) == "Removed 0 of 1 lock; 1 is not locked.\n"
+    for wrong in ([], ["--owner", "Alice", "--force"]):
+        ended = call("lock", "remove", *wrong, *instances)
+        assert ended.returncode == 2
+        assert "give --owner or --force" in ended.stderr
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
+def test_whoever_can_open_the_database_needs_no_service(
+    run: Run, request: pytest.FixtureRequest, tmp_path: Path, engine: str
+) -> None:
+    url = f"sqlite:///{tmp_path}/orchmgmt.db"
+    if engine == "postgresql":
+        url = request.getfixturevalue("postgresql").empty_database()
+    user = pwd.getpwuid(os.getuid()).pw_name
+    refused = run("lock", "list", "--database-url", url)
+    assert refused.returncode == (3 if engine == "sqlite" else refused.returncode)
+    Store({"DATABASE_URL": url}).close()
+    direct = ("--database-url", url)
+    # Where the policy would let nobody in.
+    env = {"ORCHMGMT_AUTHENTICATION_POLICY": "outsourced", "ORCHMGMT_URL": "http://127.0.0.1:1"}
+    until = ("--expires-in", "1h")
+    made = run("lock", "create", *direct, "--owner", "alice", *until, "A|b|1", "C|d|1", env=env)
+    assert made.returncode == 0
+    assert f" INFO orchmgmt.audit: user={user} operation=lock.create result=done " in made.stderr
+    held = run("lock", "create", *direct, "--owner", "bob", *until, "A|b|1", env=env)
+    assert (held.returncode, held.stdout) == (1, "")
+    assert "operation=lock.create result=failed" in held.stderr
+    assert held.stderr.endswith("Error: Already locked: A|b|1.0.0\n")
+    shown = run("lock", "list", *direct, "--owner", "Alice", "--json", env=env)
+    assert [json.loads(line)["owner"] for line in shown.stdout.splitlines()] == ["Alice"] * 2
+    assert shown.stderr == ""
+    removed = run("lock", "remove", *direct, "--force", "A|b|1", env=env)
+    assert removed.stdout == "Removed 1 lock.\n"
+    assert f"user={user} operation=lock.remove result=done locks=1 " in removed.stderr
+    assert removed.stderr.endswith(" owners=Alice removed=1\n")
+    both = run("lock", "list", *direct, "--name", "Sysop")
+    assert both.returncode == 2
+    assert "--database-url asks no service" in both.stderr
+
+
+def test_where_and_who_may_come_from_the_environment_and_options_win(
+    run: Run, begin: Begin, cloud: Cloud, tmp_path: Path
+) -> None:
+    service = begin(AUTHENTICATION_POLICY="outsourced")
+    (tmp_path / "token").write_text(cloud.token("Carol", sysop=True))
+    (tmp_path / "bad").write_text("bad")
+    env = {"ORCHMGMT_URL": service.url, "ORCHMGMT_TOKEN_FILE": "token"}
+    assert lines(run("lock", "list", "--json", env=env)) == []
+    assert lines(run("history", "list", "--json", env=env)) == []
+    assert lines(run("lock", "list", "--json", env={**env, "ORCHMGMT_CA_FILE": "none"})) == []
+    assert run("lock", "list", "--token-file", "bad", env=env).returncode == 1
+    assert run("lock", "list", "--name", "Sysop", env=env).returncode == 1
+    assert run("lock", "list", "--url", "http://127.0.0.1:1", env=env).returncode == 5
+    ended = run("lock", "list", env={**env, "ORCHMGMT_TOKEN_FILE": "none"})
+    message = "Error: ORCHMGMT_TOKEN_FILE: none: No such file or directory\n"
+    assert (ended.returncode, ended.stderr) == (2, message)
+    ended = run("lock", "list", env={**env, "ORCHMGMT_TOKEN_FIEL": "x"})
+    assert ended.returncode == 2
+    assert "did you mean ORCHMGMT_TOKEN_FILE?" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["deploy-files", "deploy"],
+        ["config"],
+        ["check"],
+        ["lock", "list"],
+        ["lock", "export"],
+        ["history", "export"],
+        ["completion", "bash"],
+        ["upgrade", "--check"],
+        ["backup", "copy.db"],
+        ["clean"],
+        ["serve", "--port", "0"],
+        ["test-server"],
+        ["--help"],
+    ],
+)
+def test_a_pipe_that_nobody_reads_ends_a_command_quietly(
+    service: Service, tmp_path: Path, arguments: list[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [COMMAND, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "ORCHMGMT_DATABASE_URL": service.store.settings.database_url},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    os.close(writer)
+    for sign in ("Error", "Broken pipe", "Traceback", "Exception", "cannot"):
+        assert sign not in ended.stderr
+    if arguments[0] == "deploy-files":
+        assert len(list(tmp_path.glob("deploy/*/*"))) > 5
 
 
 # What a server needs, and the settings
