@@ -47,17 +47,23 @@ def missing() -> str:
 class Browser:
     """One Chromium, on the page of one service after the other.
 
+    Args:
+        site_data: whether pages may keep anything.
+
     Attributes:
         downloads: where files go that the page hands out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, site_data: bool = True) -> None:
         self._profile = tempfile.mkdtemp(prefix="chromium-")
         self.downloads = Path(self._profile, "downloads")
         options = webdriver.ChromeOptions()
         options.binary_location = str(CHROMIUM)
         for flag in (*FLAGS, f"--user-data-dir={self._profile}"):
             options.add_argument(flag)
+        if not site_data:  # a choice of Chromium's settings
+            blocked = {"profile.default_content_setting_values.cookies": 2}
+            options.add_experimental_option("prefs", blocked)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.driver = webdriver.Chrome(options, Service(str(DRIVER)))
         self.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=self.downloads)

@@ -1,6 +1,7 @@
 """The page at /ui/: each thing that a person can do on it, done and seen in a real browser."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from browser import Browser, missing
 from certificates import CLOUD, Authority
 from nginx import Nginx
 from pages import blocks
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.keys import Keys
 from standin import PASSWORD, Cloud
 from support import UUID, Client, Service, after, job, lock, served
@@ -503,6 +505,30 @@ def test_several_locks_are_removed_at_once(page: Browser, service: Service) -> N
     assert [it["serviceInstanceId"] for it in service.locks().entries] == ["D|s|1.0.0"]
 
 
+def test_many_long_names_are_removed_behind_nginx(
+    service: Service, show: Callable[[Client], Browser], tmp_path: Path
+) -> None:
+    names = [f"{'System' * 9}{n:02}|{'service' * 8}|1.0.0" for n in range(60)]
+    service.create(*[lock(name, "Owner" * 12) for name in names])
+    backend = {"127.0.0.1:8441": urlsplit(service.url).netloc}
+    nginx = Nginx(tmp_path / "nginx", "generic_http.conf", backend)
+    try:
+        page = show(Client(f"http://127.0.0.1:{nginx.port}"))
+        page.open("view=locks&size=100")
+        page.see(".count", "60 locks")
+        page.run("document.querySelectorAll('tbody input').forEach((it) => it.click())")
+        page.click("button", "Remove them")
+        page.click("dialog button", "Show as curl")
+        commands = page.see("dialog pre", "curl").text.split("curl -s -X DELETE ")[1:]
+        assert [it.count("instanceIds=") for it in commands] == [29, 29, 2]
+        page.click("dialog:last-of-type button", "Close")
+        page.click("dialog button", "Remove 60 locks")
+        page.see(".empty", "Nothing is locked")
+    finally:
+        nginx.stop()
+    assert service.locks().json["count"] == 0
+
+
 def test_a_temporary_lock_says_why_it_cannot_be_removed(page: Browser, service: Service) -> None:
     reserved(service, "A|s|1.0.0")
     page.open()
@@ -685,7 +711,7 @@ def test_who_is_declared_can_be_changed_for_the_tab(page: Browser, service: Serv
     page.see("td", "Owner")
     page.click("#who", "Sysop")
     page.fill("dialog [name=name]", "RoomClimate")
-    page.click("dialog button", "Be this")
+    page.click("dialog button", "Use this name")
     page.see("#problem", "RoomClimate is known here, but may not manage locks and history (403: "
              "Requester has no management permission)")  # fmt: skip
     assert columns(page, "Instance") == []
@@ -695,6 +721,29 @@ def test_who_is_declared_can_be_changed_for_the_tab(page: Browser, service: Serv
     page.open()
     page.see("#who", "Sysop")
     page.see("td", "Owner")
+
+
+def test_where_the_browser_keeps_nothing_the_page_works(service: Service) -> None:
+    reason = missing()
+    if reason:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    service.create(lock("A|s|1.0.0"))
+    page = Browser(site_data=False)
+    try:
+        page.url = service.url
+        page.open()
+        with pytest.raises(WebDriverException, match="denied"):
+            page.run("sessionStorage")
+        page.see("td", "Owner")
+        page.click("#who", "Sysop")
+        page.fill("dialog [name=name]", "RoomClimate")
+        page.click("dialog button", "Use this name")
+        page.see("#problem", "RoomClimate is known here")
+        page.click("#views a", "History")
+        page.see("#who", "RoomClimate")
+        assert page.faults() == []
+    finally:
+        page.close()
 
 
 def test_a_token_or_a_login_says_who_is_asking(
@@ -795,7 +844,7 @@ def test_the_shown_commands_do_what_the_page_does(page: Browser, service: Servic
 def downloaded(page: Browser, name: str) -> str:
     path = page.downloads / name
     page.until(lambda: path.is_file() and path.stat().st_size > 0)
-    return path.read_text("utf-8")
+    return path.read_text("utf-8-sig")
 
 
 def test_what_is_shown_is_given_as_json_and_csv(page: Browser, service: Service) -> None:
@@ -814,8 +863,31 @@ def test_what_is_shown_is_given_as_json_and_csv(page: Browser, service: Service)
     page.click(".tools button", "CSV")
     text = downloaded(page, "jobs.csv")
     (row,) = csv.DictReader(text.splitlines(keepends=True))
-    assert row["message"] == '\'=cmd|"calc"!A0, and "more"\nlines'  # no formula
+    assert row["message"] == '\'=cmd|"calc"!A0, and "more" lines'  # no formula
     assert row["id"] == job(1)["id"]
+
+
+FORMULAS = (
+    "=1+1", "x;=1+1;y", "x\t=1+1\ty", "x\n=1+1\ny", '";=1+1;"', '"\r\n=1+1,"', " =1+1", "+1", "-1",
+    "@SUM(1)", "＝1+1", "＋1", "－1", "＠SUM(1)", "x,=1+1", "\x0b=1+1", "\u00a0=1+1", "Grüße",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_no_value_of_a_csv_becomes_a_formula_or_another_cell(
+    page: Browser, service: Service, separator: str
+) -> None:
+    put(service, *[recent(n, 100, message=it) for n, it in enumerate(FORMULAS)])
+    page.open("view=history")
+    page.see(".count", f"{len(FORMULAS)} jobs")
+    page.click(".tools button", "CSV")
+    text = downloaded(page, "jobs.csv")
+    assert (page.downloads / "jobs.csv").read_bytes().startswith(b"\xef\xbb\xbf")
+    rows = list(csv.reader(io.StringIO(text), delimiter=separator))
+    assert len(rows) == 1 + len(FORMULAS)
+    assert {len(row) for row in rows} == {11 if separator == "," else 1}
+    assert not [it for row in rows for it in row if it.lstrip().startswith(tuple("=+-@＝＋－＠"))]
+    assert "Grüße" in text
 
 
 # Live
@@ -990,12 +1062,13 @@ def test_locking_and_removing_need_no_mouse(page: Browser, service: Service) -> 
     tab_to("Remove the lock on Boiler")
     press(Keys.ENTER)
     page.see("dialog", "Remove for good?")
-    assert "Remove 1 lock" in page.driver.switch_to.active_element.text
+    assert page.driver.switch_to.active_element.text == "Keep"
     press(Keys.ESCAPE)
     page.unseen("dialog")
     assert "Remove the lock on Boiler" in page.run("return document.activeElement.ariaLabel")
     press(Keys.ENTER)
     page.see("dialog")
+    tab_to("Remove 1 lock", 1)
     press(Keys.ENTER)
     page.see(".empty", "Nothing is locked")
 

@@ -175,16 +175,16 @@ function confirmRemoval(many) {
   }
   const failed = el("p", { role: "alert", class: "refused" });
   const sure = el("button", { type: "button", class: "danger", onclick: remove }, `Remove ${many.length} lock${plural(many.length)}`);
+  const keep = el("button", { type: "button", onclick: () => box.close() }, "Keep");
   const box = dialog("Remove for good?",
     el("p", {}, "Whoever relies on these locks loses them at once:"),
     el("ul", { class: "list" }, ...many.map((it) => el("li", {}, el("strong", {}, it.serviceInstanceId), ` held by ${it.owner}`))),
     failed,
     el("div", { class: "buttons" },
       el("button", { type: "button", onclick: () => showCurl("Remove as a command", [...owners].map(([owner, instances]) => curl.lockRemove(owner, instances)).join("\n")) }, "Show as curl"),
-      el("button", { type: "button", onclick: () => box.close() }, "Keep"),
-      sure));
+      keep, sure));
   box.showModal();
-  sure.focus();
+  keep.focus();
 
   async function remove() {
     text(failed, "");
@@ -193,7 +193,7 @@ function confirmRemoval(many) {
         await lockRemove(owner, instances);
       } catch (error) {
         if (!(error instanceof Refusal)) throw error;
-        text(failed, `The locks of ${owner} are still there: ${error.message}`);
+        text(failed, `Not all locks of ${owner} are removed: ${error.message}`);
         return refresh();
       }
       owners.delete(owner);

@@ -3,6 +3,7 @@
 import { quoted } from "./words.js";
 
 const MANAGEMENT = "../serviceorchestration/orchestration/mgmt";
+const QUERY_LENGTH = 4000; // characters at most, but for a single instance
 const PATIENCE = 15_000; // ms for an answer
 const CLOCK_AGE = 60_000; // ms until the service's clock is read again
 
@@ -39,8 +40,23 @@ export async function learn(anew = false) {
   Object.assign(about, told);
 }
 
-// Who is asking is kept for the tab only.
-const kept = sessionStorage;
+// Who is asking is kept for the tab only: in memory where the browser keeps nothing for a page.
+const kept = tabStorage();
+
+function tabStorage() {
+  try {
+    sessionStorage.setItem("", "");
+    sessionStorage.removeItem("");
+    return sessionStorage;
+  } catch {
+    const memory = new Map();
+    return {
+      getItem: (key) => memory.get(key) ?? null,
+      setItem: (key, value) => memory.set(key, value),
+      removeItem: (key) => memory.delete(key),
+    };
+  }
+}
 
 export const identity = {
   /** The name under `declared`, the token under `outsourced`. */
@@ -60,7 +76,9 @@ export const identity = {
 export const lockQuery = (body) => send("POST", `${MANAGEMENT}/lock/query`, body);
 export const historyQuery = (body) => send("POST", `${MANAGEMENT}/history/query`, body);
 export const lockCreate = (body) => send("POST", `${MANAGEMENT}/lock/create`, body);
-export const lockRemove = (owner, instances) => send("DELETE", removal(owner, instances));
+export async function lockRemove(owner, instances) {
+  for (const path of removals(owner, instances)) await send("DELETE", path);
+}
 export const who = () => send("GET", "who.json");
 
 /** Log in at the identity service itself: the password passes by nobody else. */
@@ -69,9 +87,16 @@ export async function logIn(systemName, password) {
   return send("POST", `${about.identityUrl}/login`, body, {});
 }
 
-function removal(owner, instances) {
-  const wanted = instances.map((it) => `instanceIds=${encodeURIComponent(it)}`).join("&");
-  return `${MANAGEMENT}/lock/remove/${encodeURIComponent(owner)}?${wanted}`;
+/** Paths that remove these, none of them too long for a proxy. */
+function removals(owner, instances) {
+  const queries = [];
+  for (const instance of instances) {
+    const one = `instanceIds=${encodeURIComponent(instance)}`;
+    const longer = `${queries.at(-1)}&${one}`;
+    if (queries.length && longer.length <= QUERY_LENGTH) queries[queries.length - 1] = longer;
+    else queries.push(one);
+  }
+  return queries.map((it) => `${MANAGEMENT}/lock/remove/${encodeURIComponent(owner)}?${it}`);
 }
 
 async function send(method, path, body, headers = identity.header()) {
@@ -106,7 +131,7 @@ export const curl = {
   lockQuery: (body) => command("POST", `${MANAGEMENT}/lock/query`, body),
   historyQuery: (body) => command("POST", `${MANAGEMENT}/history/query`, body),
   lockCreate: (body) => command("POST", `${MANAGEMENT}/lock/create`, body),
-  lockRemove: (owner, instances) => command("DELETE", removal(owner, instances)),
+  lockRemove: (owner, instances) => removals(owner, instances).map((it) => command("DELETE", it)).join("\n"),
 };
 
 function command(method, path, body) {

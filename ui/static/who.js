@@ -45,7 +45,7 @@ function declared(take, said, close) {
   return [
     el("p", {}, "The policy is ", el("code", {}, "declared"), ": the service believes the name that you give, and verifies nothing. ",
       el("strong", {}, "Sysop"), " is the operator; with any other name you see what an ordinary system is told."),
-    form([field("My name", name)], said, close, "Be this", () => {
+    form([field("My name", name)], said, close, "Use this name", () => {
       if (/^[\x20-\x7e]+$/.test(name.value)) take(name.value.trim());
       else text(said, "A name has ASCII letters and digits.");
     }),

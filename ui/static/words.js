@@ -58,15 +58,18 @@ export function parts(instance) {
   return { system, service: service ?? "", version: version ?? "" };
 }
 
-/** Entries as CSV, where no value is taken for a formula. */
+/**
+ * Entries as CSV, where no value is taken for a formula or for two cells. Where a locale separates
+ * cells by `;` or a tab, a spreadsheet does so within quotes too: no value holds one, or a line end.
+ */
 export function csv(columns, entries) {
   const cell = (value) => {
-    const text = String(value ?? "");
-    const safe = /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
-    return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+    const text = String(value ?? "").replaceAll(";", ",").replace(/\p{Cc}+/gu, " ");
+    const safe = /^\s*[=+\-@＝＋－＠]/u.test(text) ? `'${text}` : text;
+    return /[",]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
   };
   const lines = [columns, ...entries.map((entry) => columns.map((it) => entry[it]))];
-  return lines.map((line) => line.map(cell).join(",") + "\r\n").join("");
+  return `\ufeff${lines.map((line) => line.map(cell).join(",") + "\r\n").join("")}`; // Excel knows UTF-8 by the mark
 }
 
 export function download(name, type, content) {
