@@ -18,6 +18,9 @@ log = logging.getLogger("orchmgmt")
 
 RETRY_AFTER_SECONDS = 1
 
+#: The Content-Encoding of what is not encoded.
+IDENTITY = "identity"
+
 #: What a path holds unquoted (RFC 3986), beside letters, digits and `-._~`.
 _AS_THEY_ARE = "/!$&'()*+,;=:@"
 
@@ -54,6 +57,16 @@ class NotFound(ServiceError):
     """What is named does not exist (404)."""
 
     status = HTTPStatus.NOT_FOUND
+
+
+class EncodedBody(ServiceError):
+    """The body is compressed, or encoded otherwise (415; RFC 9110, 15.5.16)."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    headers: ClassVar[dict[str, str]] = {"Accept-Encoding": IDENTITY}
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(f"The body must be sent as it is, without Content-Encoding: {encoding}")
 
 
 class Unavailable(ServiceError):

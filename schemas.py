@@ -321,13 +321,15 @@ class LockRemove(WireSchema):
 
         Args:
             owner: the path's last part.
-            query: the query string: each `instanceIds` holds ids separated by commas.
+            query: the query string: each `instanceIds` holds ids separated by commas, and so does
+                each `instanceIds[]`, as some clients write it.
 
         Raises:
             Fault: as `WireSchema.load`.
         """
-        self._demand_known(query, ["instanceIds"])
-        instances = [part for text in query.get("instanceIds", []) for part in text.split(",")]
+        keys = ["instanceIds", "instanceIds[]"]
+        self._demand_known(query, keys)
+        instances = [part for it in keys for text in query.get(it, []) for part in text.split(",")]
         if len(instances) == 1 and not values.strip(instances[0]):
             instances = []
         loaded = self.load({"owner": owner, "instanceIds": instances})

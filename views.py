@@ -8,14 +8,12 @@ from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
 from orchmgmt import schemas
 from orchmgmt.databases import Row
-from orchmgmt.errors import InvalidParameter, body_too_large
+from orchmgmt.errors import IDENTITY, EncodedBody, InvalidParameter, body_too_large
 from orchmgmt.json_text import parse_json, write_json
 from orchmgmt.locks import AlreadyLocked
 from orchmgmt.models import NewLock
 from orchmgmt.serving.audit import audited, tell
 from orchmgmt.store import Store
-
-JSON_WHITE_SPACE = b" \t\r\n"
 
 #: So many entries are written at once.
 PART = 20
@@ -135,8 +133,11 @@ def read_payload() -> Any:
         length = len(body)
     if length > limit:
         raise RequestEntityTooLarge(body_too_large(limit))
-    if not body.strip(JSON_WHITE_SPACE):
+    if not body:
         return None
+    encoding = request.headers.get("Content-Encoding", IDENTITY)
+    if encoding.strip().lower() not in ("", IDENTITY):
+        raise EncodedBody(encoding)
     if not request.is_json:
         raise UnsupportedMediaType("The body must be JSON: Content-Type: application/json")
     return parse_json(body)

@@ -74,12 +74,12 @@ def bearer(request: Request) -> tuple[str, str]:
     """Return the two parts of `Authorization: Bearer <kind>//<value>`.
 
     Raises:
-        Unidentified: the header is missing or malformed.
+        Unidentified: the header is missing or malformed; white space round the value is wrong too.
     """
     header = request.headers.get("Authorization", "")
     if not strip(header):
         raise Unidentified("No authorization header has been provided")
     match = _BEARER(header)
-    if not match:
+    if not match or match[2] != strip(match[2]):
         raise Unidentified(INVALID_HEADER)
     return match[1], match[2]

@@ -22,6 +22,9 @@ from orchmgmt.values import strip
 
 SYSTEM, OPERATOR = "sy", "op"
 
+#: What a common name ends with.
+DOMAIN = ["arrowhead", "eu"]
+
 _HEADER_NAME = re.compile("[A-Za-z0-9-]+").fullmatch
 _CLOUD = re.compile(r"[^.\s]+\.[^.\s]+").fullmatch
 # Neither form has a comma, which is what comes of a header that is there twice.
@@ -46,9 +49,10 @@ class Certificate(AuthenticationPolicy):
         self._naming = settings.naming
         self._proxies = TrustedProxies(settings)
         self._header = settings.client_certificate_header
-        self._cloud = settings.needed("cloud", "certificate")
-        if not _CLOUD(self._cloud):
-            raise SettingError(f"{PREFIX}CLOUD must be <cloud>.<organisation>, not {self._cloud!r}")
+        cloud = settings.needed("cloud", "certificate")
+        if not _CLOUD(cloud):
+            raise SettingError(f"{PREFIX}CLOUD must be <cloud>.<organisation>, not {cloud!r}")
+        self._cloud = self._as_names(cloud.split("."))
         if not _HEADER_NAME(self._header):
             raise SettingError(
                 f"{PREFIX}CLIENT_CERTIFICATE_HEADER must be a header's name in letters, digits "
@@ -81,14 +85,24 @@ class Certificate(AuthenticationPolicy):
             raise Forbidden("The client certificate is neither a system's nor an operator's")
         return Requester(self.name(names), operator=profiles == [OPERATOR])
 
+    def _as_names(self, labels: list[str]) -> list[str]:
+        """A cloud and its organisation as they are compared: as SystemNames, if they are such."""
+        names = []
+        for label in labels:
+            try:
+                names.append(self._naming.system_name(strip(label)))
+            except ValueError:
+                names.append(label)
+        return names
+
     def name(self, names: list[str]) -> str:
         """Return the SystemName in a common name, `<system>.<cloud>.<organisation>.arrowhead.eu`.
 
         Raises:
             Forbidden: there is none of this cloud.
         """
-        system, _, rest = "".join(names).partition(".")
-        if len(names) != 1 or rest != f"{self._cloud}.arrowhead.eu":
+        system, *cloud = "".join(names).split(".")
+        if len(names) != 1 or cloud[2:] != DOMAIN or self._as_names(cloud[:2]) != self._cloud:
             raise Forbidden("The client certificate is not of this cloud")
         try:
             return self._naming.system_name(strip(system))

@@ -5,7 +5,6 @@ from flask import Request
 from orchmgmt.errors import Unidentified
 from orchmgmt.policies import INVALID_HEADER, AuthenticationPolicy, Requester, bearer
 from orchmgmt.settings import OPERATOR_NAME, Settings
-from orchmgmt.values import strip
 
 
 class Declared(AuthenticationPolicy):
@@ -22,7 +21,7 @@ class Declared(AuthenticationPolicy):
         """
         kind, value = bearer(request)
         try:
-            name = self._naming.system_name(strip(value))
+            name = self._naming.system_name(value)
         except ValueError:
             kind = ""
         if kind != "SYSTEM":

@@ -1,5 +1,6 @@
 """Whatever is sent, the answer is a 400 that says what is wrong, never a crash."""
 
+import gzip
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -134,8 +135,10 @@ MALFORMED = {
     "Latin-1": '{"owners": ["é"]}'.encode("latin-1"),
     "UTF-16": "{}".encode("utf-16"),
     "UTF-32": "{}".encode("utf-32"),
-    "byte order mark": b"\xef\xbb\xbf{}",
+    "two byte order marks": b"\xef\xbb\xbf\xef\xbb\xbf{}",
+    "byte order mark within": b"{\xef\xbb\xbf}",
     "only a byte order mark": b"\xef\xbb\xbf",
+    "only white space": b" \r\n\t",
     "raw line end in a string": b'{"owners": ["A\n"]}',
     "raw NUL in a string": b'{"owners": ["A\x00"]}',
     "bad escape": b'{"owners": ["\\x41"]}',
@@ -152,6 +155,35 @@ def test_malformed_json_is_refused(service: Service, body: bytes) -> None:
         answer = post(service, path, body)
         assert answer.status == 400
         assert answer.error.startswith("Malformed JSON: ")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+def test_another_encoding_of_json_is_named(service: Service, encoding: str) -> None:
+    answer = post(service, "/lock/query", '{"owners": ["A"]}'.encode(encoding))
+    assert (answer.status, answer.error) == (400, "Malformed JSON: it is not UTF-8")
+
+
+def test_a_byte_order_mark_before_json_is_ignored(service: Service) -> None:
+    body = json.dumps({"locks": [lock("A|b|1")]}).encode()
+    assert post(service, "/lock/create", b"\xef\xbb\xbf" + body).status == 201
+    assert post(service, "/lock/query", b"\xef\xbb\xbf{}").json["count"] == 1
+    assert post(service, "/history/query", b"\xef\xbb\xbfnull").status == 200
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "deflate, gzip", "br", "identity, gzip", "x"])
+def test_an_encoded_body_is_refused_and_the_encoding_named(service: Service, encoding: str) -> None:
+    headers = {**service.headers, "Content-Type": "application/json", "Content-Encoding": encoding}
+    for path in BODIES:
+        answer = service.send("POST", MANAGEMENT + path, gzip.compress(b"{}"), headers)
+        assert answer.status == 415
+        assert answer.error.endswith(f"Content-Encoding: {encoding}")
+        assert answer.headers["Accept-Encoding"] == "identity"
+
+
+@pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
+def test_a_body_that_says_that_it_is_not_encoded_is_taken(service: Service, encoding: str) -> None:
+    headers = {**service.headers, "Content-Type": "application/json", "Content-Encoding": encoding}
+    assert service.send("POST", f"{MANAGEMENT}/lock/query", b"{}", headers).status == 200
 
 
 @pytest.mark.parametrize(
@@ -331,7 +363,7 @@ def test_a_length_above_the_limit_is_refused_unseen(service: Service, announced:
 @pytest.mark.parametrize("limit", [1, 2, 20, 5000])
 def test_the_limit_is_a_setting(start: Callable[..., Service], limit: int) -> None:
     service = start(MAX_BODY_BYTES=limit)
-    assert post(service, "/lock/query", b" " * limit).status == 200
+    assert post(service, "/lock/query", b"").status == 200
     assert post(service, "/lock/query", b"{}".ljust(limit)[:limit]).status == (
         400 if limit == 1 else 200
     )

@@ -228,6 +228,25 @@ def test_a_certificate_that_is_not_valid_now_is_refused(
     assert (answer.status, answer.error) == (401, EXPIRED)
 
 
+@pytest.mark.parametrize(
+    ("configured", "certified"),
+    [
+        ("Testcloud.Company", "testcloud.company"),
+        ("test-cloud.my-company", "TestCloud.MyCompany"),
+        ("TestCloud.MyCompany", "test_cloud.my--company"),
+        ("testcloud.company", "Testcloud.company"),
+    ],
+)
+def test_cloud_and_organisation_are_compared_as_names_are(
+    begin: Start, authority: Authority, configured: str, certified: str
+) -> None:
+    name = subject(f"carol.{certified}.arrowhead.eu", qualifiers=("op",))
+    service = begin(CLOUD=configured)
+    assert send(service, authority.issue(name).escaped).status == 200
+    other = subject("carol.testCloud2.company.arrowhead.eu", qualifiers=("op",))
+    assert send(service, authority.issue(other).escaped).error == OTHER_CLOUD
+
+
 PROFILES = {
     "other cloud": (subject("a.other.company.arrowhead.eu", qualifiers=("op",)), OTHER_CLOUD),
     "other company": (subject("a.testcloud.other.arrowhead.eu", qualifiers=("op",)), OTHER_CLOUD),

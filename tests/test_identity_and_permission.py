@@ -76,8 +76,6 @@ def test_nobody_else_changes_or_sees_anything(
         "Bearer SYSTEM//consumer",
         "Bearer SYSTEM//temperature-consumer_",
         "Bearer SYSTEM//a b",
-        "Bearer SYSTEM// Consumer",
-        "Bearer SYSTEM//\tConsumer \t",
         "  Bearer SYSTEM//Consumer  ",
         "Bearer SYSTEM//" + "a" * 63,
         OPERATOR,
@@ -117,6 +115,8 @@ def test_a_missing_header_is_named(service: Service, authorization: str | None) 
         "Bearer system//Sysop",
         "Bearer System//Sysop",
         "Bearer SYSTEM //Sysop",
+        "Bearer SYSTEM// Sysop",
+        "Bearer SYSTEM//\tSysop",
         "Bearer SYSTEM///Sysop",
         "Bearer SYSTEM//Sysop//Sysop",
         "Bearer SYSTEM//Sysop/",
@@ -163,7 +163,6 @@ def test_two_headers_are_invalid(service: Service, second: str) -> None:
     [
         ("Sysop", 200),
         ("sysop", 200),
-        (" sysop ", 200),
         ("sysop_", 200),
         ("SYSOP", 403),
         ("sys-op", 403),
@@ -181,8 +180,8 @@ def test_only_the_operator_may_manage(service: Service, name: str, status: int) 
 
 def test_in_simple_mode_the_name_must_be_exact(start: Callable[..., Service]) -> None:
     service = start(NORMALIZATION_MODE="simple")
-    assert echo(service, "Bearer SYSTEM// Sysop ").status == 200
-    for name in ("sysop", "Sys-op", "a b"):
+    assert echo(service, "Bearer SYSTEM//Sysop ").status == 200  # HTTP's own white space
+    for name in ("sysop", "Sys-op", "a b", " Sysop"):
         answer = echo(service, f"Bearer SYSTEM//{name}")
         assert (answer.status, answer.error) == (401, INVALID)
 

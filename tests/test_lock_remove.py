@@ -151,3 +151,14 @@ def test_a_body_is_not_looked_at(locked: Service, body: bytes) -> None:
     path = f"{MANAGEMENT}/lock/remove/Mine?{instances('A|b|1')}"
     assert locked.send("DELETE", path, body).status == 200
     assert left(locked) == ["BM", "CM", "DO"]
+
+
+def test_repeated_instances_may_be_written_with_brackets(start):
+    service = start(UNKNOWN_KEYS="refuse")
+    service.create(*(lock(f"{name}|b|1") for name in "ABCD"))
+    query = "instanceIds[]=A%7Cb%7C1&instanceIds%5B%5D=B%7Cb%7C1,C%7Cb%7C1&instanceIds=D%7Cb%7C1"
+    assert service.remove("Owner", query).status == 200
+    assert service.locks().json["count"] == 0
+    assert service.remove("Owner", "instanceIds[]=").error == "Service instance id list empty"
+    refused = service.remove("Owner", "instanceIds[0]=A%7Cb%7C1")
+    assert refused.error == "Unknown key: instanceIds[0] (did you mean instanceIds[]?)"

@@ -195,7 +195,7 @@ def test_jobs_do_not_sort_by_a_locks_field(service: Service, field: str) -> None
 
 @pytest.mark.parametrize("name", ["page", "size"])
 @pytest.mark.parametrize(
-    "number", [True, 1.0, 1.5, "1.0", "one", 2**63, "9" * 30, 1e300, [], {}], ids=repr
+    "number", [True, 1.5, "1.0", "one", 2**63, "9" * 30, 1e300, [], {}], ids=repr
 )
 def test_a_page_or_size_that_is_no_integer_is_refused(table: Table, name: str, number: Any) -> None:
     answer = table.ask(**{"page": 1, "size": 1, name: number})
