@@ -252,14 +252,14 @@ def _registry(settings: Settings) -> str:
     strangers = registry.strangers(SERVICES.values())
     if strangers:
         raise Wrong(
-            f"it has another system {registry.name}, with {', '.join(strangers)}: choose another "
-            f"{PREFIX}SYSTEM_NAME"
+            f"it has another system {registry.name}, with {registry.words(strangers)}: choose "
+            f"another {PREFIX}SYSTEM_NAME"
         )
     if not registry.is_at(known):
         raise Doubtful(
-            f"{registry.name} is there at {', '.join(sorted(known))}: `serve` takes that away "
-            f"once and registers {', '.join(registry.addresses)}. If another process "
-            f"runs there, give both the same {PREFIX}SERVICE_ADDRESSES, or names of their own"
+            f"{registry.name} is there at {registry.words(known)}: `serve` takes that away once "
+            f"and registers {', '.join(registry.addresses)}. If another process runs there, give "
+            f"both the same {PREFIX}SERVICE_ADDRESSES, or names of their own"
         )
     there = registry.services()
     found = {name: there.get(registry.instance(name)) for name in SERVICES.values()}

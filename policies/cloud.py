@@ -231,7 +231,7 @@ class OwnSide:
         message = answer.get("errorMessage") if isinstance(answer, dict) else None
         if not isinstance(message, str):
             return ""
-        reason = "".join(it for it in message if it.isprintable())
+        reason = printable(message)
         # Under `declared` the own identity is a name, which is no secret.
         if self.login:
             for secret in (self.login.password, (own or "").rpartition("//")[2]):
@@ -299,6 +299,11 @@ class _Login:
         self.ended_already = left <= 0
         self._renewal = began + LOGIN_AGES * (ENDED_ALREADY if self.ended_already else left)
         return f"Bearer IDENTITY-TOKEN//{token}"
+
+
+def printable(text: str) -> str:
+    """Return what another system has sent without anything that a terminal or a log obeys."""
+    return "".join(it for it in text if it.isprintable())
 
 
 @lru_cache(maxsize=16)

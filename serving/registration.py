@@ -164,7 +164,7 @@ class Registration:
         doing it. And it is not done for addresses that the registry does not take: it looks at
         these before it says that the system is there already.
         """
-        name, theirs = self._registry.name, ", ".join(sorted(known))
+        name, theirs = self._registry.name, self._registry.words(known)
         if self._revoked:
             raise Unavailable(
                 f"the ServiceRegistry has {name} at {theirs}, and not at "
@@ -175,7 +175,7 @@ class Registration:
         if strangers:
             raise Unavailable(
                 f"the ServiceRegistry has another system {name}, at {theirs} with "
-                f"{', '.join(strangers)}: choose another {PREFIX}SYSTEM_NAME"
+                f"{self._registry.words(strangers)}: choose another {PREFIX}SYSTEM_NAME"
             )
         status, answer = self._register_system(200, 201, 400)
         if status == 400 and "already exists" not in answer:

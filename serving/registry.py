@@ -15,7 +15,7 @@ from orchmgmt.settings import PREFIX, SettingError, Settings
 from orchmgmt.values import strip
 
 try:
-    from orchmgmt.policies.cloud import OtherSystem, own_side
+    from orchmgmt.policies.cloud import REASON_LENGTH, OtherSystem, own_side, printable
 except ImportError as error:
     raise SettingError(
         f"{PREFIX}SERVICE_REGISTRY_URL needs {error.name}: pip install 'orchmgmt[registration]'"
@@ -115,6 +115,10 @@ class Registry:
         """Return what it shows of this system's services beside these: the name is another's."""
         ours = [[it] for it in services]
         return sorted(it for it in self.services() if it.split("|")[1:2] not in ours)
+
+    def words(self, found: Iterable[str]) -> str:
+        """Return what it has sent, for a line of a log."""
+        return printable(", ".join(sorted(found)))[:REASON_LENGTH]
 
     def addresses_of(self, system: Any) -> set[str]:
         """Return the addresses in what it says of a system, each in one form."""

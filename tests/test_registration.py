@@ -452,6 +452,22 @@ def test_addresses_that_an_operator_has_added_or_left_to_a_device_stay(
     assert is_registered(cloud)
 
 
+def test_what_the_registry_knows_is_told_without_control_characters(
+    keep: Callable[..., Registration], cloud: Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = [{"address": "192.0.2.1\n\x1b[2J\u202e" + "x" * 5000}]
+    entries = {"entries": [{"name": NAME, "addresses": known}]}
+    looked = (200, json.dumps(entries).encode())
+    cloud.answer = lambda path: looked if path.endswith("system-discovery/lookup") else None
+    cloud.systems[NAME] = {"name": NAME, "addresses": known}
+    registration = keep(cloud)
+    until(lambda: registration.failures >= 2)
+    said = "".join(messages(caplog))
+    assert "192.0.2.1[2jxxx" in said
+    assert said.isprintable()
+    assert len(said) < 1500
+
+
 def test_a_system_of_another_kind_that_has_the_name_is_left_alone(
     keep: Callable[..., Registration],
     cloud: Cloud,
