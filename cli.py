@@ -181,7 +181,8 @@ class Group(click.Group):
                 raise
             # What could not be written would be tried again, and complained of, at the exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            raise Failure(f"cannot write the output: {error.strerror}") from None
+            what = error.filename or "the output"
+            raise Failure(f"cannot write {what}: {error.strerror}") from None
 
 
 def printable(text: str) -> str:
@@ -546,8 +547,12 @@ def progress(file: BinaryIO) -> Iterator[Iterator[bytes]]:
     with tempfile.TemporaryFile() as spool:
         if not file.seekable():
             # An import keeps all others from writing: it must not wait for a slow pipe.
-            shutil.copyfileobj(file, spool)
-            spool.seek(0)
+            try:
+                shutil.copyfileobj(file, spool)
+                spool.seek(0)
+            except OSError as error:
+                place = tempfile.gettempdir()
+                raise Failure(f"cannot keep the input in {place}: {error.strerror}") from None
             file = spool
         size = os.fstat(file.fileno()).st_size
         with click.progressbar(length=size, label="Importing", file=watched) as bar:

@@ -1,5 +1,6 @@
 """Locks and jobs as JSON Lines: each line is an entry as the contract's responses have it."""
 
+import errno
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -119,7 +120,10 @@ def _open_places() -> sqlite3.Connection:
 def _first_line(places: sqlite3.Connection, key: str | int, line: int) -> int:
     """The line of a key; it is this one if the key is new."""
     sql = "INSERT INTO place VALUES (?, ?) ON CONFLICT DO UPDATE SET line = line RETURNING line"
-    first: int = places.execute(sql, (key, line)).fetchone()[0]
+    try:
+        first: int = places.execute(sql, (key, line)).fetchone()[0]
+    except sqlite3.OperationalError as error:  # not the database's, which would be blamed for it
+        raise OSError(errno.ENOSPC, str(error), "temporary files") from None
     return first
 
 

@@ -35,8 +35,8 @@ log = logging.getLogger("orchmgmt")
 #: Jobs that are compared and written at once.
 BATCH = 900
 
-#: So many locks may have come and gone there since the newest that is still there was made: new ids
-#: here begin after as many, for each is to be larger than all before it.
+#: So many locks, or half of that, may have come and gone there since the newest that is still there
+#: was made: new ids here begin after as many, for each is to be larger than all before it.
 UNSEEN = 1_000_000_000
 
 Loaded = dict[str, Any]
@@ -275,7 +275,9 @@ class Mirror:
         database, locks = self._store.database, self._store.locks
         # The wire does not tell the largest id that was ever given out, only those of active locks.
         seen = max(there, default=0)
-        locks.go_on_from(max(seen, min(seen + UNSEEN, LOCK_ID_MAX)))
+        far = max(seen, min(seen + UNSEEN, LOCK_ID_MAX))
+        # Not each time: on PostgreSQL that waits for whoever reads the table.
+        locks.go_on_from(far if locks.last_id() < (seen + far) // 2 else 0)
         present = database.now()
         # The Java implementation may hold two on one instance: the later has the larger id.
         active = sorted(item for item in there.items() if item[1].expires_at > present)

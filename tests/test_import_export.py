@@ -771,6 +771,41 @@ def test_import_waits_for_no_terminal_where_there_is_none(run, tmp_path):
     assert run("lock", "import", "locks.jsonl").stderr == ""
 
 
+@pytest.mark.parametrize("how", ["pipe", "file"])
+def test_no_room_for_temporary_files_is_not_blamed_on_the_database(store, tmp_path, how):
+    # A file system that is full is not at hand everywhere; what it says is.
+    code = (
+        "import errno, sqlite3, shutil; from orchmgmt import cli, transfer\n"
+        "def full(*_): raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "if {0!r} == 'pipe': shutil.copyfileobj = full\n"
+        "opened = transfer._open_places\n"
+        "def small():\n"
+        "    places = opened()\n"
+        "    places.execute('PRAGMA max_page_count = 1')\n"
+        "    return places\n"
+        "transfer._open_places = small\n"
+        "cli.main(['lock', 'import', '-' if {0!r} == 'pipe' else 'locks.jsonl'])"
+    ).format(how)
+    many = lines(*[lock_entry(f"P{n}|s|1.0.0", id=n + 1) for n in range(2000)])
+    (tmp_path / "locks.jsonl").write_text(many)
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "ORCHMGMT_DATABASE_URL": store.settings.database_url},
+        input=many,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 2
+    if how == "pipe":
+        assert ended.stderr.startswith("Error: cannot keep the input in ")
+        assert ended.stderr.endswith(": No space left on device\n")
+    else:
+        assert ended.stderr == "Error: cannot write temporary files: database or disk is full\n"
+    assert contents(store) == [[], []]
+
+
 def test_commands_that_change_the_database_are_audited_as_the_page_says(run, database_url):
     env = {"ORCHMGMT_DATABASE_URL": database_url, "ORCHMGMT_LOG_LEVEL": "INFO"}
     user = pwd.getpwuid(os.getuid()).pw_name
