@@ -777,15 +777,15 @@ def test_no_room_for_temporary_files_is_not_blamed_on_the_database(store, tmp_pa
     code = (
         "import errno, sqlite3, shutil; from orchmgmt import cli, transfer\n"
         "def full(*_): raise OSError(errno.ENOSPC, 'No space left on device')\n"
-        "if {0!r} == 'pipe': shutil.copyfileobj = full\n"
+        f"if {how!r} == 'pipe': shutil.copyfileobj = full\n"
         "opened = transfer._open_places\n"
         "def small():\n"
         "    places = opened()\n"
         "    places.execute('PRAGMA max_page_count = 1')\n"
         "    return places\n"
         "transfer._open_places = small\n"
-        "cli.main(['lock', 'import', '-' if {0!r} == 'pipe' else 'locks.jsonl'])"
-    ).format(how)
+        f"cli.main(['lock', 'import', '-' if {how!r} == 'pipe' else 'locks.jsonl'])"
+    )
     many = lines(*[lock_entry(f"P{n}|s|1.0.0", id=n + 1) for n in range(2000)])
     (tmp_path / "locks.jsonl").write_text(many)
     ended = subprocess.run(
