@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -237,6 +238,8 @@ def test_what_the_page_is_told_holds_no_secret(start: Callable[..., Service], cl
         "authenticationPolicy": "outsourced",
         "identityUrl": cloud.settings["IDENTITY_URL"],
         "maxPageSize": 70,
+        "version": version("orchmgmt"),
+        "health": "ok",
     }
 
 
@@ -367,6 +370,69 @@ def test_each_filter_of_locks_works_and_is_in_the_address(page: Browser, service
     page.see("[name=expiresBefore]")  # the form shows what is asked for
 
 
+@pytest.mark.parametrize("view", ["locks", "timeline"])
+def test_a_part_of_a_value_finds_the_locks_that_hold_it(
+    page: Browser, service: Service, view: str
+) -> None:
+    service.create(lock("BoilerTwo|heating|1.0.0", "RoomClimate"), lock("Lift|liftCall|1.0.0"))
+    service.create(*[lock(f"P{n:02}|s|1.0.0", "Other") for n in range(60)])
+    job_id = reserved(service, "BoilerOne|heating|2.0.0", "BoilerControl")
+    page.open(f"view={view}&serviceInstanceIds=boiler")  # of which one is not on the first page
+    page.see(".count", "2 locks")
+    page.see("main", "BoilerTwo")
+    page.filter("owners", "Boiler")
+    page.see(".count", "1 lock")
+    page.click(".tools button", "Show as curl")
+    page.see("dialog pre", '"owners":["BoilerControl","Boiler"]')
+    page.click("dialog button", "Close")
+    page.click(".clear")
+    page.filter("serviceInstanceIds", "lift|,heating|2")
+    page.see(".count", "2 locks")
+    page.filter("serviceInstanceIds", "Nowhere")
+    page.see(".count", "0 locks")
+    page.unseen("#problem")
+    service.create(lock("NowhereElse|s|1.0.0"))
+    page.see(".count", "1 lock")  # what is new is found too
+    page.click(".clear")
+    page.filter("orchestrationJobIds", job_id[:8])
+    page.see(".count", "1 lock")
+    offered = "return [...document.querySelectorAll('#seen-owners option')].map((it) => it.value)"
+    page.run("document.querySelector('.filters [name=owners]').focus()")
+    assert "RoomClimate" in page.run(offered)
+    owner = page.all(".filters [name=owners]")[0]
+    owner.send_keys("Other,Ro")
+    page.until(lambda: "Other,RoomClimate" in page.run(offered))
+
+
+def test_a_part_of_a_value_finds_the_jobs_that_hold_it(page: Browser, service: Service) -> None:
+    put(service, recent(1, 90), recent(2, 80, requester_system="RoomClimate", status="ERROR"))
+    page.open("view=history&requesterSystems=climate")
+    page.see(".count", "1 job")
+    page.see("td", "RoomClimate")
+    page.until(
+        lambda: " 1 jobs, 0 done, 1 error" in page.one(".columns").get_attribute("ariaLabel")
+    )
+    page.click(".clear")
+    page.filter("ids", job(1)["id"][-4:])
+    page.see(".count", "1 job")
+    page.filter("ids", "ffffffff")
+    page.see(".empty", "No job matches these filters")
+    page.unseen("#problem")
+
+
+def test_a_line_says_how_the_service_is(page: Browser, service: Service) -> None:
+    service.create(lock("A|s|1.0.0"), lock("B|s|1.0.0"))
+    put(service, recent(1, 90), recent(2, 80, status="ERROR"), recent(3, 70))
+    page.open("view=locks&owners=Nobody")
+    page.see("#overview", f"orchmgmt {version('orchmgmt')} · healthy · 2 active locks · "
+             "jobs: 2 done, 1 error, 0 in progress, 0 pending")  # fmt: skip
+    page.click("#who")
+    page.fill("dialog [name=name]", "RoomClimate")
+    page.click("dialog button", "Use this name")
+    page.see("#problem", "may not manage")
+    page.until(lambda: page.one("#overview").text.endswith("healthy"))
+
+
 def test_headings_sort_and_pages_turn_by_the_services_means(
     page: Browser, service: Service
 ) -> None:
@@ -469,6 +535,16 @@ def test_what_the_service_does_not_take_is_said_in_its_words(page: Browser) -> N
     page.fill("[name=owner]", "Alice")
     page.click("button", "Lock it")
     page.see(".create .refused", "does not match the naming convention: NoInstance")
+    page.see("#wrong-instance", "System|service|version: letters and digits")
+    assert page.one("[name=instance]").get_attribute("aria-describedby") == "wrong-instance"
+    page.fill("[name=instance]", "A|s|1.0.0")
+    page.fill("[name=owner]", "1")
+    page.click("button", "Lock it")
+    page.see("#wrong-owner", "A system's name: letters and digits, a capital first")
+    page.unseen("#wrong-instance")
+    page.filter("serviceInstanceIds", "a|1|1.0.0")
+    page.see("#problem", "with a small letter")
+    page.click(".clear")
     page.filter("ids", "many")
     page.see("#problem", "does not take what the filters ask for (400")
     page.click(".clear")
@@ -1108,12 +1184,24 @@ def test_axe_finds_nothing(page: Browser, service: Service) -> None:
     page.click(".open")
     page.see(".course")
     check("history")
-    page.filter("ids", "wrong")
+    page.filter("serviceDefinitions", "1")
     page.see("#problem", "400")
     check("problem")
 
 
 def test_on_a_phone_nothing_runs_out_of_the_screen(page: Browser, service: Service) -> None:
+    service.create(lock("A|s|1.0.0"), lock("B|s|1.0.0"))
+    page.size(390, 844, mobile=True)
+    page.open("view=locks&owners=Owner")
+    top = "return document.querySelector('tbody tr').getBoundingClientRect().top"
+    assert page.run(top) < 844 * 0.6
+    page.unseen("[name=instance]")
+    page.click(".fold", "Lock an instance")
+    page.see("[name=instance]")
+    page.unseen(".filters [name=owners]")
+    page.click(".fold", "Filters (1)")
+    page.see(".filters [name=owners]")
+    service.remove("Owner", "instanceIds=A%7Cs%7C1,B%7Cs%7C1")
     service.create(lock(f"{'Long' * 15}|{'long' * 15}|1.0.0", "Owner" * 12))
     put(service, recent(1, 10, message="word" * 100, requester_system="Requester" * 7))
     page.size(390, 844, mobile=True)

@@ -5,12 +5,14 @@ service, and who it is taken for. Only imported where the setting `UI` is on.
 """
 
 import re
+from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, g, request, send_from_directory
 
+from orchmgmt.errors import Unavailable
 from orchmgmt.json_text import write_json
 from orchmgmt.policies.gate import Gate
 from orchmgmt.store import Store
@@ -69,12 +71,23 @@ def ui_blueprint(store: Store, gate: Gate) -> Blueprint:
             "authenticationPolicy": settings.authentication_policy,
             "identityUrl": identity_url,
             "maxPageSize": settings.max_page_size,
+            "version": version("orchmgmt"),
+            "health": _health(store),
             "time": store.database.read(store.database.time),  # s since the epoch
         }
         return _never_kept(told)
 
     blueprint.register_blueprint(gate.guard(_who_blueprint()), url_prefix="/ui")
     return blueprint
+
+
+def _health(store: Store) -> str:
+    """What `/health` says, which a proxy may keep to itself: `ok`, or what is wrong."""
+    try:
+        store.database.check()
+    except Unavailable as error:
+        return str(error)
+    return "ok"
 
 
 def login_address(identity_url: str) -> str:

@@ -2,9 +2,10 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Make an element: el("p", {class: "note", onclick: f}, "text", child). */
+/** Make an element: el("p", {class: "note", onclick: f}, "text", child). A button submits only if told. */
 export function el(name, attributes, ...children) {
-  return filled(document.createElement(name), attributes, children);
+  const usual = name === "button" ? { type: "button" } : {};
+  return filled(document.createElement(name), { ...usual, ...attributes }, children);
 }
 
 /** The same for a part of a drawing. */
@@ -67,6 +68,12 @@ export function refocus(parent, index) {
   const row = parent.children[Math.min(index, parent.children.length - 1)];
   const target = row?.querySelector("button, a[href], input") ?? parent.closest("[tabindex]");
   target?.focus({ preventScroll: true });
+}
+
+/** The button that unfolds the form in which it stands, where the screen is narrow. */
+export function folder(title) {
+  return el("button", { class: "fold", "aria-expanded": "false", onclick: ({ currentTarget: it }) =>
+    attribute(it, "aria-expanded", String(it.form.classList.toggle("unfolded"))) }, title);
 }
 
 /** Say something to a screen reader, and show it for a while. */

@@ -1,7 +1,8 @@
 // The view of the history: which jobs ran, how long they waited and ran, and what they came to.
 
 import { attribute, el, reconcile, text } from "./dom.js";
-import { cell, filtered, filterForm, head, paged, pager, toolbar } from "./frame.js";
+import { askFiltered, filtered, filterForm, see } from "./filters.js";
+import { cell, head, paged, pager, toolbar } from "./frame.js";
 import { drawPlots, plots } from "./plots.js";
 import { about, curl, historyQuery, lockQuery, now, Refusal } from "./service.js";
 import { local, moment, span, utc } from "./words.js";
@@ -15,11 +16,11 @@ export const STATUSES = {
 const FILTERS = [
   { name: "statuses", label: "Status", kind: "checks", options: Object.entries(STATUSES).map(([it, [, title]]) => [it, title]) },
   { name: "type", label: "Type", kind: "choice", options: [["", "any"], ["PULL", "pull"], ["PUSH", "push"]] },
-  { name: "requesterSystems", label: "Requester", hint: "name, …" },
-  { name: "targetSystems", label: "Target", hint: "name, …", more: true },
-  { name: "serviceDefinitions", label: "Service", hint: "name, …" },
-  { name: "ids", label: "Job", hint: "id, …", more: true },
-  { name: "subscriptionIds", label: "Subscription", hint: "id, …", more: true },
+  { name: "requesterSystems", label: "Requester", hint: "name, or a part", of: "requesterSystem" },
+  { name: "targetSystems", label: "Target", hint: "name, or a part", of: "targetSystem", more: true },
+  { name: "serviceDefinitions", label: "Service", hint: "name, or a part", of: "serviceDefinition" },
+  { name: "ids", label: "Job", hint: "id, or a part", of: "id", whole: /^.{36}/, more: true },
+  { name: "subscriptionIds", label: "Subscription", hint: "id, or a part", of: "subscriptionId", whole: /^.{36}/, more: true },
 ];
 const JOB_COLUMNS = [
   "id", "status", "type", "requesterSystem", "targetSystem", "serviceDefinition", "subscriptionId",
@@ -72,7 +73,8 @@ function openJobs() {
 }
 
 async function load(address) {
-  const answer = await historyQuery(query(address));
+  const { pagination } = query(address);
+  const answer = await askFiltered(FILTERS, address, historyQuery, { pagination });
   await Promise.all([loadOpen(answer), loadPlots(address)]);
   return answer;
 }
@@ -102,7 +104,9 @@ async function loadPlots(address) {
   if (asked === plotted.asked && performance.now() - plotted.at < PLOTS_EVERY) return;
   const size = Math.min(PLOTTED, about.maxPageSize);
   const pagination = { page: 0, size, sortField: "createdAt", direction: "DESC" };
-  const answer = await historyQuery({ ...body, pagination });
+  const nothing = Object.values(body).some((it) => !it.length);
+  const answer = nothing ? { entries: [], count: 0 } : await historyQuery({ ...body, pagination });
+  see(FILTERS, answer.entries);
   plotted = { asked, at: performance.now(), jobs: answer.entries, count: answer.count };
 }
 
@@ -130,7 +134,7 @@ function drawRows(present) {
 }
 
 function row(job) {
-  const opener = el("button", { type: "button", class: "open", onclick: () => {
+  const opener = el("button", { class: "open", onclick: () => {
     const open = openJobs();
     const rest = open.filter((it) => it !== job.id);
     ui.go({ open: (rest.length < open.length ? rest : [...open, job.id]).join(",") }, { replace: true });

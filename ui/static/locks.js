@@ -1,23 +1,12 @@
 // The view of the locks: who holds what and for how long, and the way to lock and to remove.
 
-import { announce, attribute, el, reconcile, refocus, text } from "./dom.js";
-import { cell, dialog, filtered, filterForm, head, paged, pager, showCurl, toolbar } from "./frame.js";
+import { announce, attribute, el, folder, reconcile, refocus, text } from "./dom.js";
+import { askFiltered, filtered, filterForm, LOCK_COLUMNS, LOCK_FILTERS, suggest } from "./filters.js";
+import { cell, dialog, head, paged, pager, showCurl, toolbar } from "./frame.js";
 import { left, remember } from "./memory.js";
-import { refresh } from "./main.js";
 import { about, curl, lockCreate, lockQuery, lockRemove, now, Refusal } from "./service.js";
-import { local, moment, parts, plural, span, utc, wire } from "./words.js";
+import { convention, local, moment, parts, plural, span, utc, wire } from "./words.js";
 
-export const LOCK_FILTERS = [
-  { name: "serviceInstanceIds", label: "Instance", hint: "System|service|1.0.0, …" },
-  { name: "owners", label: "Owner", hint: "name, …" },
-  { name: "orchestrationJobIds", label: "Job", hint: "id, …", more: true },
-  { name: "ids", label: "Lock", hint: "number, …", more: true },
-  { name: "expiresAfter", label: "Expires after (UTC)", kind: "time", more: true },
-  { name: "expiresBefore", label: "Expires before (UTC)", kind: "time", more: true },
-];
-export const LOCK_COLUMNS = [
-  "id", "orchestrationJobId", "serviceInstanceId", "owner", "expiresAt", "temporary",
-];
 const SIZES = { offered: [25, 50, 100, 200], usual: 50 };
 const ORDER = { sizes: SIZES, sort: "id", direction: "DESC" };
 const COLUMNS = [
@@ -42,7 +31,10 @@ const selected = new Map(); // by id
 let pointed = null; // the lock that stands in the way
 let refusal = null; // what it stands in the way of
 
-function element(go) {
+let refresh = null; // brings the page up to date
+
+function element(go, its) {
+  refresh = its;
   const form = filterForm(LOCK_FILTERS, go);
   const tools = toolbar({ word: "lock", columns: LOCK_COLUMNS, shown: () => entries, curl: () => curl.lockQuery(query(address)) });
   const heading = head(COLUMNS, go);
@@ -59,12 +51,16 @@ function element(go) {
     el("div", { class: "sheet" }, table, empty), pages.element);
 }
 
+function pagination() {
+  return paged(address, ORDER, about.maxPageSize);
+}
+
 function query(address) {
-  return { ...filtered(LOCK_FILTERS, address), pagination: paged(address, ORDER, about.maxPageSize) };
+  return { ...filtered(LOCK_FILTERS, address), pagination: pagination() };
 }
 
 async function load(address) {
-  const answer = await lockQuery(query(address));
+  const answer = await askFiltered(LOCK_FILTERS, address, lockQuery, { pagination: pagination() });
   await remember(answer.entries);
   return answer;
 }
@@ -81,10 +77,9 @@ function show(answer) {
 }
 
 function draw(present) {
-  const pagination = paged(address, ORDER, about.maxPageSize);
-  ui.heading.show(pagination);
+  ui.heading.show(pagination());
   reconcile(ui.body, entries, (it) => it.id, row, (element, entry) => update(element, entry, present));
-  ui.pages.show(pagination, total);
+  ui.pages.show(pagination(), total);
   drawChosen();
 }
 
@@ -96,7 +91,7 @@ function row(entry) {
     else selected.delete(entry.id);
     drawChosen();
   });
-  const remove = el("button", { type: "button", class: "remove", "aria-label": `Remove the lock on ${entry.serviceInstanceId}` }, "Remove");
+  const remove = el("button", { class: "remove", "aria-label": `Remove the lock on ${entry.serviceInstanceId}` }, "Remove");
   remove.addEventListener("click", () => (entry.temporary ? announce(WHY_NOT) : confirmRemoval([entry])));
   if (entry.temporary) {
     box.disabled = true;
@@ -158,8 +153,8 @@ function drawChosen() {
   if (!ui.chosen.firstChild) {
     ui.chosen.append(
       el("p", { role: "status" }),
-      el("button", { type: "button", class: "danger", onclick: () => confirmRemoval([...selected.values()]) }, "Remove them"),
-      el("button", { type: "button", onclick: () => {
+      el("button", { class: "danger", onclick: () => confirmRemoval([...selected.values()]) }, "Remove them"),
+      el("button", { onclick: () => {
         selected.clear();
         draw(now());
       } }, "Select none"));
@@ -174,14 +169,14 @@ function confirmRemoval(many) {
     owners.set(owner, [...(owners.get(owner) ?? []), serviceInstanceId]);
   }
   const failed = el("p", { role: "alert", class: "refused" });
-  const sure = el("button", { type: "button", class: "danger", onclick: remove }, `Remove ${many.length} lock${plural(many.length)}`);
-  const keep = el("button", { type: "button", onclick: () => box.close() }, "Keep");
+  const sure = el("button", { class: "danger", onclick: remove }, `Remove ${many.length} lock${plural(many.length)}`);
+  const keep = el("button", { onclick: () => box.close() }, "Keep");
   const box = dialog("Remove for good?",
     el("p", {}, "Whoever relies on these locks loses them at once:"),
     el("ul", { class: "list" }, ...many.map((it) => el("li", {}, el("strong", {}, it.serviceInstanceId), ` held by ${it.owner}`))),
     failed,
     el("div", { class: "buttons" },
-      el("button", { type: "button", onclick: () => showCurl("Remove as a command", [...owners].map(([owner, instances]) => curl.lockRemove(owner, instances)).join("\n")) }, "Show as curl"),
+      el("button", { onclick: () => showCurl("Remove as a command", [...owners].map(([owner, instances]) => curl.lockRemove(owner, instances)).join("\n")) }, "Show as curl"),
       keep, sure));
   box.showModal();
   keep.focus();
@@ -210,17 +205,18 @@ function createForm(go) {
   const owners = el("datalist", { id: "owners" });
   const instance = el("input", { name: "instance", required: true, list: "instances", autocomplete: "off", spellcheck: "false", placeholder: "System|service|1.0.0" });
   const owner = el("input", { name: "owner", required: true, list: "owners", autocomplete: "off", spellcheck: "false", placeholder: "name of a system" });
+  const wrong = { instance: el("small", { id: "wrong-instance" }), owner: el("small", { id: "wrong-owner" }) };
   const until = el("input", { name: "until", type: "datetime-local", step: "1", "aria-label": "Until, local time", hidden: true });
   const spans = [["60", "+1 min"], ["300", "+5 min"], ["3600", "+1 h"], ["until", "until …"]].map(([value, title], index) =>
     el("label", {}, el("input", { type: "radio", name: "ends", value, checked: index === 0 }), el("span", {}, title)));
   const said = el("div", { class: "refused", role: "alert", hidden: true });
-  const form = el("form", { class: "create", "aria-label": "Lock an instance" },
+  const form = el("form", { class: "create", "aria-label": "Lock an instance" }, folder("Lock an instance"),
     el("div", { class: "fields" },
-      el("label", { class: "field wide" }, el("span", {}, "Lock the instance"), instance),
-      el("label", { class: "field" }, el("span", {}, "for the owner"), owner),
+      el("label", { class: "field wide" }, el("span", {}, "Lock the instance"), instance, wrong.instance),
+      el("label", { class: "field" }, el("span", {}, "for the owner"), owner, wrong.owner),
       el("fieldset", { class: "field" }, el("legend", {}, "for"), el("div", { class: "segments" }, ...spans), until),
       el("button", { type: "submit", class: "main" }, "Lock it"),
-      el("button", { type: "button", onclick: () => showCurl("Lock as a command", curl.lockCreate(wanted())) }, "Show as curl")),
+      el("button", { onclick: () => showCurl("Lock as a command", curl.lockCreate(wanted())) }, "Show as curl")),
     said, instances, owners);
   form.addEventListener("change", () => {
     until.hidden = form.elements.ends.value !== "until";
@@ -241,9 +237,20 @@ function createForm(go) {
     }] };
   }
 
+  /** Say beside a field what it should hold, if that is what is refused. */
+  function mark(message) {
+    for (const input of [instance, owner]) {
+      const words = convention(message, input.name);
+      text(wrong[input.name], words);
+      attribute(input, "aria-invalid", words ? "true" : null);
+      attribute(input, "aria-describedby", words ? wrong[input.name].id : null);
+    }
+  }
+
   async function lock() {
     pointed = refusal = null;
     said.hidden = true;
+    mark("");
     try {
       const made = (await lockCreate(wanted())).entries[0];
       announce(`${made.serviceInstanceId} is locked for ${made.owner}, for ${span((moment(made.expiresAt) - now()) / 1000)}.`);
@@ -259,6 +266,7 @@ function createForm(go) {
   async function explain(error) {
     said.replaceChildren(el("p", {}, error.message));
     said.hidden = false;
+    mark(error.message);
     if (!error.message.startsWith("Already locked: ")) return;
     const found = await lockQuery({ serviceInstanceIds: [instance.value] }).catch(() => null);
     if (!found) return; // what is shown is true, and the page says that the service is away
@@ -269,7 +277,7 @@ function createForm(go) {
     }
     pointed = holder.id;
     refusal = { holder, words: el("p", {}) };
-    said.replaceChildren(refusal.words, el("button", { type: "button", class: "point", onclick: () =>
+    said.replaceChildren(refusal.words, el("button", { class: "point", onclick: () =>
       go({ ...Object.fromEntries(LOCK_FILTERS.map((it) => [it.name, null])), serviceInstanceIds: holder.serviceInstanceId, page: null }) }, "Show only this lock"));
     tick(now());
   }
@@ -292,12 +300,8 @@ function createForm(go) {
     element: form,
     tick,
     suggest(entries) {
-      const offer = (list, values) => {
-        const wanted = [...new Set(values)].sort().slice(0, 100);
-        reconcile(list, wanted, (it) => it, (value) => el("option", { value }), () => {});
-      };
-      offer(instances, entries.map((it) => it.serviceInstanceId));
-      offer(owners, entries.map((it) => it.owner));
+      suggest(instances, entries.map((it) => it.serviceInstanceId));
+      suggest(owners, entries.map((it) => it.owner));
     },
   };
 }

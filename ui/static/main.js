@@ -1,12 +1,13 @@
 // The page as a whole: which view is shown, what its address holds, and when it is brought up to date.
 
 import { el, text, attribute } from "./dom.js";
+import { showOverview } from "./overview.js";
 import { about, identity, learn, now, Refusal } from "./service.js";
 import { askWho, showWho } from "./who.js";
 import { locks } from "./locks.js";
 import { timeline } from "./timeline.js";
 import { history } from "./history.js";
-import { utc } from "./words.js";
+import { convention, utc } from "./words.js";
 
 const EVERY = 2000; // ms between two refreshes
 const AGAIN = 3000; // ms until the next try while the service is away
@@ -21,7 +22,7 @@ let awaySince = null;
 let firstShown = false;
 
 /** Change what the address holds; null takes a key out. */
-export function go(changes, { replace = false } = {}) {
+function go(changes, { replace = false } = {}) {
   const address = new URLSearchParams(location.search);
   for (const [key, value] of Object.entries(changes)) {
     if (value === null || value === "") address.delete(key);
@@ -44,7 +45,7 @@ function arrive() {
   if (page.view !== views[name]) {
     page.view = views[name];
     document.title = `${page.view.title} · orchmgmt`;
-    by("main").replaceChildren(page.view.element(go));
+    by("main").replaceChildren(page.view.element(go, refresh));
   }
   page.view.arrive(page.address);
   refresh();
@@ -56,7 +57,7 @@ function viewAddress(name, extra = {}) {
 }
 
 /** Bring the view up to date, and again after a while. */
-export async function refresh() {
+async function refresh() {
   clearTimeout(timer);
   const mine = ++turn;
   const { view, address } = page;
@@ -65,6 +66,7 @@ export async function refresh() {
     await learn(awaySince !== null);
     if (mine !== turn) return;
     showWho();
+    showOverview();
     by("unverified").hidden = about.authenticationPolicy !== "declared";
     const answer = await view.load(address);
     if (mine !== turn) return;
@@ -110,7 +112,8 @@ function tell(refusal, view) {
   } else if (refusal.status === 401) {
     problem(`The service does not know who is asking (401: ${refusal.message}).`, true);
   } else {
-    problem(`The service does not take what the filters ask for (${refusal.status}: ${refusal.message}).`);
+    const words = [`The service does not take what the filters ask for (${refusal.status}: ${refusal.message}).`, convention(refusal.message)];
+    problem(words.filter(Boolean).join(" "));
   }
 }
 

@@ -1,11 +1,11 @@
 // Two small plots above the history: how many jobs each minute, and how long they ran.
 
 import { el, text } from "./dom.js";
-import { moment, span, utc } from "./words.js";
+import { moment, number, span, utc } from "./words.js";
 
 const MINUTES = 30;
 const ORDER = ["DONE", "ERROR", "IN_PROGRESS", "PENDING"]; // from below
-const WORDS = { DONE: "done", ERROR: "error", IN_PROGRESS: "in progress", PENDING: "pending" };
+export const WORDS = { DONE: "done", ERROR: "error", IN_PROGRESS: "in progress", PENDING: "pending" };
 const LENGTHS = [0, 1, 2, 4, 8, 16, 32, 64]; // s, where each column begins
 
 /** The empty plots; `drawPlots` fills them. */
@@ -59,7 +59,7 @@ function drawMinutes(plot, jobs, count, present) {
     text(label, marked ? utc(new Date(minute * 60_000).toISOString().slice(0, 16), present) : "");
   });
   const all = sums.flat().reduce((sum, it) => sum + it, 0);
-  const of = count > jobs.length ? `the newest ${jobs.length.toLocaleString("en-GB")} of ${count.toLocaleString("en-GB")}` : "";
+  const of = count > jobs.length ? `the newest ${number(jobs.length)} of ${number(count)}` : "";
   text(plot.note, of);
   const by = ORDER.map((it, index) => `${sums.reduce((sum, column) => sum + column[index], 0)} ${WORDS[it]}`);
   label(plot, `${plot.title}: in the ${MINUTES} minutes until ${utc(new Date(last * 60_000).toISOString().slice(0, 16), present)} UTC ${all} jobs, ${by.join(", ")}; at most ${most} in a minute${of && `; ${of}`}`);

@@ -5,10 +5,10 @@ import { quoted } from "./words.js";
 const MANAGEMENT = "../serviceorchestration/orchestration/mgmt";
 const QUERY_LENGTH = 4000; // characters at most, but for a single instance
 const PATIENCE = 15_000; // ms for an answer
-const CLOCK_AGE = 60_000; // ms until the service's clock is read again
+const CLOCK_AGE = 10_000; // ms until the service is asked about itself and its clock again
 
 /** What the service tells of itself, once `learn` has asked. */
-export const about = { authenticationPolicy: "", identityUrl: "", maxPageSize: 1000 };
+export const about = { authenticationPolicy: "", identityUrl: "", maxPageSize: 1000, version: "", health: "ok" };
 
 const clock = { ahead: 0, read: -Infinity };
 

@@ -1,8 +1,8 @@
 // The view of the locks over time: a row for each instance, and on it one bar after the other.
 
 import { el, reconcile, text, attribute } from "./dom.js";
-import { filtered, filterForm, paged, pager, toolbar } from "./frame.js";
-import { LOCK_COLUMNS, LOCK_FILTERS } from "./locks.js";
+import { askFiltered, filtered, filterForm, LOCK_COLUMNS, LOCK_FILTERS } from "./filters.js";
+import { paged, pager, toolbar } from "./frame.js";
 import { between, missed, remember } from "./memory.js";
 import { about, curl, lockQuery, now } from "./service.js";
 import { moment, parts, utc } from "./words.js";
@@ -51,8 +51,9 @@ function query(address) {
 }
 
 async function load(address) {
+  const { pagination } = query(address);
+  const answer = await askFiltered(LOCK_FILTERS, address, lockQuery, { pagination });
   const body = query(address);
-  const answer = await lockQuery(body);
   await remember(answer.entries);
   if (JSON.stringify(body) !== asked) {
     asked = JSON.stringify(body);

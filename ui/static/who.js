@@ -2,6 +2,7 @@
 
 import { el, text } from "./dom.js";
 import { dialog } from "./frame.js";
+import { unsee } from "./filters.js";
 import { forget } from "./memory.js";
 import { about, identity, logIn, Refusal, who } from "./service.js";
 
@@ -27,11 +28,12 @@ export async function showWho() {
 /** Let the person say who they are; `changed` is called once they have. */
 export function askWho(changed) {
   const said = el("p", { role: "alert", class: "refused" });
-  const close = el("button", { type: "button", onclick: () => box.close() }, "Close");
+  const close = el("button", { onclick: () => box.close() }, "Close");
   const take = (value) => {
     identity.value = value;
     known = "";
     forget();
+    unsee();
     box.close();
     changed();
   };
@@ -102,7 +104,7 @@ function field(label, input) {
 }
 
 function form(fields, said, close, title, submit) {
-  const element = el("form", {}, ...fields, said, el("div", { class: "buttons" }, close, el("button", { class: "main" }, title)));
+  const element = el("form", {}, ...fields, said, el("div", { class: "buttons" }, close, el("button", { type: "submit", class: "main" }, title)));
   element.addEventListener("submit", (event) => {
     event.preventDefault();
     submit();

@@ -26,8 +26,11 @@ export function plural(count) {
   return count === 1 ? "" : "s";
 }
 
+/** A number as people read it. */
+export const number = (count) => count.toLocaleString("en-GB");
+
 export function counted(count, word) {
-  return `${count.toLocaleString("en-GB")} ${word}${plural(count)}`;
+  return `${number(count)} ${word}${plural(count)}`;
 }
 
 /** A DateTime of the wire in milliseconds; NaN when there is none. */
@@ -50,6 +53,15 @@ export function utc(dateTime, today) {
 export function local(dateTime) {
   const time = moment(dateTime);
   return Number.isNaN(time) ? null : `${new Date(time).toLocaleString()} local time`;
+}
+
+/** What a name should look like that the service refuses with this message. */
+export function convention(message, kind = "") {
+  if (kind !== "owner" && /^The specified service (instance|definition)|^Version verification/.test(message)) {
+    return "System|service|version: letters and digits, the system with a capital first, the service with a small letter; a version as 1.0.0";
+  }
+  if (kind !== "instance" && message.startsWith("The specified system name")) return "A system's name: letters and digits, a capital first";
+  return "";
 }
 
 /** An instance's three parts. */
