@@ -84,7 +84,7 @@ class Settings:
     database_connections: int = _setting(
         20, "Connections to PostgreSQL that a process has at most", within=(1, 1000)
     )
-    host: str = _setting("127.0.0.1", "Address to listen on")
+    host: str = _setting("127.0.0.1", "Address to listen on; :: is all of IPv6 and IPv4")
     port: int = _setting(8441, "TCP port to listen on; 0 picks a free one", within=(0, 65535))
     unix_socket: str = _setting("", "Unix socket to listen on instead of an address and a port")
     threads: int = _setting(
@@ -221,6 +221,8 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
+        if self.host.startswith("[") and self.host.endswith("]"):  # as in a URL
+            object.__setattr__(self, "host", self.host[1:-1])
         names = {
             "MANAGEMENT_WHITELIST": self.management_whitelist,
             "SYSTEM_NAME": (self.system_name,),

@@ -165,6 +165,9 @@ class SqliteDatabase(Database):
 
     @contextmanager
     def _transaction(self, writing: bool) -> Iterator[None]:
+        if getattr(self._current, "connection", None) is not None:
+            yield  # within another one it is part of that
+            return
         self._demand_files()
         turn = self._writing if writing else self._reading
         if turn is not None and not turn.acquire(timeout=self._timeout):
@@ -207,6 +210,7 @@ class SqliteDatabase(Database):
         try:
             yield connection
         finally:
+            self._current.connection = None
             with suppress(sqlite3.Error):  # it was closed meanwhile
                 connection.rollback()
             if connection in self._connections:

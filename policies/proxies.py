@@ -1,6 +1,6 @@
 """Which proxies are believed, and so who is at the other end of a request."""
 
-import ipaddress
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from flask import Request
 
@@ -20,7 +20,7 @@ class TrustedProxies:
 
     def __init__(self, settings: Settings) -> None:
         try:
-            self._networks = [ipaddress.ip_network(it) for it in settings.trusted_proxies]
+            self._networks = [_network(it) for it in settings.trusted_proxies]
         except ValueError as error:
             raise SettingError(f"{PREFIX}TRUSTED_PROXIES: {error}") from None
 
@@ -30,19 +30,45 @@ class TrustedProxies:
         if peer in UNIX_SOCKET:
             return True
         try:
-            address = ipaddress.ip_address(peer or "unknown")
+            address = address_of(peer or "unknown")
         except ValueError:
             return False
         return any(address in network for network in self._networks)
 
     def client(self, request: Request) -> str:
         """Return the address of the client, which a trusted proxy hands on."""
-        if self.sent(request):
-            # A proxy appends to what its own client sent: only the last address is its word.
-            last = request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
+        peer = request.remote_addr or ""
+        # A proxy appends to what its own client sent: only the last address is its word.
+        last = request.headers.get("X-Forwarded-For", "").rpartition(",")[2]
+        for text in (last, peer) if self.sent(request) else (peer,):
             try:
-                return str(ipaddress.ip_address(last))
+                return str(address_of(text))
             except ValueError:
                 pass
-        peer = request.remote_addr
         return "localhost" if peer in UNIX_SOCKET else peer or "unknown"
+
+
+def address_of(text: str) -> IPv4Address | IPv6Address:
+    """Return an address as servers and proxies write it: maybe in brackets, with a port or a zone.
+
+    An IPv4 address that comes to an IPv6 socket (`::ffff:127.0.0.1`) is that IPv4 address.
+
+    Raises:
+        ValueError: it is none.
+    """
+    text = text.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    address = ip_address(text.partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        return address.ipv4_mapped
+    return address
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    network = ip_network(text)
+    if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped:
+        return ip_network((network.network_address.ipv4_mapped, network.prefixlen - 96))
+    return network

@@ -18,6 +18,8 @@ class CannotListen(Exception):
 def listen(host: str, port: int) -> list[socket.socket]:
     """Listen on each address of `host` that this machine has, all on one port.
 
+    `::` is every address, also those of IPv4.
+
     Args:
         host: an address or a name.
         port: 0 picks a free one.
@@ -29,8 +31,12 @@ def listen(host: str, port: int) -> list[socket.socket]:
     with _one_clear_line(f"{host}, port {port}"):
         for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             place = (address[0], port, *address[2:])
+            both = address[0] == "::" and socket.has_dualstack_ipv6()
             try:
-                sockets.append(socket.create_server(place, family=family, backlog=BACKLOG))
+                listener = socket.create_server(
+                    place, family=family, backlog=BACKLOG, dualstack_ipv6=both
+                )
+                sockets.append(listener)
             except OSError as error:
                 # localhost may stand for an IPv6 address that the machine does not have.
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):

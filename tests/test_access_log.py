@@ -61,6 +61,13 @@ def test_a_line_names_system_operation_client_and_reason(
     [
         ("192.0.2.7", "192.0.2.7"),
         ("2001:db8::7", "2001:db8::7"),
+        ("2001:0DB8:0000::0007", "2001:db8::7"),
+        ("203.0.113.5:5678", "203.0.113.5"),
+        ("[2001:db8::1]:443", "2001:db8::1"),
+        ("[2001:db8::1]", "2001:db8::1"),
+        ("::ffff:203.0.113.5", "203.0.113.5"),
+        ("[::ffff:203.0.113.5]:80", "203.0.113.5"),
+        ("fe80::1%eth0", "fe80::1"),
         ("198.51.100.1, 192.0.2.7", "192.0.2.7"),
         ("", "127.0.0.1"),
         ("unknown", "127.0.0.1"),
@@ -85,10 +92,11 @@ def test_the_client_is_whom_the_trusted_proxy_names(
     assert f" from {client}: " in line
 
 
+@pytest.mark.parametrize("trusted", ["127.0.0.1", "::ffff:127.0.0.1", "::ffff:127.0.0.0/127"])
 def test_an_address_that_others_name_is_not_believed(
-    start: Start, lines: Callable[[], list[tuple[str, str]]]
+    start: Start, lines: Callable[[], list[tuple[str, str]]], trusted: str
 ) -> None:
-    service = start(TRUSTED_PROXIES="127.0.0.1")
+    service = start(TRUSTED_PROXIES=trusted)
     to = urlsplit(service.url)
     for peer in ("127.0.0.1", "127.0.0.2"):
         connection = http.client.HTTPConnection(

@@ -112,6 +112,23 @@ def test_listens_on_localhost_and_on_ipv6(serve, tmp_path, host):
     assert WARNING not in log_of(tmp_path)
 
 
+@needs_ipv6
+@pytest.mark.parametrize("host", ["::", "[::]"])
+def test_all_addresses_of_ipv6_are_those_of_ipv4_too(serve, host):
+    process = serve("--host", host)
+    port = urlsplit(process.url).port
+    assert process.url == f"http://[::]:{port}"
+    for address in ("127.0.0.1", "[::1]"):
+        assert Client(f"http://{address}:{port}").locks().status == 200
+
+
+@needs_ipv6
+def test_an_address_may_be_in_brackets_as_in_a_url(serve):
+    process = serve("--host", "[::1]")
+    assert process.url.startswith("http://[::1]:")
+    assert process.locks().status == 200
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", pytest.param("::", marks=needs_ipv6)])
 def test_declared_identity_on_an_open_address_is_warned_of(serve, tmp_path, host):
     process = serve("--host", host)

@@ -528,3 +528,22 @@ def test_closed_store_opens_again_when_used(path):
         store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
     assert app.test_client().get("/health").status_code == 200
     store.close()
+
+
+@pytest.mark.parametrize("place", [":memory:", "orchmgmt.db"])
+def test_a_transaction_within_another_is_part_of_it(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    with Store({"DATABASE_URL": f"sqlite:///{place}"}) as store:
+        made = store.history.create("PULL", "A", "A", "b")
+
+        def work():
+            store.history.start(made)
+            assert store.now()
+            assert store.history.get(made).status == "IN_PROGRESS"
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            store.database.write(work)
+        assert store.history.get(made).status == "PENDING"
+        store.database.write(store.history.start, made)
+        assert store.history.get(made).status == "IN_PROGRESS"

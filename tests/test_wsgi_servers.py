@@ -59,11 +59,25 @@ def command(server: str, path: str) -> list[str]:
 
 
 @contextmanager
-def running(server: str, folder: Path, path: str = "", **settings: str) -> Iterator[str]:
-    """Start a server, in a folder with its database and its log, and wait until it answers."""
+def running(
+    server: str, folder: Path, path: str = "", both: bool = False, **settings: str
+) -> Iterator[str]:
+    """Start a server, in a folder with its database and its log, and wait until it answers.
+
+    Args:
+        server: which.
+        folder: the folder.
+        path: the Unix socket where it listens, if it does.
+        both: whether it listens on all addresses of IPv6 and IPv4, by one socket.
+        settings: the settings.
+    """
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = str(free.getsockname()[1])
     name, *arguments = [part.replace("8441", port) for part in command(server, path)]
+    if both and server == "gunicorn":
+        arguments = [part.replace("127.0.0.1:", "[::]:") for part in arguments]
+    elif both:
+        arguments += ["--host", "::"]
     environ = {f"ORCHMGMT_{name}": value for name, value in settings.items()}
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
@@ -268,6 +282,20 @@ def test_at_a_port_only_a_trusted_proxy_is_believed(
         message = "A client certificate is only taken from a trusted proxy"
         assert (answer.status, answer.error) == (401, message)
         assert f"refused - lock.query from 127.0.0.1: 401 {message}" in log
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="no IPv6 here")
+def test_at_a_socket_of_both_kinds_an_ipv4_address_is_the_same_address(
+    server: str, tmp_path: Path, authority: Authority
+) -> None:
+    settings = {"AUTHENTICATION_POLICY": "certificate", "CLOUD": CLOUD, "LOG_LEVEL": "DEBUG"}
+    with running(server, tmp_path, both=True, **settings) as url:
+        assert Client(url).send("POST", QUERY, headers=certificate(authority)).status == 200
+        assert Client(url).send("POST", QUERY, headers={}).status == 401
+        six = Client(url.replace("127.0.0.1", "[::1]"))
+        assert six.send("POST", QUERY, headers=certificate(authority)).status == 200
+    log = (tmp_path / "log").read_text()
+    assert "refused - lock.query from 127.0.0.1: 401" in log
 
 
 def test_expired_locks_are_cleaned_by_the_command(service: Client, folder: Path) -> None:
