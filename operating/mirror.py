@@ -139,7 +139,7 @@ def _follow(copy: "Mirror", interval: float, logs_in: bool) -> None:
                 logged_out = getattr(failure, "status", None) == HTTPStatus.UNAUTHORIZED
                 if isinstance(failure, Refused) and not (logs_in and logged_out):
                     raise
-                if not away:
+                if not (away or logged_out):  # of which the login has told
                     log.warning("%s; it is asked again and again", failure)
                 away = True
             else:

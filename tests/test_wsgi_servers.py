@@ -307,4 +307,4 @@ def test_expired_locks_are_cleaned_by_the_command(service: Client, folder: Path)
     ended = subprocess.run(
         [BIN / "orchmgmt", "clean"], cwd=folder, capture_output=True, text=True, timeout=60
     )
-    assert ended.stdout.startswith("Deleted 1 expired locks")
+    assert ended.stdout.startswith("Deleted 1 expired lock ")
