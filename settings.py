@@ -307,12 +307,12 @@ class Settings:
         return cls(**values)
 
 
-#: What the commands that ask a running service read beside settings, and what each is.
+#: What the commands that ask a running service read beside settings: where it is, and who asks.
 OF_A_CLIENT = {
-    "ORCHMGMT_URL": "where the service is",
-    "ORCHMGMT_TOKEN_FILE": "the file with the identity token of who asks",
-    "ORCHMGMT_CLIENT_CERTIFICATE_FILE": "the PEM file of the certificate of who asks",
-    "ORCHMGMT_CLIENT_KEY_FILE": "the PEM file of its key, if that is another file",
+    "url": "ORCHMGMT_URL",
+    "token_file": "ORCHMGMT_TOKEN_FILE",
+    "certificate": "ORCHMGMT_CLIENT_CERTIFICATE_FILE",
+    "key": "ORCHMGMT_CLIENT_KEY_FILE",
 }
 
 #: The environment's names of all settings.
@@ -322,9 +322,9 @@ VARIABLES = [PREFIX + setting.name.upper() for setting in fields(Settings)]
 def demand_known(environ: Iterable[str]) -> None:
     """Raise SettingError where a variable of ours is misspelt: a setting would not be heard."""
     for name in sorted(name for name in environ if name.startswith(PREFIX)):
-        if name not in (*VARIABLES, *OF_A_CLIENT):
-            hint = meant(name.upper(), [*VARIABLES, *OF_A_CLIENT])
-            raise SettingError(f"{name} is not a setting{hint}")
+        known = [*VARIABLES, *OF_A_CLIENT.values()]
+        if name not in known:
+            raise SettingError(f"{name} is not a setting{meant(name.upper(), known)}")
 
 
 @dataclass(frozen=True)

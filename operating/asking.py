@@ -24,7 +24,7 @@ from orchmgmt.client import Client, Refused, Unavailable
 from orchmgmt.entries import Entry, camel_case, read_time
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.errors import Unavailable as DatabaseUnavailable
-from orchmgmt.settings import PREFIX, Settings, demand_known
+from orchmgmt.settings import OF_A_CLIENT, PREFIX, Settings, demand_known
 from orchmgmt.store import Store
 from orchmgmt.values import second, strip
 
@@ -45,12 +45,6 @@ SCHEME = "Bearer IDENTITY-TOKEN//"
 log = logging.getLogger("orchmgmt")
 
 _FILE = click.Path(exists=True, dir_okay=False)
-
-_VARIABLES = {
-    "token_file": "ORCHMGMT_TOKEN_FILE",
-    "certificate": "ORCHMGMT_CLIENT_CERTIFICATE_FILE",
-    "key": "ORCHMGMT_CLIENT_KEY_FILE",
-}
 
 
 class NotDone(Failure):
@@ -77,7 +71,7 @@ def asks(
     options: list[Callable[[Callable[..., None]], Callable[..., None]]] = [
         click.option(
             "--url",
-            envvar="ORCHMGMT_URL",
+            envvar=OF_A_CLIENT["url"],
             help="Where the service is; by default where HOST, PORT or UNIX_SOCKET say.  "
             "[ORCHMGMT_URL]",
         ),
@@ -186,12 +180,12 @@ def _with_environment(identity: dict[str, Any], tls: bool) -> dict[str, Any]:
         tls: whether a certificate can be shown.
     """
     found = dict(identity)
-    said = {name: strip(os.environ.get(it, "")) for name, it in _VARIABLES.items()}
+    said = {name: strip(os.environ.get(it, "")) for name, it in OF_A_CLIENT.items()}
     if said["token_file"] and not (found["name"] or found["token_file"]):
         try:
             found["token_file"] = open(said["token_file"], encoding="utf-8")  # noqa: SIM115
         except OSError as error:
-            message = f"{_VARIABLES['token_file']}: {said['token_file']}: {error.strerror}"
+            message = f"{OF_A_CLIENT['token_file']}: {said['token_file']}: {error.strerror}"
             raise Failure(printable(message)) from None
     if tls and not found["certificate"]:
         found["certificate"] = said["certificate"] or None

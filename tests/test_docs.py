@@ -200,7 +200,7 @@ def test_the_commands_options_are_those_of_the_page() -> None:
     assert sorted(named) == sorted(options)
     variables = re.findall(r"^\| `--.*? \| (`ORCHMGMT_.*?) \|", text, re.M)
     assert set(re.findall(r"ORCHMGMT_\w+", " ".join(variables))) == {
-        *OF_A_CLIENT,
+        *OF_A_CLIENT.values(),
         "ORCHMGMT_CA_FILE",
     }
 
