@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from needs import program
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException, WebDriverException
 from selenium.webdriver.chrome.service import Service
@@ -15,7 +16,6 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
-CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 PATIENCE = 20  # s
 
 FLAGS = (
@@ -38,12 +38,6 @@ return [...document.querySelectorAll(arguments[0])].find((it) =>
 T = TypeVar("T")
 
 
-def missing() -> str:
-    """Say what of a browser is missing, if anything."""
-    absent = [str(it) for it in (CHROMIUM, DRIVER) if not it.exists()]
-    return f"{' and '.join(absent)} missing: apt install chromium chromium-driver" if absent else ""
-
-
 class Browser:
     """One Chromium, on the page of one service after the other.
 
@@ -58,14 +52,14 @@ class Browser:
         self._profile = tempfile.mkdtemp(prefix="chromium-")
         self.downloads = Path(self._profile, "downloads")
         options = webdriver.ChromeOptions()
-        options.binary_location = str(CHROMIUM)
+        options.binary_location = program("chromium")
         for flag in (*FLAGS, f"--user-data-dir={self._profile}"):
             options.add_argument(flag)
         if not site_data:  # a choice of Chromium's settings
             blocked = {"profile.default_content_setting_values.cookies": 2}
             options.add_experimental_option("prefs", blocked)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        self.driver = webdriver.Chrome(options, Service(str(DRIVER)))
+        self.driver = webdriver.Chrome(options, Service(program("chromedriver")))
         self.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=self.downloads)
         self._home = self.driver.current_window_handle
         self.url = ""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from needs import lacking
 
 INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda it: int(it.parent.name))
 PASSWORD = "s3cret:w%rd/@"
@@ -41,6 +42,8 @@ class Cluster:
     """
 
     def __init__(self, *initdb: str, **settings: str) -> None:
+        if reason := missing():
+            lacking(reason)
         self._user: dict[str, Any] = {}
         if os.getuid() == 0:  # which initdb refuses
             self._user = {"user": "postgres", "group": "postgres", "extra_groups": []}

@@ -14,6 +14,7 @@ import cluster
 import pytest
 from certificates import Authority
 from command import run_command
+from needs import lacking
 from standin import Cloud
 from support import FAKETIME, Clock, Process, Service, served
 
@@ -43,11 +44,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[cluster.Cluster]:
     """A PostgreSQL server for all tests that only use it."""
-    reason = cluster.missing()
-    if reason and os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
     server = cluster.Cluster()
     yield server
     server.remove()
@@ -142,9 +138,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 def new_clock(tmp_path: Path) -> Callable[..., Clock]:
     """Make clocks for servers: `new_clock(30)` is that many seconds ahead."""
     if not FAKETIME:
-        if os.environ.get("CI") == "true":
-            pytest.fail("libfaketime is missing")
-        pytest.skip("libfaketime is not installed")
+        lacking("libfaketime is not installed")
     numbers = itertools.count()
     return lambda ahead=0: Clock(tmp_path / f"faketime-{next(numbers)}", ahead)
 

@@ -1,14 +1,13 @@
 """A private nginx on the configurations of this repository."""
 
 import os
-import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import pytest
+from needs import program
 
 DEPLOY = Path(__file__).parent.parent / "deploy" / "nginx"
 
@@ -34,16 +33,6 @@ http {{
 """
 
 
-def find() -> str:
-    """The nginx of this machine."""
-    path = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
-    if path is None:
-        if os.environ.get("CI"):
-            pytest.fail("nginx is missing")
-        pytest.skip("nginx is not installed")
-    return path
-
-
 class Nginx:
     """nginx on one of our configurations, in which only addresses and paths are replaced."""
 
@@ -54,7 +43,7 @@ class Nginx:
         replace: dict[str, str],
         configurations: Iterable[Path] = (),
     ) -> None:
-        program = find()
+        nginx = program("nginx")
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         replace = {
@@ -74,7 +63,7 @@ class Nginx:
         user = "user root;" if os.geteuid() == 0 else ""
         main.write_text(FRAME.format(folder=folder, name=name, user=user))
         self.folder = folder
-        command = [program, "-p", str(folder), "-c", str(main), "-e", str(folder / "error.log")]
+        command = [nginx, "-p", str(folder), "-c", str(main), "-e", str(folder / "error.log")]
         tested = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=30)
         assert tested.returncode == 0, tested.stderr
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from conftest import COMMAND
+from needs import program
 from nginx import Nginx
 from pages import marked
 from support import MANAGEMENT, Client, Process, in_threads, lock
@@ -35,15 +36,6 @@ SYSTEMD = ROOT / "deploy" / "systemd"
 UNIT = SYSTEMD / "orchmgmt@.service"
 CLEAN = SYSTEMD / "orchmgmt-clean.service"
 UPSTREAM = ROOT / "deploy" / "nginx" / "orchmgmt-upstream-several.conf"
-
-
-def tool(name):
-    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-    if found is None and os.environ.get("CI") == "true":
-        pytest.fail(f"{name} is missing")
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
 
 
 # systemd
@@ -66,7 +58,7 @@ def units(tmp_path):
     "name", ["orchmgmt@8441.service", "orchmgmt-clean.service", "orchmgmt-clean.timer"]
 )
 def test_systemd_finds_no_fault_with_the_units(units, name):
-    command = [tool("systemd-analyze"), "verify", "--man=no", str(units / name)]
+    command = [program("systemd-analyze"), "verify", "--man=no", str(units / name)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     if "Failed to initialize manager" in ended.stderr:
         pytest.skip("systemd-analyze cannot verify here: " + ended.stderr.splitlines()[0])
@@ -75,7 +67,7 @@ def test_systemd_finds_no_fault_with_the_units(units, name):
 
 @pytest.mark.parametrize("unit", [UNIT, CLEAN], ids=lambda unit: unit.name)
 def test_systemd_finds_the_units_well_confined(units, unit):
-    command = [tool("systemd-analyze"), "security", "--offline=true", "--threshold=20"]
+    command = [program("systemd-analyze"), "security", "--offline=true", "--threshold=20"]
     ended = subprocess.run(
         [*command, str(units / unit.name)], capture_output=True, text=True, timeout=60
     )
@@ -271,7 +263,7 @@ def composed(**variables):
 
 @pytest.mark.parametrize("profiles", ["", "postgresql"])
 def test_docker_compose_takes_the_file(tmp_path, profiles):
-    compose = tool("docker-compose")  # it asks no engine for this
+    compose = program("docker-compose")  # it asks no engine for this
     shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
     folder = tmp_path / "deploy" / "compose"
     (folder / "env.example").rename(folder / ".env")
@@ -411,7 +403,7 @@ PROMETHEUS = ROOT / "deploy" / "prometheus"
 )
 def test_promtool_finds_no_fault(arguments):
     ended = subprocess.run(
-        [tool("promtool"), *map(str, arguments)], capture_output=True, text=True, timeout=60
+        [program("promtool"), *map(str, arguments)], capture_output=True, text=True, timeout=60
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
@@ -524,7 +516,7 @@ http {{
 @pytest.fixture(params=["ports", "sockets"])
 def behind_nginx(request, serve, tmp_path):
     """Two processes on one file, and a client of the nginx in front of them."""
-    nginx = tool("nginx")
+    nginx = program("nginx")
     options = ("--database-url", "sqlite:///shared.db", "--database-timeout-seconds", "60")
     sockets = tempfile.mkdtemp(prefix="orchmgmt-", dir="/tmp")  # a socket's path must be short
     servers = []

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 from certificates import Authority
 from conftest import COMMAND
+from needs import program
 from nginx import Nginx
 from pages import DOCS, PAGES, ROOT, blocks, console, marked, page, table
 from standin import PASSWORD, REGISTRY, Cloud
@@ -47,10 +48,8 @@ def environ(text: str) -> dict[str, str]:
 
 def check(text: str, folder: Path, replace: dict[str, str] | None = None) -> None:
     """Run the commands of a section and compare what they print."""
-    if shutil.which("curl") is None or shutil.which("openssl") is None:
-        if os.environ.get("CI"):
-            pytest.fail("curl or openssl is missing")
-        pytest.skip("curl or openssl is not installed")
+    program("curl")
+    program("openssl")
     commands = console(text)
     assert commands
     script = "".join(f"{command}printf '\\1'\n" for command, _ in commands)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import pwd
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import threading
 
 import pytest
 from conftest import COMMAND
+from needs import terminal
 from pages import marked
 from support import FUTURE, lock
 from wire import JOB, LOCK, execute, insert
@@ -728,7 +728,7 @@ def test_export_shows_one_moment_while_a_service_writes(start):
 
 def on_a_terminal(tmp_path, *arguments):
     """Run a command whose standard error is a terminal; return its exit code and what it shows."""
-    ours, theirs = pty.openpty()
+    ours, theirs = terminal()
     process = subprocess.Popen(
         [COMMAND, *arguments],
         cwd=tmp_path,

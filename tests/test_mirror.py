@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import pwd
 import random
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import COMMAND
+from needs import terminal
 from standin import Cloud
 from support import MANAGEMENT, Process, Service, after, lock, served
 from wire import JOB, LOCK, execute, job_entry, job_id, lock_entry, put
@@ -594,7 +594,7 @@ def test_each_round_that_changes_something_is_audited(there: Service, here: str)
 
 @pytest.mark.sqlite
 def test_who_watches_sees_how_far_it_is(there: Service, here: str) -> None:
-    ours, theirs = pty.openpty()
+    ours, theirs = terminal()
     mirror = subprocess.Popen(
         [COMMAND, "mirror", there.url], stderr=theirs, stdout=subprocess.PIPE, text=True
     )

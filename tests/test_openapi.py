@@ -1,7 +1,6 @@
 """What OpenAPI says of the operations: complete, true, and of use to other programs."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from urllib.parse import urljoin
 
 import pytest
 from jsonschema_rs import validator_for
+from needs import program
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from support import OPERATOR, Client
 from test_readme import blocks
@@ -270,11 +270,7 @@ def test_nothing_is_said_where_it_is_off(service):
 
 
 def test_the_page_shows_the_operations_without_a_network(start, tmp_path):
-    browser = shutil.which("chromium")
-    if browser is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("chromium is missing")
-        pytest.skip("chromium is not installed")
+    browser = program("chromium")
     shown = subprocess.run(
         [
             browser,

@@ -17,6 +17,7 @@ import pytest
 from certificates import CLOUD, DAY, NOW, Authority, subject
 from click.testing import CliRunner
 from conftest import COMMAND
+from needs import program
 from nginx import Nginx
 from standin import PASSWORD, Cloud
 from support import FUTURE, Process, Service, lock, served, until
@@ -763,14 +764,10 @@ def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_another_shell_can_read_what_it_is_given(run: Run, shell: str) -> None:
-    program = shutil.which(shell)
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{shell} is missing")
-        pytest.skip(f"{shell} is not installed")
+    path = program(shell)
     script = run("completion", shell)
     assert script.returncode == 0
-    read = subprocess.run([program, "-n"], input=script.stdout, capture_output=True, text=True)
+    read = subprocess.run([path, "-n"], input=script.stdout, capture_output=True, text=True)
     assert (read.returncode, read.stderr) == (0, "")
     env = {"_ORCHMGMT_COMPLETE": f"{shell}_complete", "COMP_WORDS": "orchmgmt lock cr"}
     offered = run(env={**env, "COMP_CWORD": "cr" if shell == "fish" else "2"})

@@ -3,9 +3,7 @@
 import csv
 import io
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -17,8 +15,9 @@ from urllib.parse import parse_qs, quote, urlsplit
 import pages
 import pytest
 from axe_core_python.selenium import Axe
-from browser import Browser, missing
+from browser import Browser
 from certificates import CLOUD, Authority
+from needs import program
 from nginx import Nginx
 from pages import blocks
 from selenium.common.exceptions import WebDriverException
@@ -35,11 +34,6 @@ HOSTILE = '<img src=x onerror="document.title=\'taken\'"><b>bold</b> & "quoted" 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    reason = missing()
-    if reason and os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
     browser = Browser()
     yield browser
     browser.close()
@@ -800,9 +794,6 @@ def test_who_is_declared_can_be_changed_for_the_tab(page: Browser, service: Serv
 
 
 def test_where_the_browser_keeps_nothing_the_page_works(service: Service) -> None:
-    reason = missing()
-    if reason:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
     service.create(lock("A|s|1.0.0"))
     page = Browser(site_data=False)
     try:
@@ -883,8 +874,7 @@ def test_the_page_says_what_the_certificate_says(
 
 
 def test_the_shown_commands_do_what_the_page_does(page: Browser, service: Service) -> None:
-    if shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
+    program("curl")
 
     def run() -> str:
         command = page.see("dialog pre", "curl").text

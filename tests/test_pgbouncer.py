@@ -14,14 +14,13 @@ from typing import Any
 import cluster
 import psycopg
 import pytest
+from needs import program
 from support import Connection, Process, lock
 
 from orchmgmt.databases.queries import Page
 from orchmgmt.store import Store
 
 pytestmark = pytest.mark.postgresql
-
-BOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 
 
 class Bouncer:
@@ -69,7 +68,7 @@ class Bouncer:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [BOUNCER, str(self._config)],
+            [program("pgbouncer"), str(self._config)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -92,10 +91,6 @@ class Bouncer:
 
 @pytest.fixture(params=["transaction", "session"])
 def mode(request: pytest.FixtureRequest) -> str:
-    if BOUNCER is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("pgbouncer is missing")
-        pytest.skip("pgbouncer is not installed")
     return str(request.param)
 
 

@@ -1,6 +1,5 @@
 """The README and what it leads to are held to the code: commands, examples, tables."""
 
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 
 import click
 import pytest
+from needs import program
 from pages import README, ROOT, blocks, console, marked, page, table
 from support import Process
 
@@ -25,10 +25,7 @@ pytestmark = pytest.mark.sqlite
 
 @pytest.mark.parametrize("name", ["README.md", "use.md"])
 def test_every_command_prints_what_the_page_shows(serve: Callable[..., Process], name: str) -> None:
-    if shutil.which("curl") is None:
-        if os.environ.get("CI"):
-            pytest.fail("curl is missing")
-        pytest.skip("curl is not installed")
+    program("curl")
     demo = serve("--still", command="demo")
     commands = console(README if name == "README.md" else page(name))
     script = "".join(f"{command}printf '\\1'\n" for command, _ in commands)

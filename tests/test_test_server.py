@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import COMMAND
+from needs import program
 from support import Client, lock
 
 pytestmark = pytest.mark.sqlite
@@ -195,13 +196,6 @@ def test_variables_have_no_effect(serve):
     assert Client(server.url).locks().status == 200
 
 
-def needs(program: str) -> None:
-    if shutil.which(program) is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{program} is missing")
-        pytest.skip(f"{program} is not installed")
-
-
 def passes(command: list[str], folder: Path) -> str:
     path = f"{Path(COMMAND).parent}{os.pathsep}{os.environ['PATH']}"
     ended = subprocess.run(
@@ -217,12 +211,12 @@ def passes(command: list[str], folder: Path) -> str:
 
 
 def test_the_example_in_shell_passes():
-    needs("curl")
+    program("curl")
     assert passes(["./test.sh"], EXAMPLES / "shell").endswith("passed\n")
 
 
 def test_the_example_in_go_passes():
-    needs("go")
+    program("go")
     assert "ok" in passes(["go", "test", "-vet=off", "-count=1", "./..."], EXAMPLES / "go")
 
 
