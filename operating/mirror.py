@@ -1,6 +1,7 @@
 """The command that copies another orchestration's locks and history, and goes on copying."""
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -122,6 +123,11 @@ def _follow(copy: "Mirror", interval: float, logs_in: bool) -> None:
 
     def ask(number: int, frame: object) -> None:
         asked.put(number)
+        if _watched():  # past the stream, which may be in the middle of a line
+            os.write(
+                2,
+                b"\nIt ends once everything was compared once more; again, and it ends at once.\n",
+            )
         for number in numbers:  # the next one ends it wherever it is: what is not written is not
             signal.signal(number, signal.default_int_handler)
 

@@ -21,9 +21,11 @@ from standin import Cloud
 from support import MANAGEMENT, Process, Service, after, lock, served
 from wire import JOB, LOCK, execute, job_entry, job_id, lock_entry, put
 
+from orchmgmt.client import Client
 from orchmgmt.databases.queries import Page
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import NewLock
+from orchmgmt.operating import changes
 from orchmgmt.store import Store
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -366,6 +368,25 @@ def test_a_mirror_reads_all_jobs_again_only_when_it_must(java: "Java", here: str
         wait_until(lambda: len(java.asked) > 40)
         assert java.asked.count(("id", 0)) == 1
     assert len(of(here)[1]) == 1501
+
+
+@pytest.mark.sqlite
+def test_what_only_a_look_at_everything_finds_is_found_in_time(
+    here: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with source() as service, Client(service.url, name="Sysop") as client:
+        put(service, JOB, job_entry(1, **ENDED))
+        service.store.history.create("PULL", "Alice", "Bob", "kelvinInfo")
+        looks = changes.Changes(client)
+        assert len(list(looks.look())) == 2
+        looks.settle(2)
+        execute(service.store, f"UPDATE {JOB} SET message = 'new' WHERE id = ?", [job_id(1)])
+        assert len(list(looks.look())) == 1  # the one of the last minute
+        looks.settle(0)
+        monkeypatch.setattr(changes, "ALL_AGAIN", 0.0)
+        assert len(list(looks.look(everything=True))) == 2
+        execute(service.store, f"UPDATE {JOB} SET message = 'newer' WHERE id = ?", [job_id(1)])
+        assert "newer" in [job.message for job in looks.look()]
 
 
 class Java(ThreadingHTTPServer):
