@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from io import StringIO
 from itertools import islice
@@ -157,11 +157,13 @@ def _follow(copy: "Mirror", interval: float, logs_in: bool) -> None:
                 break
             except Empty:
                 pass
-        click.echo("Comparing everything once more.")
-        _tell(copy.round())
+        with suppress(OSError):  # the terminal may have been closed, which is why it ends
+            click.echo("Comparing everything once more.")
+        copied = copy.round()
     except BaseException:
         log.warning("everything was not compared once more: something may be missing; run it again")
         raise
+    _tell(copied)
     click.echo("Stopped.")
 
 

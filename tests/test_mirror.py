@@ -341,6 +341,24 @@ def test_a_mirror_that_cannot_compare_everything_at_its_end_says_so(
 
 
 @pytest.mark.sqlite
+def test_a_mirror_whose_terminal_is_closed_compares_everything_all_the_same(here: str) -> None:
+    with source() as service:
+        put(service, JOB, job_entry(1, **ENDED))
+        service.store.history.create("PULL", "Alice", "Bob", "kelvinInfo")
+        with following(service.url) as mirror:
+            assert mirror.stdout
+            assert mirror.stderr
+            mirror.stdout.readline()
+            mirror.stdout.close()
+            execute(service.store, f"UPDATE {JOB} SET message = 'new' WHERE id = ?", [job_id(1)])
+            mirror.send_signal(signal.SIGHUP)
+            mirror.wait(30)
+            assert mirror.stderr.read() == ""
+            mirror.stdout = None
+        assert of(here) == content(service.store)
+
+
+@pytest.mark.sqlite
 def test_a_second_signal_ends_a_mirror_at_once(java: "Java", here: str) -> None:
     with following(java.url) as mirror:
         assert mirror.stdout
