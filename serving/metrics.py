@@ -1,6 +1,7 @@
 """What `/metrics` tells Prometheus. Only imported where the setting `METRICS` is on."""
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,16 @@ if TYPE_CHECKING:
     from orchmgmt.serving.registration import Registration  # it needs an extra of its own
 
 try:
-    from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+    from prometheus_client import (
+        CollectorRegistry,
+        Counter,
+        GCCollector,
+        Histogram,
+        Info,
+        PlatformCollector,
+        ProcessCollector,
+        generate_latest,
+    )
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
     from prometheus_client.registry import Collector
 except ImportError as error:
@@ -63,6 +73,10 @@ class Metrics(Collector):
             buckets=BUCKETS,
             registry=self._registry,
         )
+        build = Info("orchmgmt_build", "The version that runs", registry=self._registry)
+        build.info({"version": version("orchmgmt")})
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._registry)
         self._registry.register(self)
         app.before_request(_begin)
         app.after_request(self._end)

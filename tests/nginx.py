@@ -49,6 +49,8 @@ class Nginx:
         replace = {
             "listen 80;": f"listen 127.0.0.1:{self.port};",
             "listen 443 ssl;": f"listen 127.0.0.1:{self.port} ssl;",
+            "listen [::]:80;": f"listen [::1]:{self.port};" if socket.has_ipv6 else "",
+            "listen [::]:443 ssl;": f"listen [::1]:{self.port} ssl;" if socket.has_ipv6 else "",
             **replace,
         }
         (folder / "orchmgmt").mkdir(parents=True)

@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SYSTEMD = ROOT / "deploy" / "systemd"
 UNIT = SYSTEMD / "orchmgmt@.service"
 CLEAN = SYSTEMD / "orchmgmt-clean.service"
+BACKUP = SYSTEMD / "orchmgmt-backup.service"
 UPSTREAM = ROOT / "deploy" / "nginx" / "orchmgmt-upstream-several.conf"
 
 
@@ -49,13 +50,20 @@ def unit_values(name, unit=UNIT):
 def units(tmp_path):
     """The units, with the command of this environment in the place of the installed one."""
     for unit in SYSTEMD.iterdir():
-        text = unit.read_text().replace("/opt/orchmgmt/bin/orchmgmt", COMMAND)
+        text = unit.read_text().replace("/opt/orchmgmt/current/bin/orchmgmt", COMMAND)
         (tmp_path / unit.name).write_text(text)
     return tmp_path
 
 
 @pytest.mark.parametrize(
-    "name", ["orchmgmt@8441.service", "orchmgmt-clean.service", "orchmgmt-clean.timer"]
+    "name",
+    [
+        "orchmgmt@8441.service",
+        "orchmgmt-clean.service",
+        "orchmgmt-clean.timer",
+        "orchmgmt-backup.service",
+        "orchmgmt-backup.timer",
+    ],
 )
 def test_systemd_finds_no_fault_with_the_units(units, name):
     command = [program("systemd-analyze"), "verify", "--man=no", str(units / name)]
@@ -65,7 +73,7 @@ def test_systemd_finds_no_fault_with_the_units(units, name):
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("unit", [UNIT, CLEAN], ids=lambda unit: unit.name)
+@pytest.mark.parametrize("unit", [UNIT, CLEAN, BACKUP], ids=lambda unit: unit.name)
 def test_systemd_finds_the_units_well_confined(units, unit):
     command = [program("systemd-analyze"), "security", "--offline=true", "--threshold=20"]
     ended = subprocess.run(
@@ -74,12 +82,63 @@ def test_systemd_finds_the_units_well_confined(units, unit):
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
+def test_the_unit_outlives_a_database_that_starts_later():
+    (unit,) = re.findall(
+        r"^\[Unit\]\n(.*?)^\[Service\]$", UNIT.read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert "StartLimitIntervalSec=0" in unit.splitlines()
+    assert unit_values("Restart") == ["on-failure"]
+    assert unit_values("RestartPreventExitStatus") == ["2"]  # which a wrong setting ends with
+
+
+def test_the_backup_unit_keeps_the_last_fourteen(tmp_path):
+    for name in ("User", "Group", "Environment", "EnvironmentFile"):
+        assert unit_values(name, BACKUP) == unit_values(name)
+    assert unit_values("StateDirectory", BACKUP) == ["orchmgmt orchmgmt/backups"]
+    url = f"sqlite:///{tmp_path}/orchmgmt.db"
+    with Store({"DATABASE_URL": url}) as store:
+        job_id = store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    old = [f"2026-01-{day:02}T02-30-00Z.db" for day in range(1, 21)]
+    for name in [*old, "mine.db"]:
+        (folder / name).touch()
+    for key in ("ExecStart", "ExecStartPost"):
+        (command,) = unit_values(key, BACKUP)
+        command = command.replace("$$", "$").replace("%%", "%")
+        arguments = shlex.split(command.replace("/opt/orchmgmt/current/bin/orchmgmt", COMMAND))
+        environ = {**os.environ, "ORCHMGMT_DATABASE_URL": url}
+        subprocess.run(arguments, cwd=folder, env=environ, check=True, timeout=60)
+    left = sorted(it.name for it in folder.iterdir())
+    assert left[:13] == old[7:]
+    assert left[14:] == ["mine.db"]
+    with Store({"DATABASE_URL": f"sqlite:///{folder / left[13]}"}) as store:
+        store.history.start(job_id)  # it is there
+
+
+def test_the_environment_file_names_settings_and_can_be_read(run, tmp_path):
+    text = (SYSTEMD / "orchmgmt.env").read_text()
+    names = re.findall(r"^#(ORCHMGMT_\w+)=\S+$", text, re.MULTILINE)
+    assert len(names) > 15
+    assert len(set(names)) == len(names)
+    file = tmp_path / "orchmgmt.env"
+    some = {"DATABASE_URL": "sqlite:///a.db", "SYSTEM_PASSWORD_FILE": "", "IDENTITY_URL": ""}
+    file.write_text(
+        re.sub(r"^#(ORCHMGMT_)", r"\1", text, flags=re.MULTILINE)
+        + "".join(f"ORCHMGMT_{name}={value}\n" for name, value in some.items())
+    )
+    shown = run("config", "--env-file", str(file))
+    assert (shown.returncode, shown.stderr) == (0, "")
+    for name in names:
+        assert name in shown.stdout
+
+
 def test_the_cleaning_unit_cleans_what_the_server_uses(run, tmp_path):
     for name in ("User", "Group", "Environment", "EnvironmentFile", "StateDirectory"):
         assert unit_values(name, CLEAN) == unit_values(name)
     (command,) = unit_values("ExecStart", CLEAN)
     name, *arguments = shlex.split(command)
-    assert name == "/opt/orchmgmt/bin/orchmgmt"
+    assert name == "/opt/orchmgmt/current/bin/orchmgmt"
     database = {"ORCHMGMT_DATABASE_URL": f"sqlite:///{tmp_path}/orchmgmt.db"}
     Store(database).close()
     assert run(*arguments, env=database).stdout == "Deleted 0 expired locks and 0 old jobs.\n"
@@ -88,7 +147,7 @@ def test_the_cleaning_unit_cleans_what_the_server_uses(run, tmp_path):
 def test_the_units_command_starts_and_its_limits_suffice(tmp_path):
     (command,) = unit_values("ExecStart")
     name, *arguments = shlex.split(command.replace("%i", "0"))
-    assert name == "/opt/orchmgmt/bin/orchmgmt"
+    assert name == "/opt/orchmgmt/current/bin/orchmgmt"
     (environment,) = unit_values("Environment")
     variable, _, url = environment.partition("=")
     url = url.replace("/var/lib/orchmgmt", str(tmp_path))

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,11 @@ def section(name: str, title: str) -> str:
     """A page, or the part of it below one of its titles."""
     text = page(name)
     return text.split(f"\n## {title}\n")[1].split("\n## ")[0] if title else text.split("\n## ")[0]
+
+
+def unmarked(text: str) -> str:
+    """What is left without the marked parts, which other tests run."""
+    return re.sub(r" *<!-- ([\w-]+) -->.*?<!-- /\1 -->", "", text, flags=re.DOTALL)
 
 
 def environ(text: str) -> dict[str, str]:
@@ -310,6 +316,26 @@ def test_nginx_and_certificates(serve: Callable[..., Process], tmp_path: Path) -
     )
     try:
         check(text, tmp_path, {"https://localhost": f"https://localhost:{nginx.port}"})
+        (tmp_path / "password").write_text("open sesame\n")
+        for name in ("pkcs12", "revoke"):
+            (commands,) = blocks("sh", textwrap.dedent(marked(name).replace("<!--", "  <!--")))
+            subprocess.run(
+                ["bash", "-e", "-c", commands],
+                cwd=tmp_path,
+                check=True,
+                capture_output=True,
+                timeout=60,
+            )
+        shown = subprocess.run(
+            [*["openssl", "pkcs12", "-in", "carol.p12", "-passin", "file:password", "-nokeys"]],
+            cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert "carol.testcloud.company" in shown.stdout
+        listed = subprocess.run(
+            [*["openssl", "crl", "-in", "cloud-crl.pem", "-noout", "-text"]],
+            cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert "Serial Number" in listed.stdout
     finally:
         nginx.stop()
 
@@ -380,7 +406,7 @@ def test_an_earlier_database_is_upgraded_as_the_page_says(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copyfile(ROOT / "tests" / "data" / "schema-1.sqlite", tmp_path / "orchmgmt.db")
-    text = section("operations.md", "Upgrade")
+    text = unmarked(section("operations.md", "Upgrade"))
     assert run_blocks(text, tmp_path) == [0, 0, 0, 0]
     assert "an upgrade to 3 is to do" in capfd.readouterr().out
     assert {it.name for it in tmp_path.iterdir()} >= {
@@ -397,7 +423,7 @@ def test_the_end_of_a_list_and_of_a_certificate_is_seen_as_the_page_says(
 ) -> None:
     shutil.copyfile(authority.revocations(), tmp_path / "cloud-crl.pem")
     shutil.copyfile(authority.server_file(), tmp_path / "server.pem")
-    text = section("operations.md", "Certificates")
+    text = unmarked(section("operations.md", "Certificates"))
     assert run_blocks(text, tmp_path) == [1, 1]  # those of the tests end tomorrow
     later = text.replace("2 days", "1 hour").replace("172800", "3600")
     assert later != text
@@ -428,3 +454,75 @@ def test_the_commands_for_contributors_are_in_the_makefile() -> None:
     targets = re.findall(r"^make (\w+) ", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
     assert len(targets) == 5
     assert all(f"\n{target}: " in makefile for target in targets)
+
+
+STUB = """#!/bin/sh
+echo "$(basename "$0") $*" >> "$LOG"
+"""
+
+
+def test_the_steps_of_an_operator_install_upgrade_and_uninstall(tmp_path: Path) -> None:
+    """With stand-ins for users and systemd, and packages from this environment."""
+    tree, folder = tmp_path / "tree", tmp_path / "machine"
+    left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "*.db*-*")
+    shutil.copytree(ROOT, tree, ignore=left_out)
+    for name in (
+        "etc/systemd/system",
+        "etc/bash_completion.d",
+        "usr/local/bin",
+        "var/lib/orchmgmt",
+    ):
+        (folder / name).mkdir(parents=True)
+    stubs = tmp_path / "stubs"
+    stubs.mkdir()
+    for name in ("useradd", "userdel", "systemctl"):
+        (stubs / name).write_text(STUB)
+        (stubs / name).chmod(0o755)
+    told = {
+        **os.environ,
+        "PATH": f"{stubs}:{folder}/usr/local/bin:{os.environ['PATH']}",
+        "LOG": str(tmp_path / "log"),
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_DEPS": "1",
+        "PYTHONPATH": sysconfig.get_path("purelib"),
+    }
+
+    def follow(name: str) -> None:
+        (commands,) = blocks("sh", textwrap.dedent(marked(name).replace("<!--", "   <!--")))
+        commands = re.sub(r"(?m)(^|[ '])/(opt|etc|var|usr)/", rf"\1{folder}/\2/", commands)
+        commands = commands.replace("/tmp/build/bin/pip", f"{sys.executable} -m pip")
+        commands = commands.replace("python3 -m venv /tmp/build\n", "")
+        commands = commands.replace("pip wheel ", "pip wheel --no-build-isolation ")
+        commands = commands.replace("python3 -m venv", f"{sys.executable} -m venv")
+        commands = commands.replace(" -g orchmgmt", "")  # there is no such group here
+        ended = subprocess.run(
+            ["bash", "-e", "-c", commands],
+            cwd=tree,
+            env=told,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+
+    follow("wheel")
+    follow("install")
+    orchmgmt = folder / "usr" / "local" / "bin" / "orchmgmt"
+    assert orchmgmt.resolve() == (folder / "opt/orchmgmt/0.1.0/bin/orchmgmt").resolve()
+    units = {it.name for it in (folder / "etc/systemd/system").iterdir()}
+    assert {"orchmgmt@.service", "orchmgmt-backup.timer"} <= units
+    assert "orchmgmt" in (folder / "etc/bash_completion.d/orchmgmt").read_text()
+    assert (folder / "etc/orchmgmt/orchmgmt.env").exists()
+    metadata = tree / "setup.cfg"
+    metadata.write_text(metadata.read_text().replace("version = 0.1.0", "version = 0.2.0"))
+    follow("wheel")
+    follow("new-version")
+    follow("switch")
+    current = folder / "opt" / "orchmgmt" / "current"
+    assert current.resolve().name == "0.2.0"
+    assert [*current.glob("lib/*/site-packages/orchmgmt-0.2.0.dist-info")]
+    follow("uninstall")
+    assert list(folder.rglob("*orchmgmt*")) == []
+    calls = (tmp_path / "log").read_text()
+    assert "systemctl enable --now orchmgmt@8441 orchmgmt-backup.timer" in calls
+    assert "userdel orchmgmt" in calls

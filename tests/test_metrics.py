@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import pytest
 from pages import marked
@@ -17,7 +18,7 @@ PAST = "2020-01-01T00:00:00Z"
 
 
 def metrics(service):
-    """Each sample's value, by its name and labels, but for times."""
+    """Each sample's value of our own, by its name and labels, but for times."""
     answer = service.send("GET", "/metrics", headers={})
     assert answer.status == 200
     assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
@@ -25,8 +26,17 @@ def metrics(service):
         (sample.name.removeprefix("orchmgmt_"), *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(answer.body.decode())
         for sample in family.samples
-        if not sample.name.endswith("_created")
+        if sample.name.startswith("orchmgmt_") and not sample.name.endswith("_created")
     }
+
+
+def test_the_version_and_the_process_are_told_of(start):
+    service = start(METRICS=True)
+    assert metrics(service)["build_info", version("orchmgmt")] == 1
+    text = service.send("GET", "/metrics", headers={}).body.decode()
+    names = {family.name for family in text_string_to_metric_families(text)}
+    assert {"process_resident_memory_bytes", "process_open_fds", "process_cpu_seconds"} <= names
+    assert {"python_info", "python_gc_collections"} <= names
 
 
 def test_requests_are_counted_by_operation_and_status(start):

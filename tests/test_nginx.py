@@ -105,6 +105,13 @@ def test_operations_pass_over_http(plain: Nginx) -> None:
     assert send(plain, "GET", ECHO, sysop).body == b"Got it!"
 
 
+def test_it_is_reached_over_ipv6_too(plain: Nginx) -> None:
+    connection = http.client.HTTPConnection("::1", plain.port, timeout=30)
+    with closing(connection):
+        connection.request("GET", ECHO, headers={"Authorization": OPERATOR})
+        assert connection.getresponse().status == 200
+
+
 def test_errors_of_the_service_pass_as_they_are(plain: Nginx) -> None:
     sysop = {"Authorization": OPERATOR}
     assert send(plain, "POST", QUERY).error == "No authorization header has been provided"
