@@ -218,6 +218,8 @@ def test_a_pooler_that_is_restarted_is_a_503_until_it_is_back(
     bouncer.stop()
     assert service.create(lock("B|b|1")).status == 503
     bouncer.start()
-    assert service.create(lock("C|b|1")).status == 201
+    while (answer := service.create(lock("C|b|1"))).status == 503:  # it has to log in anew
+        pass
+    assert answer.status == 201
     rows, _ = service.store.locks.find_rows({}, Page(0, 10))
     assert [row[2] for row in rows] == ["C|b|1.0.0", "A|b|1.0.0"]
