@@ -5,12 +5,11 @@ import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import quote
 
 import peewee
 
 from orchmgmt.databases.files import demand_whole
-from orchmgmt.databases.sqlite import MEMORY, sqlite_path
+from orchmgmt.databases.sqlite import MEMORY, sqlite_path, uri_of
 from orchmgmt.databases.unfinished import unfinished
 from orchmgmt.models import Opening, UnusableDatabase, check_schema
 
@@ -65,9 +64,8 @@ def back_up(url: str, target: Path, timeout: float) -> int:
 
 
 def _copy(path: str, partial: Path, timeout: float) -> None:
-    # `rw` does not make a file; one that may only be read is read all the same.
     demand_whole(path, timeout)
-    source = peewee.SqliteDatabase(f"file:{quote(path)}?mode=rw", uri=True)
+    source = peewee.SqliteDatabase(uri_of(path), uri=True)
     try:
         with source.atomic("DEFERRED"):
             check_schema(source, Opening(create=False))

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import peewee
 
@@ -78,12 +78,15 @@ class SqliteDatabase(Database):
                 raise MissingDatabase("there is no such file")
         self._in_memory = path == MEMORY
         self._path = path
+        self._read_only = not (self._in_memory or opening.upgrade or may_write(path))
+        self._uri = uri_of(path) if self._read_only else ""
         self._connections: list[sqlite3.Connection] = []
         self._idle: list[sqlite3.Connection] = []
         self._connecting = threading.Lock()
         self._current = threading.local()
         self.engine = peewee.SqliteDatabase(
-            path,
+            self._uri or path,
+            uri=self._read_only,
             pragmas=PRAGMAS,
             timeout=timeout,
             thread_safe=not self._in_memory,
@@ -103,10 +106,11 @@ class SqliteDatabase(Database):
                     check_schema(self.engine, opening)
                 if opening.upgrade:
                     _use_write_ahead_log(self.engine, timeout)
-            with self.engine.atomic("IMMEDIATE") as transaction:
-                prepare_schema(self.engine, opening)
-                if not opening.upgrade:
-                    transaction.rollback()  # that it could be written to was all to find out
+            if not self._read_only:
+                with self.engine.atomic("IMMEDIATE") as transaction:
+                    prepare_schema(self.engine, opening)
+                    if not opening.upgrade:
+                        transaction.rollback()  # that it could be written to was all to find out
         except UnusableDatabase:
             self.close()
             raise
@@ -128,7 +132,11 @@ class SqliteDatabase(Database):
             if self._files is not None:
                 demand_whole(self._path, self._timeout)
             connection = sqlite3.connect(
-                self._path, self._timeout, isolation_level=None, check_same_thread=False
+                self._uri or self._path,
+                self._timeout,
+                uri=self._read_only,
+                isolation_level=None,
+                check_same_thread=False,
             )
             for name, value in PRAGMAS.items():
                 connection.execute(f"PRAGMA {name} = {value}")
@@ -226,9 +234,7 @@ class SqliteDatabase(Database):
         super().check()
         path = self._path
         # To try to write would be to wait for those who do.
-        if not self._in_memory and not all(
-            os.access(it, os.W_OK) for it in (path, os.path.dirname(path))
-        ):
+        if not self._in_memory and not may_write(path):
             log.error("%s or its folder cannot be written to", path)
             raise Unavailable(SILENT)
         if self._trouble:
@@ -276,6 +282,22 @@ def _answer(code: int) -> str:
     return NO_ROOM if code == sqlite3.SQLITE_FULL else SILENT
 
 
+def may_write(path: str) -> bool:
+    """Return whether a database's file and its folder can be written to."""
+    return all(os.access(it, os.W_OK) for it in (path, os.path.dirname(path)))
+
+
+def uri_of(path: str) -> str:
+    """Return how SQLite opens a database's file, which is not made: to read, if there is no more.
+
+    Where no log lies beside it and none can be made, nobody else can be writing to it either.
+    """
+    path = os.path.abspath(path)
+    if may_write(path):
+        return f"file:{quote(path)}?mode=rw"
+    return f"file:{quote(path)}?mode=ro" + ("" if os.path.exists(path + LOG) else "&immutable=1")
+
+
 def sqlite_path(url: str) -> str:
     """Return the file that a SQLite URL names, or `:memory:`.
 
@@ -285,12 +307,18 @@ def sqlite_path(url: str) -> str:
     rest = url.partition("://")[2]
     if not rest.startswith("/") or rest == "/":
         raise WrongUrl("a SQLite URL is sqlite:///FILE, or sqlite:////FILE from the root")
+    if "?" in rest:
+        raise WrongUrl(
+            "a SQLite URL has no parameters: set ORCHMGMT_DATABASE_TIMEOUT_SECONDS for a timeout, "
+            "and write %3F for a ? that is part of the file's name"
+        )
     if sqlite3.sqlite_version_info < SQLITE_MINIMUM:
         raise UnusableDatabase(
             f"Python has SQLite {sqlite3.sqlite_version}, "
             f"{'.'.join(map(str, SQLITE_MINIMUM))} or newer is needed"
         )
-    return unquote(rest[1:])
+    path = unquote(rest[1:])
+    return f"/{path.lstrip('/')}" if path.startswith("/") else path
 
 
 def _use_write_ahead_log(engine: peewee.SqliteDatabase, timeout: float) -> None:
@@ -316,4 +344,6 @@ def _explain(path: str, error: Exception) -> str:
         return f"there is no folder {folder}"
     if path != MEMORY and os.path.isdir(path):
         return "it is a folder"
+    if path != MEMORY and os.path.exists(path + LOG) and not may_write(path):
+        return f"{error}: its log {path}{LOG} can only be read where the folder can be written to"
     return str(error)

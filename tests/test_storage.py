@@ -9,10 +9,11 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
+from conftest import COMMAND
 from support import FUTURE, connection_of, in_threads, job, lock, traced
 
 from orchmgmt.app import create_app, store_of
@@ -547,3 +548,75 @@ def test_a_transaction_within_another_is_part_of_it(tmp_path, monkeypatch, place
         assert store.history.get(made).status == "PENDING"
         store.database.write(store.history.start, made)
         assert store.history.get(made).status == "IN_PROGRESS"
+
+
+READING = [
+    ("lock", "export"),
+    ("history", "export"),
+    ("upgrade", "--check"),
+    ("backup", "{}/copy.db"),
+]
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder with a database that nobody can write to, also root, and what makes it so."""
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    with Store({"DATABASE_URL": f"sqlite:///{folder}/x.db"}) as store:
+        store.history.create("PULL", "A", "A", "b")
+    script = 'mount --bind $0 $0 && mount -o remount,bind,ro $0 && exec "$@"'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, str(folder)]
+    if shutil.which("unshare") is None or subprocess.run([*command, "true"]).returncode:
+        pytest.skip("this user cannot mount a folder read-only, as in most containers")
+    return folder, command
+
+
+@pytest.mark.parametrize("log", [False, True], ids=["closed", "with its log"])
+@pytest.mark.parametrize("arguments", READING, ids=" ".join)
+def test_what_only_reads_works_where_nothing_can_be_written(tmp_path, read_only, arguments, log):
+    folder, command = read_only
+    with ExitStack() as stack:
+        if log:  # of a server, perhaps
+            store = stack.enter_context(Store({"DATABASE_URL": f"sqlite:///{folder}/x.db"}))
+            store.history.create("PULL", "A", "A", "c")
+        before = {it.name: it.read_bytes() for it in folder.iterdir() if it.suffix != ".db-shm"}
+        ended = subprocess.run(
+            [*command, COMMAND, *(it.format(tmp_path) for it in arguments)],
+            env={**os.environ, "ORCHMGMT_DATABASE_URL": f"sqlite:///{folder}/x.db"},
+            cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert (ended.returncode, "Error" in ended.stderr) == (0, False), ended.stderr
+        after = {it.name: it.read_bytes() for it in folder.iterdir() if it.suffix != ".db-shm"}
+        assert after == before
+        if arguments == ("history", "export"):
+            assert ended.stdout.count("\n") == 1 + log
+
+
+def test_a_log_that_cannot_be_read_is_said(tmp_path, read_only):
+    folder, command = read_only
+    for name in ("x.db", "x.db-wal"):
+        (folder / name).write_bytes((folder / "x.db").read_bytes() if name == "x.db" else b"x" * 50)
+    ended = subprocess.run(
+        [*command, COMMAND, "lock", "export", "--database-url", f"sqlite:///{folder}/x.db"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == 3
+    assert "can only be read where the folder can be written to" in ended.stderr
+
+
+def test_any_number_of_slashes_is_the_root(run, tmp_path):
+    for slashes in ("///", "////", "/////"):
+        url = f"sqlite:{slashes}{tmp_path}/x.db"
+        assert run("lock", "import", "-", "--database-url", url).returncode == 0
+        assert run("backup", "copy.db", "--database-url", url).returncode == 0
+        (tmp_path / "copy.db").unlink()
+
+
+def test_parameters_of_a_url_are_refused_with_what_to_do(run, tmp_path):
+    for command in (("lock", "import", "-"), ("backup", "copy.db"), ("serve", "--port", "0")):
+        ended = run(*command, "--database-url", "sqlite:///x.db?timeout=30")
+        assert ended.returncode == 2
+        assert "set ORCHMGMT_DATABASE_TIMEOUT_SECONDS" in ended.stderr
+        assert len(ended.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
