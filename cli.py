@@ -108,11 +108,19 @@ def takes_settings(*names: str, **defaults: str) -> Callable[[Command], Command]
             click.option(
                 "--" + name.replace("_", "-"),
                 metavar=f"<{row.type}>",
+                shell_complete=_completer(row.type.split(" or ") if " or " in row.type else []),
                 help=f"{row.help}.  [{row.name}; default: {default or 'none'}]",
             )(command)
         return command
 
     return decorate
+
+
+def _completer(
+    words: list[str],
+) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Complete the value of an option, where it is one of a few words."""
+    return lambda _context, _parameter, begun: [it for it in words if it.startswith(begun)]
 
 
 def _use_env_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:

@@ -30,6 +30,8 @@ def start_logging(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
     logging.basicConfig(level=settings.log_level, handlers=[handler])
+    # At DEBUG the access log says whom it let in; among each statement of SQL nobody would find it.
+    logging.getLogger("peewee").setLevel(logging.INFO)
 
 
 class _Text(logging.Formatter):

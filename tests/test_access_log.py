@@ -152,3 +152,16 @@ def test_by_default_only_refused_requests_are_logged_and_never_a_secret(
         assert log.count("orchmgmt.access: refused - lock.query from 127.0.0.1: 401") == 2
     assert "allowed" not in logs[0]
     assert "allowed Alice lock.query from 127.0.0.1: operator" in logs[1]
+
+
+def test_at_debug_it_is_not_lost_among_statements(
+    serve: Callable[..., Process], tmp_path: Path
+) -> None:
+    server = serve("--log-level", "DEBUG")
+    server.create(lock("A|b|1.0.0"))
+    server.locks()
+    assert server.stop() == 0
+    written = (tmp_path / "server-0.log").read_text()
+    assert "allowed Sysop lock.create from 127.0.0.1: operator" in written
+    assert "allowed Sysop lock.query from 127.0.0.1: operator" in written
+    assert "SELECT" not in written

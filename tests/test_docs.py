@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from certificates import Authority
+from cluster import Cluster
 from conftest import COMMAND
 from needs import program
 from nginx import Nginx
@@ -526,3 +527,20 @@ def test_the_steps_of_an_operator_install_upgrade_and_uninstall(tmp_path: Path) 
     calls = (tmp_path / "log").read_text()
     assert "systemctl enable --now orchmgmt@8441 orchmgmt-backup.timer" in calls
     assert "userdel orchmgmt" in calls
+
+
+def test_the_way_from_sqlite_to_postgresql_keeps_ids(
+    postgresql: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSTGRESQL", postgresql.empty_database())
+    shutil.copyfile(ROOT / "db.sqlite.example", tmp_path / "orchmgmt.db")
+    commands = marked("move").replace("/var/lib/orchmgmt/", f"{tmp_path}/")
+    assert run_blocks(commands, tmp_path) == [0]
+    for what, file in (("lock", "locks.jsonl"), ("history", "jobs.jsonl")):
+        again = f'orchmgmt {what} export --database-url "$POSTGRESQL" again'
+        subprocess.run(["bash", "-c", again], cwd=tmp_path, check=True, timeout=60)
+        assert sorted((tmp_path / "again").read_text().splitlines()) == sorted(
+            (tmp_path / file).read_text().splitlines()
+        )
+        assert (tmp_path / file).read_text().count("\n") > 10
+        (tmp_path / "again").unlink()

@@ -744,8 +744,10 @@ def test_a_check_without_a_package_says_which_extra_it_takes(
 def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
     script = """
     eval "$(orchmgmt completion bash)"
-    for words in "orchmgmt lo" "orchmgmt lock cr" "orchmgmt lock create --expires-"; do
+    for words in "orchmgmt lo" "orchmgmt lock cr" "orchmgmt lock create --expires-" \\
+        "orchmgmt serve --authentication-policy " "orchmgmt serve --ui t"; do
         COMP_WORDS=($words); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=()
+        case "$words" in *" ") COMP_WORDS+=(""); COMP_CWORD=$((COMP_CWORD + 1)) ;; esac
         _orchmgmt_completion orchmgmt
         echo "${COMPREPLY[@]}"
     done
@@ -759,7 +761,13 @@ def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
         timeout=60,
     )
     assert ended.stderr == ""
-    assert ended.stdout.splitlines() == ["lock", "create", "--expires-in --expires-at"]
+    assert ended.stdout.splitlines() == [
+        "lock",
+        "create",
+        "--expires-in --expires-at",
+        "declared outsourced certificate",
+        "true",
+    ]
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

@@ -196,3 +196,8 @@ def test_development_install_imports_from_any_folder(tmp_path):
     )
     assert ended.stderr == ""
     assert Path(ended.stdout.strip()).resolve() == TREE / "app.py"
+
+
+def test_the_version_is_that_of_the_changelog():
+    newest = re.search(r"^## (\S+)", (TREE / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
+    assert f"\nversion = {newest}\n" in (TREE / "setup.cfg").read_text()
