@@ -63,7 +63,7 @@ def check(text: str, folder: Path, replace: dict[str, str] | None = None) -> Non
     for old, new in (replace or {}).items():
         script = script.replace(old, new)
     result = subprocess.run(
-        ["bash", "-c", f"exec 2>&1\n{script}"], cwd=folder, stdout=-1, text=True, timeout=60
+        ["bash", "-c", f"exec 2>&1\n{script}"], cwd=folder, stdout=-1, text=True, timeout=180
     )
     outputs = result.stdout.split("\1")[:-1]
     assert [it.rstrip("\n") for it in outputs] == [it.rstrip("\n") for _, it in commands]
