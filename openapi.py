@@ -149,9 +149,8 @@ ERRORS = {
     404: ("There is no such path: its last part holds a slash", "There is no such path"),
     413: ("The body is too large", "The request body is larger than 4194304 bytes"),
     415: (
-        "The body is not declared to be JSON",
-        "Did not attempt to load JSON data because the request Content-Type was not "
-        "'application/json'.",
+        "The body is not declared to be JSON, or has a Content-Encoding",
+        "The body must be JSON: Content-Type: application/json",
     ),
     500: (
         "A fault of the service; its log has the details",
