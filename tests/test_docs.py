@@ -303,6 +303,7 @@ def test_what_differs_from_the_java_implementation_is_as_the_page_says(service: 
 
 
 def test_nginx_and_certificates(serve: Callable[..., Process], tmp_path: Path) -> None:
+    program("openssl")
     text = section("nginx.md", "Certificates")
     (commands,) = blocks("sh", text)
     made = subprocess.run(
@@ -422,6 +423,7 @@ def test_an_earlier_database_is_upgraded_as_the_page_says(
 def test_the_end_of_a_list_and_of_a_certificate_is_seen_as_the_page_says(
     authority: Authority, tmp_path: Path
 ) -> None:
+    program("openssl")
     shutil.copyfile(authority.revocations(), tmp_path / "cloud-crl.pem")
     shutil.copyfile(authority.server_file(), tmp_path / "server.pem")
     text = unmarked(section("operations.md", "Certificates"))

@@ -174,7 +174,7 @@ def test_blank_message_keeps_the_old_one(history, job, job_id, end, blank):
         ("\ud83d\ude00", "😀"),
         ("'; DROP TABLE orchestration_job; --", "'; DROP TABLE orchestration_job; --"),
         ("\N{NO-BREAK SPACE}", "\N{NO-BREAK SPACE}"),
-        ("x" * 1_000_000, "x" * 1_000_000),
+        ("x" * 16_384, "x" * 16_384),
     ],
     ids=range(10),
 )

@@ -162,7 +162,7 @@ def test_a_job_lives_from_pending_to_its_end(service: Service) -> None:
     assert done["message"] == "found"
 
 
-@pytest.mark.parametrize("body", [None, b"", b"  \r\n\t", b"null", b" {} "])
+@pytest.mark.parametrize("body", [None, b"", b"null", b" {} "])
 def test_an_empty_query_finds_everything(service: Service, body: bytes | None) -> None:
     entries = some_jobs(random.Random(1), 9)
     put(service, JOB, *entries)

@@ -447,6 +447,7 @@ BAD_JSON = [
     (b'{"id": NaN}', "Malformed JSON: NaN"),
     (b'{"owner": "\xff"}', "Malformed JSON: it is not UTF-8"),
     (b"[" * 100_000, "Malformed JSON: it is nested too deeply"),
+    ("{}".encode("utf-16"), "Malformed JSON: it is not UTF-8"),
     (b"[]", "A JSON object was expected"),
     (b'"text"', "A JSON object was expected"),
     (b"5", "A JSON object was expected"),
