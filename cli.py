@@ -74,6 +74,9 @@ SOMETHING_TO_DO = 1
 #: For commands that use a database as it is.
 AS_IT_IS = Opening(create=False, upgrade=False)
 
+#: For those of them that only read it.
+TO_READ = Opening(create=False, upgrade=False, write=False)
+
 
 class Failure(click.ClickException):
     """What ends a command with one clear line: what it was told cannot be done."""
@@ -416,7 +419,7 @@ def upgrade(check: bool, **options: Any) -> None:
     """Bring the schema of the database up to date, as servers and imports do when they start."""
     settings = begin(options)
     try:
-        with Store(settings, opening=AS_IT_IS):
+        with Store(settings, opening=TO_READ):
             click.echo(f"The schema has version {SCHEMA_VERSION}: there is nothing to do.")
             return
     except OldSchema as error:
@@ -480,7 +483,7 @@ def import_history(file: BinaryIO, replace: bool, **options: Any) -> None:
 @takes_settings(*OF_THE_STORE, "omit_empty")
 def export_history(file: str, **options: Any) -> None:
     """Write all jobs to FILE (- or none is standard output)."""
-    with opened(options) as store, output(file) as stream:
+    with opened(options, TO_READ) as store, output(file) as stream:
         count = export_jobs(store, stream.write)
     click.echo(f"Exported {many(count, 'job')}.", err=True)
 
@@ -518,7 +521,7 @@ def import_lock(file: BinaryIO, **options: Any) -> None:
 @takes_settings(*OF_THE_STORE, "omit_empty")
 def export_lock(file: str, **options: Any) -> None:
     """Write all active locks to FILE (- or none is standard output)."""
-    with opened(options) as store, output(file) as stream:
+    with opened(options, TO_READ) as store, output(file) as stream:
         count = export_locks(store, stream.write)
     click.echo(f"Exported {many(count, 'lock')}.", err=True)
 

@@ -181,10 +181,12 @@ class Opening(NamedTuple):
         create: make it, or its tables, when it is not there.
         upgrade: bring the schema of an earlier version up to date, and a SQLite file into the mode
             that servers use.
+        write: write to it; otherwise it may lie where nothing can be written.
     """
 
     create: bool = True
     upgrade: bool = True
+    write: bool = True
 
 
 READY = Opening()

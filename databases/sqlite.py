@@ -78,7 +78,7 @@ class SqliteDatabase(Database):
                 raise MissingDatabase("there is no such file")
         self._in_memory = path == MEMORY
         self._path = path
-        self._read_only = not (self._in_memory or opening.upgrade or may_write(path))
+        self._read_only = not (self._in_memory or opening.write or may_write(path))
         self._uri = uri_of(path) if self._read_only else ""
         self._connections: list[sqlite3.Connection] = []
         self._idle: list[sqlite3.Connection] = []

@@ -148,10 +148,14 @@ def test_sqlites_own_limit_leaves_nothing_half_written_either(tmp_path):
         assert 0 < kept < 50_000
         jobs = "SELECT count(*) FROM orchestration_job"
         counts = "SELECT sum(jobs) FROM orchestration_job_count"
-        assert store.database.rows(jobs) == store.database.rows(counts) == [(kept,)]
+
+        def rows(sql):
+            return store.database.read(store.database.rows, sql)
+
+        assert rows(jobs) == rows(counts) == [(kept,)]
         connection.execute("PRAGMA max_page_count = 6000")
         kept += put()
-        assert store.database.rows(jobs) == store.database.rows(counts) == [(kept,)]
+        assert rows(jobs) == rows(counts) == [(kept,)]
 
 
 def test_a_file_or_folder_that_may_not_be_written_to_is_told_by_health(tmp_path):

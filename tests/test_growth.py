@@ -115,7 +115,7 @@ def test_counting_all_or_by_status_and_type_reads_no_jobs_and_no_active_locks(st
     assert len(jobs) == len(by_count)
     assert all("LIMIT 1" in sql for sql in jobs)
     (locks,) = [sql for sql in statements if "COUNT(" in sql]
-    plan = store.database.rows(f"EXPLAIN QUERY PLAN {locks}")
+    plan = store.database.read(store.database.rows, f"EXPLAIN QUERY PLAN {locks}")
     assert any("expires_at<?" in row[-1] for row in plan), plan
 
 

@@ -138,5 +138,6 @@ def test_the_example_database_holds_valid_locks_and_jobs(tmp_path: Path) -> None
             for entry in entries:
                 loaded = schema.load(entry)
                 assert schema.dump([tuple(loaded[name] for name in schema.fields)]) == [entry]
-        statuses = store.database.rows("SELECT DISTINCT status, type FROM orchestration_job")
+        query = "SELECT DISTINCT status, type FROM orchestration_job"
+        statuses = store.database.read(store.database.rows, query)
     assert len(statuses) == len(models.STATUSES) * len(models.TYPES)
