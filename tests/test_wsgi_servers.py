@@ -224,9 +224,12 @@ def test_creates_and_removes_are_audited(service: Client, folder: Path) -> None:
 def test_metrics_tell_of_the_process_that_answers(service: Client) -> None:
     address = urlsplit(service.url)
     connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=30)
+    headers = {"Authorization": OPERATOR, "Content-Type": "application/json"}
+    create = json.dumps({"locks": [lock("Metrics|of|1")]})
     with closing(connection):
-        for path in (ECHO, "/metrics"):  # on one connection, so of one process
-            connection.request("GET", path, headers={"Authorization": OPERATOR})
+        # On one connection, so of one process: it may have waited in vain before, until it writes.
+        for path, body in ((f"{MANAGEMENT}/lock/create", create), (ECHO, None), ("/metrics", None)):
+            connection.request("POST" if body else "GET", path, body, headers)
             text = connection.getresponse().read().decode()
     found = {
         (sample.name, *sample.labels.values()): sample.value
