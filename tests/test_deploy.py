@@ -393,6 +393,7 @@ def test_the_variables_of_compose_are_settings_or_its_own():
     of_compose = {*re.findall(r"\$\{(\w+)", text), "COMPOSE_PROFILES"}
     settings = {row.name for row in describe()}
     assert names - settings == of_compose
+    assert not any(name.startswith(PREFIX) for name in of_compose)  # the service would not know it
     given = composed()["services"]["orchmgmt"]["environment"]
     assert set(given) <= settings
     assert not set(given) & names  # what the file gives cannot be set there
