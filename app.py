@@ -45,13 +45,16 @@ def create_app(
         from orchmgmt.serving.metrics import Metrics
     if settings.openapi:
         from orchmgmt.openapi import publish
+    if settings.cors_origins:
+        from orchmgmt.serving.cors import allow_origins
     store = Store(settings, clock)
 
     app = Flask(__name__, static_folder=None)
     app.extensions["orchmgmt"] = store
     # A body that comes in chunks is cut off here: what is as long is too large.
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
-    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # to the contract it is a wrong method
+    # To the contract OPTIONS is a wrong method; a browser asks so for a page of another origin.
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = bool(settings.cors_origins)
     # A path is right or unknown, never redirected.
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
@@ -75,6 +78,8 @@ def create_app(
         app.extensions["orchmgmt-metrics"] = Metrics(app, store)
     if settings.openapi:
         publish(app, settings)
+    if settings.cors_origins:
+        allow_origins(app, settings.cors_origins)
     return app
 
 

@@ -18,6 +18,13 @@ PREFIX = "ORCHMGMT_"
 #: The name by which clouds know their operator.
 OPERATOR_NAME = "Sysop"
 
+#: Stands for every origin.
+ANY_ORIGIN = "*"
+
+#: An origin as browsers send it, except for upper case.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([\w.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.I).fullmatch
+_USUAL_PORTS = re.compile(r"http://.*:80|https://.*:443", re.I).fullmatch
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -220,6 +227,12 @@ class Settings:
         "asks for an identity",
     )
 
+    cors_origins: tuple[str, ...] = _setting(
+        (),
+        "Origins, separated by commas, whose pages may ask the service from a browser, such as "
+        "https://tools.example:8080; * lets those of any origin",
+    )
+
     def __post_init__(self) -> None:
         if self.host.startswith("[") and self.host.endswith("]"):  # as in a URL
             object.__setattr__(self, "host", self.host[1:-1])
@@ -233,6 +246,12 @@ class Settings:
                     self.naming.system_name(strip(text))
             except ValueError as error:
                 raise SettingError(f"{PREFIX}{setting}: {error}") from None
+        for origin in self.cors_origins:
+            if origin != ANY_ORIGIN and (not _ORIGIN(origin) or _USUAL_PORTS(origin)):
+                raise SettingError(
+                    f"{PREFIX}CORS_ORIGINS: {origin!r} is not an origin: give the scheme, the host "
+                    "and the port, unless it is the usual one, as in https://tools.example:8080"
+                )
         if self.own_name == OPERATOR_NAME:
             raise SettingError(
                 f"{PREFIX}SYSTEM_NAME: {OPERATOR_NAME} is the operator, whose rights this system "

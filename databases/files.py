@@ -65,8 +65,9 @@ class Files:
         """Return the same after a commit, which has written to the log."""
         if LOG in self._known:
             try:
-                with open(self._path + LOG, "rb") as file:
-                    begins = file.read(len(LOG_BEGINS[0]))
+                file = os.open(self._path + LOG, os.O_RDONLY)
+                begins = os.read(file, len(LOG_BEGINS[0]))
+                os.close(file)
             except OSError:
                 begins = b""  # as `harm` will find
             # What is written behind the end of an emptied file has zeros before it.

@@ -16,7 +16,7 @@ from orchmgmt.errors import Unavailable
 from orchmgmt.models import SCHEMA_VERSION, UnusableDatabase
 from orchmgmt.operating.asking import say
 from orchmgmt.policies.gate import Gate
-from orchmgmt.settings import PREFIX, SettingError, Settings
+from orchmgmt.settings import ANY_ORIGIN, PREFIX, SettingError, Settings
 from orchmgmt.store import Store
 
 if TYPE_CHECKING:
@@ -124,6 +124,11 @@ def looks(options: dict[str, Any], files: tuple[Path, ...], last: timedelta) -> 
                 f"{PREFIX}SYSTEM_NAME is {found[0].own_name}, the name of a core system of the "
                 "cloud, which others look up by it: choose another, unless this service takes its "
                 "place"
+            )
+        if ANY_ORIGIN in found[0].cors_origins and found[0].authentication_policy == "declared":
+            raise Doubtful(
+                f"{PREFIX}CORS_ORIGINS is * under the policy `declared`: any page that somebody "
+                "opens in a browser that reaches this service can be an operator. Name the origins"
             )
         return f"authentication policy {found[0].authentication_policy}, " + (
             f"management policy {found[0].management_policy}"

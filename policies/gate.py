@@ -55,6 +55,8 @@ class Gate:
 
         @blueprint.before_request
         def admit() -> None:
+            if request.method == "OPTIONS":  # a browser's question before the request itself
+                return
             if self._unread and self._unread in request.headers:
                 self._warn()
             scope = str(request.endpoint).rpartition(".")[2]

@@ -28,7 +28,7 @@ from support import MANAGEMENT, Client, Process, in_threads, lock
 
 from orchmgmt.serving.server import CONNECTIONS, FILES_OF_A_THREAD, PATIENCE, RESERVED_FILES
 from orchmgmt.serving.threads import MORE
-from orchmgmt.settings import Settings, describe
+from orchmgmt.settings import PREFIX, Settings, describe
 from orchmgmt.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
