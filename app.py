@@ -8,6 +8,7 @@ from orchmgmt import views
 from orchmgmt.databases import Clock
 from orchmgmt.entries import MANAGEMENT, ROOT
 from orchmgmt.errors import register_error_handlers
+from orchmgmt.models import READY, TO_READ
 from orchmgmt.policies.gate import Gate
 from orchmgmt.serving.logs import start_logging
 from orchmgmt.settings import Settings
@@ -21,7 +22,9 @@ SERVICES = {
 
 
 def create_app(
-    settings: Mapping[str, object] | Settings | None = None, clock: Clock | None = None
+    settings: Mapping[str, object] | Settings | None = None,
+    clock: Clock | None = None,
+    read_only: bool = False,
 ) -> Flask:
     """Return the WSGI application. It starts no thread; `store_of` gives its locks and history.
 
@@ -30,6 +33,7 @@ def create_app(
             them, as a WSGI server calls it, those of the environment are all, and unless that
             server already logs for everybody, the application begins to.
         clock: as `Store` takes it.
+        read_only: whether the database is only read, as it is: then operations that write are 403.
 
     Raises:
         SettingError: a setting is wrong, or needs a package that is missing.
@@ -40,14 +44,14 @@ def create_app(
         start_logging(settings)
     elif not isinstance(settings, Settings):
         settings = Settings.read(settings)
-    gate = Gate(settings)
+    gate = Gate(settings, read_only)
     if settings.metrics:
         from orchmgmt.serving.metrics import Metrics
     if settings.openapi:
         from orchmgmt.openapi import publish
     if settings.cors_origins:
         from orchmgmt.serving.cors import allow_origins
-    store = Store(settings, clock)
+    store = Store(settings, clock, TO_READ if read_only else READY)
 
     app = Flask(__name__, static_folder=None)
     app.extensions["orchmgmt"] = store

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import fields
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -26,7 +26,15 @@ from orchmgmt.databases.opening import shown
 from orchmgmt.databases.unfinished import unfinished
 from orchmgmt.env_file import environment_of
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import READY, SCHEMA_VERSION, OldSchema, Opening, UnusableDatabase, WrongUrl
+from orchmgmt.models import (
+    READY,
+    SCHEMA_VERSION,
+    TO_READ,
+    OldSchema,
+    Opening,
+    UnusableDatabase,
+    WrongUrl,
+)
 from orchmgmt.serving.audit import command
 from orchmgmt.serving.logs import start_logging
 from orchmgmt.settings import PREFIX, SettingError, Settings, describe, write
@@ -73,9 +81,6 @@ SOMETHING_TO_DO = 1
 
 #: For commands that use a database as it is.
 AS_IT_IS = Opening(create=False, upgrade=False)
-
-#: For those of them that only read it.
-TO_READ = Opening(create=False, upgrade=False, write=False)
 
 
 class Failure(click.ClickException):
@@ -235,13 +240,19 @@ def main() -> None:
 
 
 @main.command()
+@click.option(
+    "--read-only",
+    is_flag=True,
+    help="Answer queries alone, and leave the database as it is: a backup, a standby, a read-only "
+    "disk. Nothing is cleaned, upgraded or registered.",
+)
 @takes_settings(*OF_EVERYTHING)
-def serve(**options: Any) -> None:
+def serve(read_only: bool, **options: Any) -> None:
     """Serve locks and history over HTTP, until SIGTERM, SIGINT or SIGHUP."""
     from orchmgmt.serving.server import hold_signals
 
     hold_signals()
-    run_server(begin(options))
+    run_server(begin(options), read_only=read_only)
 
 
 @main.command()
@@ -288,6 +299,7 @@ def run_server(
     settings: Settings,
     pace: tuple[float, float] | None = None,
     greeting: str = "Listening on {}",
+    read_only: bool = False,
 ) -> None:
     """Serve until a signal says stop.
 
@@ -295,6 +307,7 @@ def run_server(
         settings: what is served, and where.
         pace: the rate and the speed of the factory of a demonstration, if there is one.
         greeting: what is printed once it listens, with the address in it.
+        read_only: whether the database is only read, as it is.
     """
     # Only a server needs these: the other commands start faster without them.
     from orchmgmt.app import SERVICES, create_app, store_of
@@ -302,53 +315,58 @@ def run_server(
     from orchmgmt.serving.server import Server
     from orchmgmt.serving.sockets import CannotListen
 
-    app = create_app(settings)
-    with store_of(app) as store:
+    with ExitStack() as stack:
+        try:
+            # Before the database, which stays as it is where another server has the port.
+            server = stack.enter_context(Server(settings))
+        except CannotListen as error:
+            raise NoAddress(str(error)) from None
+        app = create_app(settings, read_only=read_only)
+        store = stack.enter_context(store_of(app))
         registration = None
-        if settings.service_registry_url:
+        if settings.service_registry_url and not read_only:
             from orchmgmt.serving.registration import Registration
 
             registration = Registration(app, SERVICES, settings)
-        try:
-            server = Server(app, settings)
-        except CannotListen as error:
-            raise NoAddress(str(error)) from None
-        if settings.authentication_policy == "declared" and server.reachable:
-            log.warning(
-                "the authentication policy `declared` verifies nothing, and %s can be reached from "
-                "other machines: whoever reaches it is an operator by saying so",
-                settings.host,
-            )
         factory = None
         if pace:
             from orchmgmt.demo import Factory, bring_to_the_present
 
             bring_to_the_present(store)
             factory = Factory(store, server.url, *pace)
-        cleaner = Cleaner(store, settings.cleaner_interval_seconds)
+        cleaner = None if read_only else Cleaner(store, settings.cleaner_interval_seconds)
         if settings.metrics:
             app.extensions["orchmgmt-metrics"].cleaner = cleaner
             app.extensions["orchmgmt-metrics"].registration = registration
-        cleaner.start()
+        if cleaner:
+            cleaner.start()
         if factory:
             factory.start()
         if registration:
             registration.start(urlsplit(server.url).port)
         log.info(
-            "orchmgmt %s serves %s on %s; authentication policy %s, management policy %s",
+            "orchmgmt %s serves %s on %s%s; authentication policy %s, management policy %s",
             version("orchmgmt"),
             shown(settings.database_url),
             server.url,
+            ", read-only" if read_only else "",
             settings.authentication_policy,
             settings.management_policy,
         )
+        if settings.authentication_policy == "declared" and server.reachable:
+            log.warning(
+                "the authentication policy `declared` verifies nothing, and %s can be reached from "
+                "other machines: whoever reaches it is an operator by saying so",
+                settings.host,
+            )
         click.echo(greeting.format(server.url))
-        server.run()
+        server.run(app)
         if factory:
             factory.stop()
         if registration:
             registration.stop()
-        cleaner.stop()
+        if cleaner:
+            cleaner.stop()
         log.info("stopped")
 
 

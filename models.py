@@ -6,6 +6,7 @@ and compares alike, whatever its time zone or collation, and rows go out as they
 """
 
 import logging
+from importlib.metadata import version as program
 from typing import NamedTuple
 
 from peewee import (
@@ -191,6 +192,9 @@ class Opening(NamedTuple):
 
 READY = Opening()
 
+#: For those who only read it.
+TO_READ = Opening(create=False, upgrade=False, write=False)
+
 
 def check_schema(database: Database, opening: Opening, shared: bool = False) -> int:
     """Return the version of the schema, 0 when there is none. Call it inside a transaction.
@@ -248,7 +252,12 @@ def prepare_schema(database: Database, opening: Opening, shared: bool = False) -
             SchemaManager(model, database).create_all(safe=False)
         Schema.insert(version=SCHEMA_VERSION).bind(database).execute()
     elif version < SCHEMA_VERSION:
-        log.info("upgrading the schema from version %d to %d", version, SCHEMA_VERSION)
+        log.info(
+            "orchmgmt %s upgrades the schema from version %d to %d",
+            program("orchmgmt"),
+            version,
+            SCHEMA_VERSION,
+        )
     if version < SCHEMA_VERSION and not shared:  # versions differ in their counts alone
         _count(database)
     if version < SCHEMA_VERSION or not shared:

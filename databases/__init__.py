@@ -55,10 +55,12 @@ class Database(ABC):
         engine: the database as peewee knows it: the SQL that it understands.
         one_writer: whether there is never more than one transaction that writes. If so, the tables
             of counts are there: where several write, all would wait for a row that each changes.
+        read_only: whether it was opened to be read, as it is; then `check` does not ask for more.
     """
 
     engine: peewee.Database
     one_writer: bool
+    read_only: bool
 
     _place: str  # how a statement marks the place of a value that has a name
 
@@ -102,7 +104,7 @@ class Database(ABC):
             return work(*args, **kwargs)
 
     def check(self) -> None:
-        """Do nothing if the database answers and can be written to.
+        """Do nothing if the database answers, and can be written to unless it is only read.
 
         Raises:
             Unavailable: it does not, or cannot.

@@ -36,7 +36,15 @@ from orchmgmt.databases import (
     log,
 )
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import Lock, Opening, Schema, UnusableDatabase, WrongUrl, prepare_schema
+from orchmgmt.models import (
+    Lock,
+    Opening,
+    Schema,
+    UnusableDatabase,
+    WrongUrl,
+    check_schema,
+    prepare_schema,
+)
 
 # It tells of every connection that it gives or takes.
 logging.getLogger("psycopg.pool").setLevel(logging.WARNING)
@@ -129,6 +137,7 @@ class PostgresqlDatabase(Database):
         self, url: str, timeout: float, connections: int, opening: Opening, clock: Clock | None
     ) -> None:
         self._clock = clock
+        self.read_only = not opening.write
         given = _parse(url)
         if not given.get("dbname"):
             raise WrongUrl("it names no database")
@@ -142,7 +151,8 @@ class PostgresqlDatabase(Database):
             "client_encoding": "UTF8",
         }
         if "," in given.get("host", "") + given.get("hostaddr", ""):
-            self._parameters.setdefault("target_session_attrs", "read-write")
+            which = "read-write" if opening.write else "any"
+            self._parameters.setdefault("target_session_attrs", which)
         self._timeout = timeout
         at_least = max(milliseconds, ceil(LEAST_STATEMENT_TIME * 1000))
         # Nobody shall wait for this process when it is frozen or cut off, and what it was told is
@@ -183,6 +193,9 @@ class PostgresqlDatabase(Database):
             if encoding != "UTF8":
                 raise UnusableDatabase(f"its encoding is {encoding}: UTF8 is needed")
             with self.engine.atomic():
+                if self.read_only:  # a standby, perhaps, or a user with no other right
+                    check_schema(self.engine, opening, shared=True)
+                    return
                 self.engine.execute_sql(_set(self._promises, local=True))
                 self.engine.execute_sql(f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK})")
                 prepare_schema(self.engine, opening, shared=True)
@@ -318,6 +331,9 @@ class PostgresqlDatabase(Database):
             yield from cursor.execute(sql, values)
 
     def check(self) -> None:
+        if self.read_only:
+            super().check()
+            return
         # Changes nothing, and is refused where nothing can be changed.
         table = Schema._meta.table_name
         self.write_once(self.change, f"UPDATE {table} SET version = version WHERE FALSE")

@@ -78,16 +78,17 @@ class SqliteDatabase(Database):
                 raise MissingDatabase("there is no such file")
         self._in_memory = path == MEMORY
         self._path = path
-        self._read_only = not (self._in_memory or opening.write or may_write(path))
-        self._uri = uri_of(path) if self._read_only else ""
+        self.read_only = not opening.write
+        self._uri = uri_of(path) if self.read_only and not self._in_memory else ""
+        self._pragmas = {**PRAGMAS, "query_only": "ON"} if self.read_only else PRAGMAS
         self._connections: list[sqlite3.Connection] = []
         self._idle: list[sqlite3.Connection] = []
         self._connecting = threading.Lock()
         self._current = threading.local()
         self.engine = peewee.SqliteDatabase(
             self._uri or path,
-            uri=self._read_only,
-            pragmas=PRAGMAS,
+            uri=bool(self._uri),
+            pragmas=self._pragmas,
             timeout=timeout,
             thread_safe=not self._in_memory,
             check_same_thread=False,
@@ -99,14 +100,13 @@ class SqliteDatabase(Database):
         self._writing = threading.RLock()
         self._reading = self._writing if self._in_memory else None
         try:
-            if not self._in_memory:
-                if os.path.exists(path):
-                    demand_whole(path, timeout)
-                with self.engine.atomic("DEFERRED"):  # before the file is changed in any way
-                    check_schema(self.engine, opening)
-                if opening.upgrade:
-                    _use_write_ahead_log(self.engine, timeout)
-            if not self._read_only:
+            if not self._in_memory and os.path.exists(path):
+                demand_whole(path, timeout)
+            with self.engine.atomic("DEFERRED"):  # before the file is changed in any way
+                check_schema(self.engine, opening)
+            if opening.upgrade and not self._in_memory:
+                _use_write_ahead_log(self.engine, timeout)
+            if opening.write:
                 with self.engine.atomic("IMMEDIATE") as transaction:
                     prepare_schema(self.engine, opening)
                     if not opening.upgrade:
@@ -134,11 +134,11 @@ class SqliteDatabase(Database):
             connection = sqlite3.connect(
                 self._uri or self._path,
                 self._timeout,
-                uri=self._read_only,
+                uri=bool(self._uri),
                 isolation_level=None,
                 check_same_thread=False,
             )
-            for name, value in PRAGMAS.items():
+            for name, value in self._pragmas.items():
                 connection.execute(f"PRAGMA {name} = {value}")
             if self._files is not None and not self._connections:
                 connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
@@ -232,6 +232,8 @@ class SqliteDatabase(Database):
 
     def check(self) -> None:
         super().check()
+        if self.read_only:
+            return
         path = self._path
         # To try to write would be to wait for those who do.
         if not self._in_memory and not may_write(path):

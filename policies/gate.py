@@ -24,21 +24,29 @@ access = logging.getLogger("orchmgmt.access")
 
 log = logging.getLogger("orchmgmt")
 
+#: The only scope that changes nothing.
+QUERY = "query"
+
+READ_ONLY = "This server answers queries alone: it was started with --read-only"
+
 
 class Gate:
     """Lets in the requests that the policies of the settings let in.
+
+        read_only: whether operations that write are refused.
 
     Raises:
         SettingError: a policy needs a setting or a package that is missing.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, read_only: bool = False) -> None:
         self._identity: AuthenticationPolicy = _chosen(
             AUTHENTICATION_POLICIES, settings.authentication_policy, settings
         )
         self._permission: ManagementPolicy = _chosen(
             MANAGEMENT_POLICIES, settings.management_policy, settings
         )
+        self._read_only = read_only
         self._proxies = TrustedProxies(settings)
         # A certificate that nobody looks at: the setting may have been forgotten.
         self._unread = ""
@@ -72,6 +80,8 @@ class Gate:
             g.operator = requester.operator
             if operation and not self._permission.admits(requester, operation):
                 raise Forbidden("Requester has no management permission")
+            if operation and self._read_only and operation.scope != QUERY:
+                raise Forbidden(READ_ONLY)
         except ServiceError as refusal:
             self._log(logging.INFO, "refused", name, f"{refusal.status.value} {refusal}")
             raise

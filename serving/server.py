@@ -69,10 +69,9 @@ def hold_signals() -> None:
 
 
 class Server:
-    """Serves an application until it is told to stop.
+    """Listens from now on, and serves an application until it is told to stop.
 
     Args:
-        app: the application.
         settings: where to listen, and with how many threads.
 
     Attributes:
@@ -83,26 +82,36 @@ class Server:
         CannotListen: the address is taken, or is none of this machine's.
     """
 
-    def __init__(self, app: Flask, settings: Settings) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._path = settings.unix_socket and os.path.abspath(settings.unix_socket)
         if self._path:
-            sockets = [listen_unix(self._path)]
+            self._sockets = [listen_unix(self._path)]
             self.url = f"http+unix://{quote(self._path, safe='')}"
             self.reachable = False
         else:
-            sockets = listen(settings.host, settings.port)
-            addresses = [it.getsockname() for it in sockets]
+            self._sockets = listen(settings.host, settings.port)
+            addresses = [it.getsockname() for it in self._sockets]
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
             self.url = f"http://{host}:{addresses[0][1]}"
             self.reachable = not all(ip_address(it[0]).is_loopback for it in addresses)
-        self._threads = Threads(app, settings.usual_threads)
         self._map: dict[int, Any] = {}
+        self._stopping = False
+        self._ended = threading.Event()
+        self._deadline: float | None = None  # once it takes no more connections
+        # One warning for every request that waits for a thread says nothing that matters.
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+
+    def run(self, app: Flask) -> None:
+        """Serve an application until `stop`, then answer what has been received, and return."""
+        settings = self._settings
+        self._threads = Threads(app, settings.usual_threads)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of send_bytes
             self._waitress = create_server(
                 self._threads,
                 map=self._map,
-                sockets=sockets,
+                sockets=self._sockets,
                 threads=settings.usual_threads,
                 max_request_body_size=settings.max_body_bytes + 1,  # it refuses its limit itself
                 connection_limit=_connection_limit(settings.usual_threads + MORE),
@@ -116,14 +125,6 @@ class Server:
         self._listeners = [it for it in self._map.values() if isinstance(it, BaseWSGIServer)]
         for listener in self._listeners:
             listener.channel_class = Connection
-        self._stopping = False
-        self._ended = threading.Event()
-        self._deadline: float | None = None  # once it takes no more connections
-        # One warning for every request that waits for a thread says nothing that matters.
-        logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-
-    def run(self) -> None:
-        """Serve until `stop`, then answer what has been received, and return."""
         keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
         keeper.start()
         try:
@@ -134,6 +135,16 @@ class Server:
             self._waitress.task_dispatcher.shutdown(timeout=GRACE)
             for listener in self._listeners:
                 listener.close()
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Listen no longer, if it has never run."""
+        for it in self._sockets:
+            it.close()
+        if self._path:
+            remove_unused(self._path)
 
     def stop(self) -> None:
         """Make `run` return soon. May be called again, and from any thread."""

@@ -38,10 +38,11 @@ class Cluster:
 
     Args:
         initdb: more options of `initdb`.
+        primary: whose standby it is, if it is one.
         settings: more lines of `postgresql.conf`.
     """
 
-    def __init__(self, *initdb: str, **settings: str) -> None:
+    def __init__(self, *initdb: str, primary: "Cluster | None" = None, **settings: str) -> None:
         if reason := missing():
             lacking(reason)
         self._user: dict[str, Any] = {}
@@ -57,11 +58,17 @@ class Cluster:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self.data = self.folder / "data"
-        self._run(
-            *("initdb", "--pgdata", str(self.data), "--no-sync", "--encoding", "UTF8"),
-            *("--auth", "scram-sha-256", "--pwfile", str(password)),
-            *("--username", "orchmgmt", *initdb),
-        )
+        if primary:
+            self._run(
+                *("pg_basebackup", "--pgdata", str(self.data), "--no-sync", "--checkpoint", "fast"),
+                *("--write-recovery-conf", "--dbname", primary.url("postgres")),
+            )
+        else:
+            self._run(
+                *("initdb", "--pgdata", str(self.data), "--no-sync", "--encoding", "UTF8"),
+                *("--auth", "scram-sha-256", "--pwfile", str(password)),
+                *("--username", "orchmgmt", *initdb),
+            )
         lines = {
             "port": str(self.port),
             "listen_addresses": "'127.0.0.1'",

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from command import run_command
 from needs import lacking
 from standin import Cloud
 from support import FAKETIME, Clock, Process, Service, served
+
+from orchmgmt.store import Store
 
 # What a background job or nohup ignores, its children would ignore too, and they are sent both.
 for number in (signal.SIGINT, signal.SIGHUP):
@@ -132,6 +135,20 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Process]]:
             process.stop()
         assert process.process.stdout is not None
         process.process.stdout.close()
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> tuple[Path, list[str]]:
+    """A folder with a database that nobody can write to, also root, and what makes it so."""
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    with Store({"DATABASE_URL": f"sqlite:///{folder}/x.db"}) as store:
+        store.history.create("PULL", "A", "A", "b")
+    script = 'mount --bind $0 $0 && mount -o remount,bind,ro $0 && exec "$@"'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, str(folder)]
+    if shutil.which("unshare") is None or subprocess.run([*command, "true"]).returncode:
+        pytest.skip("this user cannot mount a folder read-only, as in most containers")
+    return folder, command
 
 
 @pytest.fixture

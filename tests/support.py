@@ -156,8 +156,8 @@ def served(clock: Callable[[], float] | None = None, **settings: Any) -> Iterato
     """A service with these settings, while the context lasts."""
     app = create_app({"PORT": 0, **settings}, clock)
     with store_of(app) as store:
-        server = Server(app, store.settings)
-        thread = threading.Thread(target=server.run)
+        server = Server(store.settings)
+        thread = threading.Thread(target=server.run, args=[app])
         thread.start()
         try:
             yield Service(url=server.url, store=store)

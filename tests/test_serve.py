@@ -309,9 +309,9 @@ def test_signals_to_the_last_moment_do_not_hurt(serve):
 def test_server_can_be_stopped_before_it_runs_and_after_it_has_ended():
     app = create_app({"DATABASE_URL": "sqlite:///:memory:", "PORT": 0})
     with store_of(app) as store:
-        server = Server(app, store.settings)
+        server = Server(store.settings)
         server.stop()
-        server.run()
+        server.run(app)
         read, write = os.pipe()  # may well have the numbers of what the server has closed
         server.stop()
         os.close(write)

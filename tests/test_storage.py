@@ -558,20 +558,6 @@ READING = [
 ]
 
 
-@pytest.fixture
-def read_only(tmp_path):
-    """A folder with a database that nobody can write to, also root, and what makes it so."""
-    folder = tmp_path / "archive"
-    folder.mkdir()
-    with Store({"DATABASE_URL": f"sqlite:///{folder}/x.db"}) as store:
-        store.history.create("PULL", "A", "A", "b")
-    script = 'mount --bind $0 $0 && mount -o remount,bind,ro $0 && exec "$@"'
-    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, str(folder)]
-    if shutil.which("unshare") is None or subprocess.run([*command, "true"]).returncode:
-        pytest.skip("this user cannot mount a folder read-only, as in most containers")
-    return folder, command
-
-
 @pytest.mark.parametrize("log", [False, True], ids=["closed", "with its log"])
 @pytest.mark.parametrize("arguments", READING, ids=" ".join)
 def test_what_only_reads_works_where_nothing_can_be_written(tmp_path, read_only, arguments, log):

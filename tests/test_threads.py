@@ -108,8 +108,8 @@ def test_a_server_whose_threads_all_wait_can_be_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(server, "GRACE", 0.5)
     url = f"sqlite:///{tmp_path}/orchmgmt.db"
     settings = Settings(database_url=url, database_timeout_seconds=60, threads=1, port=0)
-    running = server.Server(create_app(settings), settings)
-    thread = threading.Thread(target=running.run, daemon=True)
+    running = server.Server(settings)
+    thread = threading.Thread(target=running.run, args=[create_app(settings)], daemon=True)
     thread.start()
     database = sqlite3.connect(tmp_path / "orchmgmt.db", isolation_level=None)
     with closing(database), connect(running) as client:

@@ -4,6 +4,7 @@ import re
 import shutil
 import sqlite3
 from contextlib import closing
+from importlib.metadata import version as program
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ LEAVES_IT = [
     ("clean",),
     ("upgrade",),
     ("upgrade", "--check"),
+    ("serve", "--port", "0", "--read-only"),
 ]
 
 
@@ -68,7 +70,7 @@ def test_tables_that_are_not_there_are_not_made(run, postgresql, command):
         assert database.execute(tables.replace("%s", f"'{LOCK}'", 1) % f"'{JOB}'").fetchall() == []
 
 
-@pytest.mark.parametrize("command", [*LEAVES_IT[:3]], ids=" ".join)
+@pytest.mark.parametrize("command", [*LEAVES_IT[:3], LEAVES_IT[5]], ids=" ".join)
 def test_an_earlier_schema_is_not_upgraded_by_the_way(run, earlier, command):
     path, version = earlier
     before = path.read_bytes()
@@ -115,7 +117,7 @@ def test_an_import_upgrades_and_says_so(run, earlier):
     path, version = earlier
     ended = run("history", "import", "-", input="")
     assert ended.stdout == f"Imported 0 jobs into sqlite:///{path}.\n"
-    assert f"upgrading the schema from version {version} to {SCHEMA_VERSION}" in ended.stderr
+    assert f"upgrades the schema from version {version} to {SCHEMA_VERSION}" in ended.stderr
     assert version_of(path) == SCHEMA_VERSION
 
 
@@ -125,7 +127,8 @@ def test_a_server_upgrades_and_says_so(serve, earlier, tmp_path):
     assert server.locks().json["count"] == 10
     assert server.stop() == 0
     upgraded, started, _ = (tmp_path / "server-0.log").read_text().splitlines()
-    assert upgraded.endswith(f"upgrading the schema from version {version} to {SCHEMA_VERSION}")
+    done = f"upgrades the schema from version {version} to {SCHEMA_VERSION}"
+    assert upgraded.endswith(f" orchmgmt {program('orchmgmt')} {done}")
     assert f"serves sqlite:///{path}" in started
     assert version_of(path) == SCHEMA_VERSION
 
