@@ -455,10 +455,20 @@ def upgrade(check: bool, **options: Any) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @takes_settings("database_url", "database_timeout_seconds", *OF_THE_LOG)
 def backup(file: Path, **options: Any) -> None:
-    """Copy the database to a new FILE, as it is at one moment, while servers use it."""
+    """Copy the database to a new FILE (- is standard output), as it is at one moment.
+
+    Servers go on using it meanwhile.
+    """
     settings = begin(options)
-    size = back_up(settings.database_url, file, settings.database_timeout_seconds)
-    click.echo(f"Copied {size} bytes to {file}.")
+    source, timeout = settings.database_url, settings.database_timeout_seconds
+    if str(file) != "-":
+        size = back_up(source, file, timeout)
+        click.echo(f"Copied {size} bytes to {file}.")
+        return
+    if sys.stdout.isatty():
+        raise Failure("cannot back up to a terminal: send the output to a file or a command")
+    size = back_up(source, click.get_binary_stream("stdout"), timeout)
+    click.echo(f"Copied {size} bytes.", err=True)
 
 
 @main.command()

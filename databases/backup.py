@@ -3,8 +3,10 @@
 import os
 import shutil
 import sqlite3
+import tempfile
 from contextlib import closing
 from pathlib import Path
+from typing import BinaryIO
 
 import peewee
 
@@ -18,14 +20,14 @@ class CannotBackUp(Exception):
     """There is no backup; the text is one line that says why."""
 
 
-def back_up(url: str, target: Path, timeout: float) -> int:
-    """Copy a database to a new file, as it is at one moment; servers go on writing meanwhile.
+def back_up(url: str, target: Path | BinaryIO, timeout: float) -> int:
+    """Copy a database, as it is at one moment; servers go on writing meanwhile.
 
     The copy is one file of its own, which comes into its place once it is complete and on disk.
 
     Args:
         url: the setting `DATABASE_URL`. The schema may be of an earlier version.
-        target: the file to make.
+        target: the file to make, or a stream to write to once the copy is complete.
         timeout: how long to wait for servers that are just starting, in seconds.
 
     Returns:
@@ -44,22 +46,34 @@ def back_up(url: str, target: Path, timeout: float) -> int:
     if not os.path.isfile(path):
         # SQLite would make one.
         raise UnusableDatabase(f"cannot back up {path}: there is no such file")
-    if os.path.lexists(target):
-        raise CannotBackUp(f"cannot back up to {target}: it exists already")
+    if isinstance(target, Path):
+        where, parent = str(target), target.parent
+        if os.path.lexists(target):
+            raise CannotBackUp(f"cannot back up to {target}: it exists already")
+    else:
+        parent = Path(tempfile.gettempdir())
+        where = f"standard output, by way of {parent}"
     try:
         # Whoever may not read the database shall not read it here: the folder is this user's alone.
-        with unfinished(target.parent) as folder:
+        with unfinished(parent) as folder:
             partial = folder / "copy"
             _copy(path, partial, timeout)
-            shutil.copymode(path, partial)
             size = partial.stat().st_size
-            _move(partial, target)
+            if isinstance(target, Path):
+                shutil.copymode(path, partial)
+                _move(partial, target)
+            else:
+                with partial.open("rb") as copy:
+                    shutil.copyfileobj(copy, target)
+                    target.flush()
+    except BrokenPipeError:
+        raise  # the reader has had enough
     except UnusableDatabase as error:
         raise UnusableDatabase(f"cannot back up {path}: {error}") from None
     except OSError as error:
-        raise CannotBackUp(f"cannot back up to {target}: {error.strerror or error}") from None
+        raise CannotBackUp(f"cannot back up to {where}: {error.strerror or error}") from None
     except (peewee.DatabaseError, sqlite3.Error) as error:
-        raise UnusableDatabase(f"cannot back up {path} to {target}: {error}") from None
+        raise UnusableDatabase(f"cannot back up {path} to {where}: {error}") from None
     return size
 
 

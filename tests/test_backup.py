@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from needs import terminal
 from pages import blocks, marked
 from support import job, lock
 
@@ -215,3 +216,35 @@ def test_what_a_killed_command_leaves_goes_with_the_next(run, made, tmp_path, co
     (tmp_path / command[-1]).unlink()
     assert run(*command).returncode == 0
     assert [it.name for it in tmp_path.iterdir() if ".part" in it.name] == []
+
+
+def test_a_backup_to_standard_output(serve, run, tmp_path):
+    server = serve()
+    server.create(lock("A|b|1.0.0"))
+    with (tmp_path / "copy.db").open("wb") as file:
+        ended = run("backup", "-", stdout=file, stderr=subprocess.PIPE, capture_output=False)
+    size = (tmp_path / "copy.db").stat().st_size
+    assert (ended.returncode, ended.stderr) == (0, f"Copied {size} bytes.\n")
+    assert instances(tmp_path / "copy.db") == ["A|b|1.0.0"]
+    assert not (tmp_path / "-").exists()
+
+
+def test_a_backup_is_not_shown_on_a_terminal(run, tmp_path):
+    with Store({"DATABASE_URL": f"sqlite:///{tmp_path}/orchmgmt.db"}):
+        pass
+    ours, theirs = terminal()
+    ended = run("backup", "-", stdout=theirs, stderr=subprocess.PIPE, capture_output=False)
+    os.close(ours)
+    os.close(theirs)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("Error: cannot back up to a terminal: send the output to")
+
+
+def test_a_backup_that_nobody_reads_ends_quietly(run, tmp_path):
+    with Store({"DATABASE_URL": f"sqlite:///{tmp_path}/orchmgmt.db"}) as store:
+        store.database.write(store.history.put, [job(number) for number in range(3000)])
+    read, write = os.pipe()
+    os.close(read)
+    ended = run("backup", "-", stdout=write, stderr=subprocess.PIPE, capture_output=False)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (1, "")
