@@ -467,7 +467,7 @@ def backup(file: Path, **options: Any) -> None:
         return
     if sys.stdout.isatty():
         raise Failure("cannot back up to a terminal: send the output to a file or a command")
-    size = back_up(source, click.get_binary_stream("stdout"), timeout)
+    size = back_up(source, sys.stdout.buffer, timeout)
     click.echo(f"Copied {size} bytes.", err=True)
 
 

@@ -5,11 +5,15 @@ when the process is, and another process makes new ones and knows nothing of it.
 the database open compares, at each transaction, what lies there with what it has opened.
 """
 
+import grp
 import os
+import pwd
 import sqlite3
+import stat
 import time
 from contextlib import closing
 from math import inf
+from pathlib import Path
 
 from orchmgmt.models import UnusableDatabase
 
@@ -144,3 +148,48 @@ def demand_whole(path: str, timeout: float) -> None:
                 "stop them all, and start again"
             )
         time.sleep(PAUSE)
+
+
+def owned(path: str) -> str:
+    """Return the mode and the owner of a file or folder, as a clause."""
+    found = os.stat(path)
+    return (
+        f"has mode {stat.S_IMODE(found.st_mode):04o} and belongs to "
+        f"{_name_of_user(found.st_uid)}:{_name_of_group(found.st_gid)}"
+    )
+
+
+def in_the_way(path: str, to_write: bool = True) -> str:
+    """Return what keeps this user from using a database: the first part of its path that does.
+
+    Args:
+        path: the database's file, from the root.
+        to_write: whether it is to be written to.
+
+    Returns:
+        A clause that names the user and the part, or an empty text where nothing is in the way.
+    """
+    file = Path(path)
+    wanted = [(it, os.X_OK, "enter") for it in reversed(file.parents)]
+    if to_write:
+        wanted += [(file.parent, os.W_OK, "write to"), (file, os.R_OK | os.W_OK, "read and write")]
+    else:
+        wanted += [(file, os.R_OK, "read")]
+    for part, mode, does in wanted:
+        if os.path.exists(part) and not os.access(part, mode, effective_ids=True):
+            return f"{_name_of_user(os.geteuid())} cannot {does} {part}, which {owned(str(part))}"
+    return ""
+
+
+def _name_of_user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:  # in a container, perhaps
+        return str(number)
+
+
+def _name_of_group(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)

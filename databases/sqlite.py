@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 import peewee
 
 from orchmgmt.databases import BUSY, NO_ROOM, SILENT, Clock, Database, Row, Values, log
-from orchmgmt.databases.files import LOG, Files, demand_whole
+from orchmgmt.databases.files import LOG, Files, demand_whole, in_the_way, owned
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import (
     MissingDatabase,
@@ -43,7 +43,14 @@ _REASONS = {
     sqlite3.SQLITE_CORRUPT: "the database is damaged: %s: restore a backup",
     sqlite3.SQLITE_NOTADB: "the database is damaged: %s: restore a backup",
 }
+#: What is written to see whether there is room, in bytes.
+TRIAL = 65536
+
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+class _TakenBack(Exception):
+    """Ends a transaction that was only a trial."""
 
 
 class SqliteDatabase(Database):
@@ -75,6 +82,8 @@ class SqliteDatabase(Database):
             except FileNotFoundError:
                 raise UnusableDatabase("the current folder is no longer there") from None
             if not opening.create and not os.path.exists(path):
+                if obstacle := in_the_way(path, to_write=False):
+                    raise UnusableDatabase(obstacle)
                 raise MissingDatabase("there is no such file")
         self._in_memory = path == MEMORY
         self._path = path
@@ -116,7 +125,7 @@ class SqliteDatabase(Database):
             raise
         except (peewee.DatabaseError, sqlite3.Error, OSError, ValueError) as error:
             self.close()
-            raise UnusableDatabase(_explain(path, error)) from error
+            raise UnusableDatabase(_explain(path, error, opening.write)) from error
         if self._in_memory:
             self._connections.append(self.engine.connection())
             self._idle.append(self.engine.connection())
@@ -242,6 +251,21 @@ class SqliteDatabase(Database):
         if self._trouble:
             raise Unavailable(_answer(self._trouble))
 
+    def inspect(self, thorough: bool) -> str:
+        super().inspect(thorough)
+        look = "PRAGMA integrity_check(1)" if thorough else "PRAGMA quick_check(1)"
+        ((found,),) = self.read(self.rows, look)
+        if found != "ok":
+            raise UnusableDatabase(f"the database is damaged: {found}: restore a backup")
+        with suppress(_TakenBack):
+            self.write_once(self._try_for_room)
+        return "" if self._in_memory else f"{self._path} {owned(self._path)}"
+
+    def _try_for_room(self) -> None:
+        self._execute("PRAGMA cache_size = 1", ())  # what does not fit is written before a commit
+        self._execute(f"CREATE TABLE orchestration_trial AS SELECT zeroblob({TRIAL})", ())
+        raise _TakenBack
+
     def stream(self, sql: str, values: Values = ()) -> Iterator[Row]:
         # Not `yield from` the cursor, which would be closed with this, maybe after its connection.
         yield from iter(self._execute(sql, values).fetchone, None)
@@ -340,12 +364,14 @@ def _use_write_ahead_log(engine: peewee.SqliteDatabase, timeout: float) -> None:
         raise peewee.OperationalError(f"its journal mode stays {mode} (WAL is needed)")
 
 
-def _explain(path: str, error: Exception) -> str:
+def _explain(path: str, error: Exception, to_write: bool) -> str:
     folder = os.path.dirname(os.path.abspath(path))
     if path != MEMORY and not os.path.isdir(folder):
         return f"there is no folder {folder}"
     if path != MEMORY and os.path.isdir(path):
         return "it is a folder"
+    if path != MEMORY and (obstacle := in_the_way(path, to_write)):
+        return f"{error}: {obstacle}"
     if path != MEMORY and os.path.exists(path + LOG) and not may_write(path):
         return f"{error}: its log {path}{LOG} can only be read where the folder can be written to"
     return str(error)

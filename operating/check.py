@@ -1,6 +1,7 @@
 """The command that looks whether all that a server needs is there, and changes nothing."""
 
 import logging
+import os
 import ssl
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,8 +13,10 @@ import click
 
 from orchmgmt.app import SERVICES
 from orchmgmt.cli import AS_IT_IS, OF_EVERYTHING, printable, takes_settings
+from orchmgmt.databases.files import in_the_way
+from orchmgmt.databases.sqlite import sqlite_path
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import SCHEMA_VERSION, UnusableDatabase
+from orchmgmt.models import SCHEMA_VERSION, MissingDatabase, UnusableDatabase
 from orchmgmt.operating.asking import say
 from orchmgmt.policies.gate import Gate
 from orchmgmt.settings import ANY_ORIGIN, PREFIX, SettingError, Settings
@@ -59,9 +62,19 @@ class Doubtful(Exception):
     type=click.FloatRange(0, 3650),
     help="For how long certificates and revocation lists must last.",
 )
+@click.option(
+    "--thorough", is_flag=True, help="Compare the database's indexes with its tables too (SQLite)."
+)
 @takes_settings(*OF_EVERYTHING)
 @click.pass_context
-def check(context: click.Context, /, files: tuple[Path, ...], days: float, **options: Any) -> None:
+def check(
+    context: click.Context,
+    /,
+    files: tuple[Path, ...],
+    days: float,
+    thorough: bool,
+    **options: Any,
+) -> None:
     """Look whether all that a server needs is there, and change nothing.
 
     PEM files are looked at as well: the proxy's certificates and its revocation list. Each thing is
@@ -70,7 +83,7 @@ def check(context: click.Context, /, files: tuple[Path, ...], days: float, **opt
     """
     wrong = False
     with _Reasons() as reasons:
-        for what, look in looks(options, files, timedelta(days=days)):
+        for what, look in looks(options, files, timedelta(days=days), thorough):
             reasons.clear()
             try:
                 result = f"ok     {what}: {look()}"
@@ -107,13 +120,16 @@ class _Reasons(list[str]):
 Look = tuple[str, Callable[[], str]]
 
 
-def looks(options: dict[str, Any], files: tuple[Path, ...], last: timedelta) -> Iterator[Look]:
+def looks(
+    options: dict[str, Any], files: tuple[Path, ...], last: timedelta, thorough: bool
+) -> Iterator[Look]:
     """Return what there is to look at: a name, and what returns in words that it is well.
 
     Args:
         options: settings, over those of the environment.
         files: PEM files that are looked at as well.
         last: for how long what is in them must last.
+        thorough: whether to look at all of the database.
     """
     found: list[Settings] = []
 
@@ -139,7 +155,7 @@ def looks(options: dict[str, Any], files: tuple[Path, ...], last: timedelta) -> 
         return
     (settings,) = found
     yield "policies", lambda: _policies(settings)
-    yield "database", lambda: _database(settings)
+    yield "database", lambda: _database(settings, thorough)
     for name in ("ca_file", "certificate_file"):
         if getattr(settings, name):
             path = Path(getattr(settings, name))
@@ -161,10 +177,20 @@ def _policies(settings: Settings) -> str:
     return "they have what they need"
 
 
-def _database(settings: Settings) -> str:
-    with Store(settings, opening=AS_IT_IS) as store:
-        store.database.check()
-    return f"schema version {SCHEMA_VERSION}"
+def _database(settings: Settings, thorough: bool) -> str:
+    try:
+        with Store(settings, opening=AS_IT_IS) as store:
+            found = store.database.inspect(thorough)
+    except MissingDatabase:
+        if not settings.database_url.startswith("sqlite:"):
+            return "its tables will be made"
+        path = os.path.abspath(sqlite_path(settings.database_url))
+        if not os.path.isdir(os.path.dirname(path)):
+            raise
+        if obstacle := in_the_way(path):
+            raise Wrong(f"it is not there and cannot be made: {obstacle}") from None
+        return f"{path} will be made"
+    return f"schema version {SCHEMA_VERSION}" + (found and f"; {found}")
 
 
 def _key(settings: Settings) -> str:

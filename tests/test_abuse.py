@@ -1,6 +1,7 @@
 """Clients that take more than their share, and what goes on for the others."""
 
 import json
+import os
 import resource
 import socket
 import sqlite3

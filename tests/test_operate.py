@@ -1,14 +1,18 @@
 """Operating from a shell: the real commands, against real services and stand-ins for the cloud."""
 
+import grp
 import inspect
 import json
 import os
 import pwd
+import resource
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,10 +21,10 @@ import pytest
 from certificates import CLOUD, DAY, NOW, Authority, subject
 from click.testing import CliRunner
 from conftest import COMMAND
-from needs import program
+from needs import bound_by_permissions, program
 from nginx import Nginx
 from standin import PASSWORD, Cloud
-from support import FUTURE, Process, Service, lock, served, until
+from support import FUTURE, Process, Service, job, lock, served, until
 from wire import JOB, LOCK, job_entry, job_id, lock_entry, put
 
 from orchmgmt.cli import main
@@ -470,28 +474,99 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_check_of_what_is_in_order_changes_nothing(run: Run, database: Path) -> None:
+    database.chmod(0o640)
     before = database.read_bytes()
-    assert looked(run("check")) == {
-        "ok     settings": "authentication policy declared, management policy sysop-only",
-        "ok     policies": "they have what they need",
-        "ok     database": "schema version 3",
-    }
+    user, group = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(os.getgid()).gr_name
+    for thorough in ([], ["--thorough"]):
+        assert looked(run("check", *thorough)) == {
+            "ok     settings": "authentication policy declared, management policy sysop-only",
+            "ok     policies": "they have what they need",
+            "ok     database": f"schema version 3; {database} has mode 0640 and belongs to "
+            f"{user}:{group}",
+        }
     assert database.read_bytes() == before
+    assert [it.name for it in database.parent.iterdir()] == [database.name]
 
 
 def test_a_check_says_what_is_wrong_and_what_to_do(call: Run, tmp_path: Path) -> None:
     found = looked(call("check", env={"ORCHMGMT_PROT": "1"}))
     message = "ORCHMGMT_PROT is not a setting (did you mean ORCHMGMT_PORT?)"
     assert found == {"wrong  settings": message}
-    found = looked(call("check"))
+    assert looked(call("check"))["ok     database"] == f"{tmp_path}/orchmgmt.db will be made"
+    assert list(tmp_path.iterdir()) == []
+    found = looked(call("check", "--database-url", "sqlite:///no/such.db"))
     assert found["wrong  database"].endswith("`orchmgmt serve` or an import makes a database")
-    assert not (tmp_path / "orchmgmt.db").exists()
+    (tmp_path / "orchmgmt.db").touch()
+    assert looked(call("check"))["ok     database"].endswith("/orchmgmt.db will be made")
+    assert (tmp_path / "orchmgmt.db").stat().st_size == 0
     shutil.copyfile(Path(__file__).parent / "data" / "schema-1.sqlite", tmp_path / "orchmgmt.db")
     assert looked(call("check"))["wrong  database"].endswith("run `orchmgmt upgrade`")
     found = looked(call("check", "--port", "x"))
     assert list(found) == ["wrong  settings"]
     found = looked(call("check", "--authentication-policy", "certificate"))
     assert found["wrong  policies"] == "the policy `certificate` needs ORCHMGMT_CLOUD"
+
+
+def test_a_check_finds_a_damaged_database(call: Run, database: Path) -> None:
+    with Store({"DATABASE_URL": f"sqlite:///{database}"}) as store:
+        store.database.write(store.history.put, [job(number) for number in range(2000)])
+    pages = bytearray(database.read_bytes())
+    whole = bytes(pages)
+    middle = len(pages) // 2 // 4096 * 4096
+    pages[middle : middle + 4096] = b"\xff" * 4096
+    database.write_bytes(pages)
+    for thorough in ([], ["--thorough"]):
+        found = looked(call("check", *thorough))["wrong  database"]
+        assert found.startswith("the database is damaged: ")
+        assert found.endswith(": restore a backup")
+    # An index that lacks what its table has is sound by itself.
+    database.write_bytes(whole)
+    with closing(sqlite3.connect(database)) as other:
+        other.execute("PRAGMA writable_schema = ON")
+        other.execute(
+            "UPDATE sqlite_schema SET sql = replace(sql, '(\"started_at\"', '(\"finished_at\"')"
+            " WHERE name = 'job_started_at_id'"
+        )
+        other.commit()
+    assert "ok     database" in looked(call("check"))
+    assert "damaged" in looked(call("check", "--thorough"))["wrong  database"]
+
+
+def test_a_check_says_that_there_is_no_room(run: Run, database: Path) -> None:
+    limit = (40_000, 40_000)  # bytes of its log
+    ended = run("check", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    assert looked(ended)["wrong  database"].startswith("the database ")
+    assert "ok     database" in looked(run("check"))
+
+
+@pytest.mark.parametrize(
+    ("part", "mode", "does"),
+    [
+        (".", 0o600, "enter"),
+        ("data", 0o600, "enter"),
+        ("data", 0o555, "write to"),
+        ("data/orchmgmt.db", 0o400, "read and write"),
+    ],
+)
+def test_what_is_in_the_way_of_a_user_is_named(
+    run: Run, tmp_path: Path, part: str, mode: int, does: str
+) -> None:
+    folder = tmp_path / "outer"
+    (folder / "data").mkdir(parents=True)
+    path = folder / "data" / "orchmgmt.db"
+    Store({"DATABASE_URL": f"sqlite:///{path}"}).close()
+    blocked = folder / part
+    blocked.chmod(mode)
+    try:
+        ended = run("check", "--database-url", f"sqlite:///{path}", preexec_fn=bound_by_permissions)
+        found = looked(ended)
+        if "ok     database" in found:
+            pytest.skip("this user may do as it likes")
+        name = pwd.getpwuid(os.getuid()).pw_name
+        said = f"{name} cannot {does} {blocked.resolve()}, which has mode {mode:04o} and belongs to"
+        assert said in found["wrong  database"]
+    finally:
+        blocked.chmod(0o700)
 
 
 def test_a_check_looks_when_certificates_and_revocation_lists_end(

@@ -1,6 +1,5 @@
 """The database: how it is made, what is refused, and what its absence means."""
 
-import ctypes
 import gc
 import os
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import COMMAND
+from needs import bound_by_permissions
 from support import FUTURE, connection_of, in_threads, job, lock, traced
 
 from orchmgmt.app import create_app, store_of
@@ -207,23 +207,16 @@ def test_unreadable_url_of_a_special_file_is_one_clear_line(run):
     assert refused(run("serve", "--port", "0", "--database-url", "sqlite:////dev/null/x.db"))
 
 
-def _bound_by_permissions():
-    """Give up, in the child, what lets an administrator write to a read-only file."""
-    drop_bounding_capability, dac_override, dac_read_search = 24, 1, 2
-    for capability in (dac_override, dac_read_search):
-        ctypes.CDLL(None).prctl(drop_bounding_capability, capability, 0, 0, 0)
-
-
 @pytest.mark.parametrize("mode", [0o444, 0o000])
 def test_file_without_permission_is_refused(run, made, mode):
     made.chmod(mode)
     probe = "import sys; open(sys.argv[1], 'r+b')"
     written = subprocess.run(
-        [sys.executable, "-c", probe, str(made)], preexec_fn=_bound_by_permissions, stderr=-3
+        [sys.executable, "-c", probe, str(made)], preexec_fn=bound_by_permissions, stderr=-3
     )
     if written.returncode == 0:
         pytest.skip("this user may write to a read-only file")
-    assert refused(run("clean", preexec_fn=_bound_by_permissions))
+    assert refused(run("clean", preexec_fn=bound_by_permissions))
 
 
 def test_two_applications_in_one_process_do_not_see_each_other(start, tmp_path):
