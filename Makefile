@@ -11,7 +11,7 @@ READY = $(VENV)/.ready
 # The tests start Python a thousand times: what it has compiled is kept, whatever the machine thinks.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint bench wheel example clean
+.PHONY: demo test lint bench wheel example man clean
 
 demo: $(READY)
 	$(BIN)/orchmgmt demo
@@ -37,6 +37,9 @@ wheel: $(READY)
 
 example: $(READY)
 	$(BIN)/python scripts/make_example.py db.sqlite.example
+
+man: $(READY)
+	$(BIN)/python scripts/make_man.py docs/orchmgmt.1
 
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

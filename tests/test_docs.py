@@ -32,7 +32,7 @@ from orchmgmt.app import create_app, store_of
 from orchmgmt.operating.check import looks
 from orchmgmt.operating.commands import remove_locks
 from orchmgmt.operating.mirror import mirror
-from orchmgmt.settings import OF_A_CLIENT, Settings
+from orchmgmt.settings import OF_A_CLIENT, Settings, describe
 
 pytestmark = pytest.mark.sqlite
 
@@ -475,7 +475,6 @@ def test_the_steps_of_an_operator_install_upgrade_and_uninstall(tmp_path: Path) 
     shutil.copytree(ROOT, tree, ignore=left_out)
     for name in (
         "etc/systemd/system",
-        "etc/bash_completion.d",
         "usr/local/bin",
         "var/lib/orchmgmt",
     ):
@@ -520,6 +519,8 @@ def test_the_steps_of_an_operator_install_upgrade_and_uninstall(tmp_path: Path) 
     assert {"orchmgmt@.service", "orchmgmt-backup.timer"} <= units
     assert "orchmgmt" in (folder / "etc/bash_completion.d/orchmgmt").read_text()
     assert (folder / "etc/orchmgmt/orchmgmt.env").exists()
+    manual = folder / "usr/local/share/man/man1/orchmgmt.1"
+    assert manual.read_text() == (ROOT / "docs/orchmgmt.1").read_text()
     metadata = tree / "setup.cfg"
     metadata.write_text(metadata.read_text().replace("version = 0.1.0", "version = 0.2.0"))
     follow("wheel")
@@ -550,3 +551,15 @@ def test_the_way_from_sqlite_to_postgresql_keeps_ids(
         )
         assert (tmp_path / file).read_text().count("\n") > 10
         (tmp_path / "again").unlink()
+
+
+def test_the_man_page_is_made_from_the_help(tmp_path: Path) -> None:
+    made = tmp_path / "orchmgmt.1"
+    subprocess.run([sys.executable, ROOT / "scripts" / "make_man.py", made], check=True, timeout=60)
+    text = made.read_text()
+    assert (ROOT / "docs" / "orchmgmt.1").read_text() == text, "run `make man`"
+    for row in describe():
+        assert row.name in text
+    for name in ("serve", "lock import", "backup", "deploy\\-files"):
+        assert f"\n.SS orchmgmt {name}\n" in text
+    assert not [it for it in text.splitlines() if re.match(r"['.](?!(TH|SH|SS|PP|TP|B)\b)", it)]

@@ -83,7 +83,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert PAGE
     assert len(deploy) > 15
     expected = [*MODULES, *PAGE, *deploy, "py.typed", "db.sqlite.example"]
-    assert names == {f"orchmgmt/{name}" for name in expected} | {"pytest_orchmgmt.py"}
+    manual = f"{Path(wheel).name.partition('-py3')[0]}.data/data/share/man/man1/orchmgmt.1"
+    assert names == {f"orchmgmt/{name}" for name in expected} | {"pytest_orchmgmt.py", manual}
 
 
 def test_wheel_says_what_it_is_and_needs(wheel):
@@ -146,7 +147,7 @@ def test_modules_of_the_user_with_the_same_names_are_left_alone(elsewhere, tmp_p
 
 def test_installed_wheel_claims_no_name_but_its_own(site):
     names = {path.name for path in site.iterdir() if path.suffix != ".dist-info"}
-    assert names - {"bin", "__pycache__"} == {"orchmgmt", "pytest_orchmgmt.py"}
+    assert names - {"bin", "share", "__pycache__"} == {"orchmgmt", "pytest_orchmgmt.py"}
 
 
 @pytest.mark.parametrize("users_app", [False, True], ids=["alone", "beside an app.py"])
