@@ -1,4 +1,4 @@
-"""The command `orchmgmt` to its end, in a process that begins with its modules imported.
+"""The command `orchmgmt`, in a process that begins with its modules imported.
 
 Nearly all the time of a command goes into the start of Python and the modules. A server of the
 standard library that has them forks a process for each command: with descriptors, environment,
@@ -7,6 +7,7 @@ folder and exit code of its own, for a tenth of the time.
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,27 +15,82 @@ from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TextIO
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["orchmgmt.cli"])
+PROCESSES.set_forkserver_preload(["orchmgmt.cli", "orchmgmt.app", "orchmgmt.serving.server"])
 PATIENCE = 60  # s
 
 
 def _begin(
-    arguments: Sequence[str], environ: dict[str, str], folder: Path, stdin: Connection, outputs: str
+    arguments: Sequence[str],
+    environ: dict[str, str],
+    folder: Path,
+    stdin: Connection | None,
+    stdout: Connection | Path,
+    stderr: Path,
 ) -> None:
     """Do in the new process what a shell and the script of the package do."""
     from orchmgmt.cli import main
 
-    os.dup2(stdin.fileno(), 0)
+    os.dup2(stdin.fileno() if stdin else os.open(os.devnull, os.O_RDONLY), 0)
     sys.stdin = os.fdopen(0)  # the server's own is closed
-    for number in (1, 2):
-        os.dup2(os.open(f"{outputs}/{number}", os.O_WRONLY | os.O_CREAT), number)
+    for number, output in ((1, stdout), (2, stderr)):
+        to_file = isinstance(output, Path)
+        opened = os.open(output, os.O_WRONLY | os.O_CREAT) if to_file else output.fileno()
+        os.dup2(opened, number)
+        os.close(opened) if to_file else output.close()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environ)
     sys.argv = ["orchmgmt", *arguments]
     sys.exit(main())
+
+
+class Started:
+    """A command that runs, as `subprocess.Popen` has it.
+
+    Attributes:
+        pid: of its process.
+        stdout: what it prints.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], environ: dict[str, str], folder: Path, stderr: Path
+    ) -> None:
+        reader, writer = PROCESSES.Pipe(duplex=False)
+        with writer:
+            given = (arguments, environ, folder, None, writer, stderr)
+            self._process = PROCESSES.Process(target=_begin, args=given)
+            self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+        self.stdout: TextIO | None = os.fdopen(os.dup(reader.fileno()))
+        reader.close()
+        self.stderr = None
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired("orchmgmt", timeout or 0)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def run_command(
@@ -43,9 +99,10 @@ def run_command(
     """Run the command with these arguments, as `subprocess.run` would."""
     stdin, writer = PROCESSES.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as outputs, writer:
+        said = [Path(outputs, number) for number in "12"]
         with stdin:
             process = PROCESSES.Process(
-                target=_begin, args=(arguments, environ, folder, stdin, outputs)
+                target=_begin, args=(arguments, environ, folder, stdin, *said)
             )
             process.start()
         with suppress(BrokenPipeError), open(writer.fileno(), "w", closefd=False) as file:
@@ -55,8 +112,8 @@ def run_command(
         if process.is_alive():
             process.kill()
             raise subprocess.TimeoutExpired(list(arguments), PATIENCE)
-        said = [Path(outputs, number).read_text() for number in "12"]
+        texts = [it.read_text() for it in said]
     assert process.exitcode is not None
-    ended = subprocess.CompletedProcess(list(arguments), process.exitcode, *said)
+    ended = subprocess.CompletedProcess(list(arguments), process.exitcode, *texts)
     process.close()
     return ended

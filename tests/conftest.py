@@ -14,7 +14,7 @@ from typing import Any
 import cluster
 import pytest
 from certificates import Authority
-from command import run_command
+from command import Started, run_command
 from needs import lacking
 from standin import Cloud
 from support import FAKETIME, Clock, Process, Service, served
@@ -110,22 +110,31 @@ def run(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """Start the real `orchmgmt serve` (or another command that serves) on a free port."""
+    """Start the real `orchmgmt serve` (or another command that serves) on a free port.
+
+    With variables that Python or the linker reads, it has an interpreter of its own.
+    """
     started: list[Process] = []
 
     def serve(
         *arguments: str, command: str = "serve", env: dict[str, str] | None = None
     ) -> Process:
-        log = (tmp_path / f"server-{len(started)}.log").open("w")
-        process = subprocess.Popen(
-            [COMMAND, command, "--port", "0", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, **(env or {})},
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        log.close()
+        log = tmp_path / f"server-{len(started)}.log"
+        arguments = (command, "--port", "0", *arguments)
+        environ = {**os.environ, **(env or {})}
+        process: Started | subprocess.Popen[str]
+        if any(it.startswith(("LD_", "PYTHON", "FAKETIME")) for it in env or {}):
+            with log.open("w") as stderr:
+                process = subprocess.Popen(
+                    [COMMAND, *arguments],
+                    cwd=tmp_path,
+                    env=environ,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    text=True,
+                )
+        else:
+            process = Started(arguments, environ, tmp_path, log)
         started.append(Process(process))
         return started[-1]
 

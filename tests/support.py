@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from command import Started
+
 from orchmgmt.app import create_app, store_of
 from orchmgmt.serving.server import Server
 
@@ -169,7 +171,7 @@ def served(clock: Callable[[], float] | None = None, **settings: Any) -> Iterato
 class Process(Client):
     """A service started from the command line."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: "subprocess.Popen[str] | Started") -> None:
         self.process = process
         assert process.stdout is not None
         line = process.stdout.readline()

@@ -10,7 +10,7 @@ from contextlib import closing
 from support import FUTURE, lock
 from wire import connect
 
-KILLS = 10
+KILLS = 6
 CLIENTS = 4
 BULK = 250  # several INSERT statements
 

@@ -139,7 +139,7 @@ def test_json_lines(serve, tmp_path):
     server.post("/lock/query", Authorization="Bearer SYSTEM//Alice")
     assert server.stop() == 0
     text = (tmp_path / "server-0.log").read_bytes().decode("ascii")
-    warning, _, created, refused, access, _ = [json.loads(line) for line in text.splitlines()]
+    _, warning, created, refused, access, _ = [json.loads(line) for line in text.splitlines()]
     assert list(warning) == ["time", "level", "logger", "message"]
     assert (warning["level"], warning["logger"]) == ("WARNING", "orchmgmt")
     assert datetime.fromisoformat(warning["time"].replace("Z", "+00:00")).tzinfo

@@ -192,7 +192,7 @@ def test_any_sequence_of_operations_does_what_the_model_does(start):
         derandomize=True,
         database=None,
         deadline=None,
-        max_examples=60,
+        max_examples=25,
         stateful_step_count=40,
         suppress_health_check=list(HealthCheck),
     )

@@ -147,7 +147,7 @@ NOT_CHECKED = "negative_data_rejection,positive_data_acceptance"
 
 @pytest.mark.parametrize(
     ("settings", "operations", "examples"),
-    [({}, 6, 70), ({"RECORDER": True, "UNKNOWN_KEYS": "refuse", "OMIT_EMPTY": True}, 9, 40)],
+    [({}, 6, 25), ({"RECORDER": True, "UNKNOWN_KEYS": "refuse", "OMIT_EMPTY": True}, 9, 15)],
     ids=["plain", "all else"],
 )
 def test_every_answer_to_schemathesis_is_as_described(
@@ -168,7 +168,7 @@ def test_every_answer_to_schemathesis_is_as_described(
     result = json.loads(report.read_text())
     assert {it["status"] for it in result["phases"].values()} == {"success"}
     assert result["operations"]["tested"] == operations
-    assert result["test_cases"]["generated"] >= 1000  # of 2,000 in all
+    assert result["test_cases"]["generated"] >= 400
 
 
 def test_a_client_made_of_the_document_works(service, tmp_path):

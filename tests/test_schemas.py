@@ -115,7 +115,7 @@ def test_the_fault_named_is_the_earliest_of_the_values_faults(kind):
         for key, faults in BAD[kind].items()
     }
 
-    @settings(max_examples=200, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None)
     @given(some.fixed_dictionaries({}, optional=choices).filter(bool), some.randoms())
     def check(chosen, chance):
         first = min(
