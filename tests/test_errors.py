@@ -8,6 +8,8 @@ import pytest
 from support import MANAGEMENT, OPERATOR, Service, lock
 from wire import raw
 
+pytestmark = pytest.mark.sqlite
+
 QUERY = f"{MANAGEMENT}/lock/query"
 ECHO = "/serviceorchestration/monitor/echo"
 METHODS = {
@@ -194,6 +196,7 @@ def test_a_refusal_in_pieces_knows_its_origin(service: Service) -> None:
     assert answer.error == "Bad Request: Invalid header"
 
 
+@pytest.mark.postgresql
 @pytest.mark.parametrize(
     ("method", "path", "part", "operation"),
     [
@@ -234,6 +237,7 @@ def test_a_crash_is_logged_and_tells_the_client_nothing(
     assert service.send("GET", "/health").status == 200
 
 
+@pytest.mark.postgresql
 def test_a_crash_leaves_the_service_as_it_was(
     start: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:

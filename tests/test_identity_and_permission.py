@@ -7,6 +7,8 @@ import pytest
 from support import MANAGEMENT, OPERATOR, Answer, Service, lock
 from wire import raw
 
+pytestmark = pytest.mark.sqlite
+
 ECHO = "/serviceorchestration/monitor/echo"
 NO_HEADER = "No authorization header has been provided"
 INVALID = "Invalid authorization header"
@@ -56,6 +58,7 @@ def test_identity_comes_before_permission_and_permission_before_the_payload(
     assert answer.error
 
 
+@pytest.mark.postgresql
 @every_operation
 def test_nobody_else_changes_or_sees_anything(
     service: Service, method: str, path: str, body: bytes | None

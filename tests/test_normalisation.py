@@ -6,6 +6,8 @@ import pytest
 from support import Service, lock
 from wire import JOB, job_entry, put
 
+pytestmark = pytest.mark.sqlite
+
 SYSTEM = "The specified system name does not match the naming convention: "
 SERVICE = "The specified service definition name does not match the naming convention: "
 INSTANCE = "The specified service instance identifier does not match the naming convention: "
