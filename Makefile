@@ -17,7 +17,7 @@ demo: $(READY)
 	$(BIN)/orchmgmt demo
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 6 --dist worksteal
 
 # mypy and import-linter find the modules under the package's name through links to them.
 lint: $(READY)
