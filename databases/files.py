@@ -40,8 +40,10 @@ class Files:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._paths = {suffix: path + suffix for suffix in SUFFIXES}
         self._known: dict[str, tuple[int, int]] = {}
         self._sizes: dict[str, float] = {}
+        self._log: int | None = None  # a descriptor: SQLite has no locks on this file to lose
         self._look(DATABASE)
 
     def opened(self) -> None:
@@ -53,6 +55,9 @@ class Files:
             self._known.pop(suffix, None)
             self._sizes.pop(suffix, None)
             self._look(suffix)
+        self.close()
+        if LOG in self._known:
+            self._log = os.open(self._path + LOG, os.O_RDONLY)
 
     def harm(self, in_use: bool = True) -> str:
         """Return what has been done to one of them, or an empty text.
@@ -67,25 +72,28 @@ class Files:
 
     def harm_of_commit(self) -> str:
         """Return the same after a commit, which has written to the log."""
-        if LOG in self._known:
-            try:
-                file = os.open(self._path + LOG, os.O_RDONLY)
-                begins = os.read(file, len(LOG_BEGINS[0]))
-                os.close(file)
-            except OSError:
-                begins = b""  # as `harm` will find
+        if self._log is not None:
+            begins = os.pread(self._log, len(LOG_BEGINS[0]), 0)
             # What is written behind the end of an emptied file has zeros before it.
             if begins and begins not in LOG_BEGINS:
                 self._sizes[LOG] = inf
         return self.harm()
 
+    def close(self) -> None:
+        """Know nothing of the log any longer: there are no connections."""
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
+
     def _look(self, suffix: str) -> str:
         known = self._known.get(suffix)
         try:
-            found = os.stat(self._path + suffix)
+            found = os.stat(self._paths[suffix])
         except OSError:
             return f"{self._path}{suffix} was removed" if known else ""
-        identity = (found.st_dev, found.st_ino)
+        identity = (found.st_ino, found.st_dev)
+        if identity == known and found.st_size == self._sizes[suffix]:
+            return ""
         if identity != known:
             if known:
                 return f"{self._path}{suffix} was replaced"

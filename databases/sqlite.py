@@ -301,6 +301,8 @@ class SqliteDatabase(Database):
             connection.close()
         self._connections.clear()
         self._idle.clear()
+        if self._files is not None:
+            self._files.close()
         self.engine.close()
 
 
