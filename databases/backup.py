@@ -11,7 +11,7 @@ from typing import BinaryIO
 import peewee
 
 from orchmgmt.databases.files import demand_whole
-from orchmgmt.databases.sqlite import MEMORY, sqlite_path, uri_of
+from orchmgmt.databases.sqlite import MEMORY, may_write, sqlite_path, state_of, uri_of
 from orchmgmt.databases.unfinished import unfinished
 from orchmgmt.models import Opening, UnusableDatabase, check_schema
 
@@ -43,6 +43,7 @@ def back_up(url: str, target: Path | BinaryIO, timeout: float) -> int:
     path = sqlite_path(url)
     if path == MEMORY:
         raise CannotBackUp("cannot back up a database in memory: it is its process's alone")
+    path = os.path.realpath(path)
     if not os.path.isfile(path):
         # SQLite would make one.
         raise UnusableDatabase(f"cannot back up {path}: there is no such file")
@@ -79,6 +80,7 @@ def back_up(url: str, target: Path | BinaryIO, timeout: float) -> int:
 
 def _copy(path: str, partial: Path, timeout: float) -> None:
     demand_whole(path, timeout)
+    before = state_of(path)
     source = peewee.SqliteDatabase(uri_of(path), uri=True)
     try:
         with source.atomic("DEFERRED"):
@@ -94,6 +96,8 @@ def _copy(path: str, partial: Path, timeout: float) -> None:
                 raise sqlite3.DatabaseError(f"the database is damaged: {found}")
     finally:
         source.close()
+    if not may_write(path) and state_of(path) != before:
+        raise UnusableDatabase("it has come into use meanwhile: try again")
 
 
 def _move(partial: Path, target: Path) -> None:

@@ -183,7 +183,7 @@ class PostgresqlDatabase(Database):
         )
         try:
             self._prepare(opening)
-        except peewee.PeeweeException as error:
+        except (peewee.PeeweeException, psycopg.Error) as error:
             raise UnusableDatabase(_line(error)) from error
 
     def _prepare(self, opening: Opening) -> None:
@@ -194,6 +194,7 @@ class PostgresqlDatabase(Database):
                 raise UnusableDatabase(f"its encoding is {encoding}: UTF8 is needed")
             with self.engine.atomic():
                 if self.read_only:  # a standby, perhaps, or a user with no other right
+                    self.engine.execute_sql(_set(self._timeouts, local=True))
                     check_schema(self.engine, opening, shared=True)
                     return
                 self.engine.execute_sql(_set(self._promises, local=True))

@@ -31,6 +31,9 @@ from orchmgmt.models import (
 WAL_PAUSE = 0.01  # seconds
 SQLITE_MINIMUM = (3, 35, 0)  # the first with RETURNING
 MEMORY = ":memory:"
+
+#: Of a file that nobody writes to: SQLite makes nothing beside it.
+IMMUTABLE = "&immutable=1"
 PRAGMAS = {"synchronous": "FULL", "temp_store": "MEMORY"}
 
 # What a database says when it cannot serve now; anything else that it says is a fault of ours.
@@ -78,7 +81,8 @@ class SqliteDatabase(Database):
         path = sqlite_path(url)
         if path != MEMORY:
             try:
-                path = os.path.abspath(path)  # the same file if the process changes its folder
+                # The same file if the process changes its folder, and where its log lies.
+                path = os.path.realpath(path)
             except FileNotFoundError:
                 raise UnusableDatabase("the current folder is no longer there") from None
             if not opening.create and not os.path.exists(path):
@@ -88,8 +92,11 @@ class SqliteDatabase(Database):
         self._in_memory = path == MEMORY
         self._path = path
         self.read_only = not opening.write
-        self._uri = uri_of(path) if self.read_only and not self._in_memory else ""
-        self._pragmas = {**PRAGMAS, "query_only": "ON"} if self.read_only else PRAGMAS
+        self._uri = ""
+        self._seen: list[tuple[int, ...]] = []
+        if self.read_only and not self._in_memory:
+            self._uri = uri_to_read(path)
+            self._seen = state_of(path)
         self._connections: list[sqlite3.Connection] = []
         self._idle: list[sqlite3.Connection] = []
         self._connecting = threading.Lock()
@@ -97,7 +104,7 @@ class SqliteDatabase(Database):
         self.engine = peewee.SqliteDatabase(
             self._uri or path,
             uri=bool(self._uri),
-            pragmas=self._pragmas,
+            pragmas=PRAGMAS,
             timeout=timeout,
             thread_safe=not self._in_memory,
             check_same_thread=False,
@@ -130,7 +137,8 @@ class SqliteDatabase(Database):
             self._connections.append(self.engine.connection())
             self._idle.append(self.engine.connection())
         else:
-            self._files = Files(path)
+            if not self.read_only:
+                self._files = Files(path)
             self.engine.close()  # the thread that starts a server may fork it
 
     def time(self) -> float:
@@ -147,13 +155,31 @@ class SqliteDatabase(Database):
                 isolation_level=None,
                 check_same_thread=False,
             )
-            for name, value in self._pragmas.items():
+            for name, value in PRAGMAS.items():
                 connection.execute(f"PRAGMA {name} = {value}")
             if self._files is not None and not self._connections:
                 connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
                 self._files.opened()
             self._connections.append(connection)
         return connection
+
+    def _look_again(self) -> None:
+        """Forget the connections of a reader if others have changed what it has opened."""
+        state = state_of(self._path)
+        if state == self._seen:
+            return
+        with self._connecting:
+            self._uri, self._seen = uri_to_read(self._path), state
+            self._connections.clear()
+            with suppress(IndexError):
+                while True:
+                    self._idle.pop().close()
+
+    def _demand_unchanged(self, connection: sqlite3.Connection) -> None:
+        """Raise where a reader may have seen parts of what others were writing meanwhile."""
+        changed = self._uri.endswith(IMMUTABLE) and state_of(self._path) != self._seen
+        if changed or connection not in self._connections:
+            raise Unavailable(BUSY)
 
     def _demand_files(self, committed: bool = False) -> None:
         """Raise where nobody else would see what is written; SQLite would notice nothing."""
@@ -185,6 +211,8 @@ class SqliteDatabase(Database):
         if getattr(self._current, "connection", None) is not None:
             yield  # within another one it is part of that
             return
+        if self.read_only and not self._in_memory:
+            self._look_again()
         self._demand_files()
         turn = self._writing if writing else self._reading
         if turn is not None and not turn.acquire(timeout=self._timeout):
@@ -196,6 +224,8 @@ class SqliteDatabase(Database):
                 yield
                 connection.execute("COMMIT")
                 changed = connection.total_changes > before
+                if self.read_only:
+                    self._demand_unchanged(connection)
             if writing:
                 self._demand_files(committed=True)
                 # What changes nothing needs no room, and proves that nobody is in the way.
@@ -232,6 +262,8 @@ class SqliteDatabase(Database):
                 connection.rollback()
             if connection in self._connections:
                 self._idle.append(connection)
+            else:
+                connection.close()
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -257,8 +289,10 @@ class SqliteDatabase(Database):
         ((found,),) = self.read(self.rows, look)
         if found != "ok":
             raise UnusableDatabase(f"the database is damaged: {found}: restore a backup")
-        with suppress(_TakenBack):
-            self.write_once(self._try_for_room)
+        ((mode,),) = self.read(self.rows, "PRAGMA journal_mode")
+        if mode == "wal":  # otherwise what is tried would go into the file itself
+            with suppress(_TakenBack):
+                self.write_once(self._try_for_room)
         return "" if self._in_memory else f"{self._path} {owned(self._path)}"
 
     def _try_for_room(self) -> None:
@@ -316,14 +350,35 @@ def may_write(path: str) -> bool:
 
 
 def uri_of(path: str) -> str:
-    """Return how SQLite opens a database's file, which is not made: to read, if there is no more.
+    """Return how SQLite opens a database's file, which is not made: only to read, if it must."""
+    path = os.path.realpath(path)
+    return f"file:{quote(path)}?mode=rw" if may_write(path) else uri_to_read(path)
 
-    Where no log lies beside it and none can be made, nobody else can be writing to it either.
+
+def uri_to_read(path: str) -> str:
+    """Return how SQLite opens a database's file so that neither it nor its log is changed or made.
+
+    Where no log lies beside it nobody is writing to it; see whether that stays so (`state_of`).
     """
-    path = os.path.abspath(path)
-    if may_write(path):
-        return f"file:{quote(path)}?mode=rw"
-    return f"file:{quote(path)}?mode=ro" + ("" if os.path.exists(path + LOG) else "&immutable=1")
+    return f"file:{quote(path)}?mode=ro" + ("" if os.path.exists(path + LOG) else IMMUTABLE)
+
+
+def state_of(path: str) -> list[tuple[int, ...]]:
+    """Return what is other than before once somebody else writes to a database without a log.
+
+    With a log it is what is other once one of the files is another.
+    """
+    state: list[tuple[int, ...]] = []
+    for it in (path + LOG, path):
+        try:
+            found = os.stat(it)
+        except OSError:
+            state.append(())
+        else:
+            state.append((found.st_dev, found.st_ino))
+            if it == path and not state[0]:
+                state.append((found.st_mtime_ns, found.st_size))
+    return state
 
 
 def sqlite_path(url: str) -> str:
@@ -346,6 +401,8 @@ def sqlite_path(url: str) -> str:
             f"{'.'.join(map(str, SQLITE_MINIMUM))} or newer is needed"
         )
     path = unquote(rest[1:])
+    if "\0" in path:
+        raise UnusableDatabase("no path has a null character")
     return f"/{path.lstrip('/')}" if path.startswith("/") else path
 
 
@@ -367,7 +424,7 @@ def _use_write_ahead_log(engine: peewee.SqliteDatabase, timeout: float) -> None:
 
 
 def _explain(path: str, error: Exception, to_write: bool) -> str:
-    folder = os.path.dirname(os.path.abspath(path))
+    folder = os.path.dirname(os.path.realpath(path))
     if path != MEMORY and not os.path.isdir(folder):
         return f"there is no folder {folder}"
     if path != MEMORY and os.path.isdir(path):

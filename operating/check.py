@@ -14,7 +14,7 @@ import click
 from orchmgmt.app import SERVICES
 from orchmgmt.cli import AS_IT_IS, OF_EVERYTHING, printable, takes_settings
 from orchmgmt.databases.files import in_the_way
-from orchmgmt.databases.sqlite import sqlite_path
+from orchmgmt.databases.sqlite import MEMORY, sqlite_path
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import SCHEMA_VERSION, MissingDatabase, UnusableDatabase
 from orchmgmt.operating.asking import say
@@ -184,7 +184,10 @@ def _database(settings: Settings, thorough: bool) -> str:
     except MissingDatabase:
         if not settings.database_url.startswith("sqlite:"):
             return "its tables will be made"
-        path = os.path.abspath(sqlite_path(settings.database_url))
+        path = sqlite_path(settings.database_url)
+        if path == MEMORY:
+            return "it is made in memory, for each process"
+        path = os.path.realpath(path)
         if not os.path.isdir(os.path.dirname(path)):
             raise
         if obstacle := in_the_way(path):

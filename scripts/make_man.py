@@ -25,6 +25,7 @@ def escaped(text: str) -> str:
 def page() -> Iterator[str]:
     """The lines of the page. Settings, which many commands take, are described once."""
     yield f'.TH ORCHMGMT 1 "" "orchmgmt {version("orchmgmt")}" "User Commands"'
+    yield ".nh"  # the name of an option stays whole
     yield ".SH NAME"
     yield "orchmgmt \\- locks and history of an Arrowhead local cloud's orchestration"
     yield ".SH SYNOPSIS"

@@ -29,7 +29,8 @@ def audited(blueprint: Blueprint, *operations: str) -> Blueprint:
 
     @blueprint.after_request
     def write(response: Response) -> Response:
-        if request.endpoint in endpoints and log.isEnabledFor(logging.INFO):
+        asked = request.endpoint in endpoints and request.method != "OPTIONS"
+        if asked and log.isEnabledFor(logging.INFO):
             fields = {
                 "requester": g.get("requester", "-"),
                 "operation": request.endpoint,

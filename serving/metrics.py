@@ -86,6 +86,8 @@ class Metrics(Collector):
 
     def _end(self, response: Response) -> Response:
         operation = request.endpoint or "unknown"
+        if request.endpoint and request.method == "OPTIONS":  # a browser asks whether it may ask
+            operation = "preflight"
         self._requests.labels(operation, str(response.status_code)).inc()
         self._seconds.labels(operation).observe(perf_counter() - g.begun)
         return response

@@ -58,6 +58,17 @@ def test_a_page_of_a_named_origin_may_ask(
     assert service.locks().status == 200
 
 
+def test_a_question_before_a_request_is_no_operation(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "orchmgmt.audit"):
+        asked(service, TOOLS, f"{MANAGEMENT}/lock/create")
+    assert caplog.records == []
+    text = service.send("GET", "/metrics").body.decode()
+    assert 'operation="preflight",status="200"' in text
+    assert 'operation="lock.create"' not in text
+
+
 @pytest.mark.parametrize(
     "origin",
     [

@@ -562,4 +562,4 @@ def test_the_man_page_is_made_from_the_help(tmp_path: Path) -> None:
         assert row.name in text
     for name in ("serve", "lock import", "backup", "deploy\\-files"):
         assert f"\n.SS orchmgmt {name}\n" in text
-    assert not [it for it in text.splitlines() if re.match(r"['.](?!(TH|SH|SS|PP|TP|B)\b)", it)]
+    assert not [it for it in text.splitlines() if re.match(r"['.](?!(TH|SH|SS|PP|TP|B|nh)\b)", it)]

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -90,6 +91,75 @@ def test_a_database_is_looked_at_and_stays_as_it_is(
     log = (tmp_path / "server-0.log").read_text()
     assert ", read-only; authentication policy declared" in log
     assert "refused Sysop lock.create from 127.0.0.1: 403 This server answers queries alone" in log
+
+
+@pytest.mark.sqlite
+def test_what_a_killed_server_left_is_read_and_stays(
+    serve: Callable[..., Process], tmp_path: Path
+) -> None:
+    writer = serve()
+    writer.create(lock("A|b|1"))
+    writer.process.kill()
+    writer.process.wait()
+    before = {name: it for name, it in contents(tmp_path).items() if not name.endswith("-shm")}
+    assert before["orchmgmt.db-wal"]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        server = serve("--read-only", *EAGER)
+        assert server.locks().json["count"] == 1
+        server.stop(number)
+        after = {name: it for name, it in contents(tmp_path).items() if not name.endswith("-shm")}
+        assert after == before
+
+
+@pytest.mark.sqlite
+def test_a_reader_that_was_first_sees_what_a_server_writes_later(
+    serve: Callable[..., Process], tmp_path: Path
+) -> None:
+    fill(f"sqlite:///{tmp_path}/orchmgmt.db")
+    before = contents(tmp_path)
+    reader = serve("--read-only", *EAGER)
+    assert reader.locks().json["count"] == 1
+    assert contents(tmp_path) == before  # nothing that could be in a server's way
+    writer = serve()
+    for number in range(300):
+        writer.create(*[lock(f"S{number}x{n}|b|1") for n in range(10)])
+        if not number % 20:
+            assert reader.locks().json["count"] == 11 + 10 * number
+    with closing(sqlite3.connect(tmp_path / "orchmgmt.db")) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert reader.locks().json["count"] == 3001
+    assert writer.stop() == 0
+    for _ in range(2):
+        assert reader.locks().json["count"] == 3001
+    assert reader.send("GET", "/health").status == 200
+    writer = serve()
+    writer.create(lock("Last|b|1"))
+    assert reader.locks().json["count"] == 3002
+    assert "damaged" not in (tmp_path / "server-0.log").read_text()
+
+
+@pytest.mark.sqlite
+def test_a_link_to_a_database_is_that_database(
+    serve: Callable[..., Process],
+    run: Callable[..., "subprocess.CompletedProcess[str]"],
+    tmp_path: Path,
+) -> None:
+    for name in ("real", "link"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link" / "x.db").symlink_to("../real/x.db")
+    by_link = f"sqlite:///{tmp_path}/link/x.db"
+    servers = [serve("--database-url", f"sqlite:///{tmp_path}/real/x.db")]
+    servers[0].create(lock("A|b|1"))
+    servers += [serve("--database-url", by_link), serve("--read-only", "--database-url", by_link)]
+    servers[1].create(lock("C|d|1"))
+    assert [it.locks().json["count"] for it in servers] == [2, 2, 2]
+    assert run("lock", "export", "--database-url", by_link).stderr == "Exported 2 locks.\n"
+    assert run("backup", "copy.db", "--database-url", by_link).returncode == 0
+    with closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
+        found = copy.execute("SELECT count(*) FROM orchestration_lock").fetchone()
+    assert found == (2,)
+    (tmp_path / "real" / "x.db-wal").unlink()
+    assert [it.create(lock("E|f|1")).status for it in servers[:2]] == [503, 503]
 
 
 @pytest.mark.sqlite
