@@ -8,9 +8,9 @@ from orchmgmt import views
 from orchmgmt.databases import Clock
 from orchmgmt.entries import MANAGEMENT, ROOT
 from orchmgmt.errors import register_error_handlers
+from orchmgmt.logs import start_logging
 from orchmgmt.models import READY, TO_READ
 from orchmgmt.policies.gate import Gate
-from orchmgmt.serving.logs import start_logging
 from orchmgmt.settings import Settings
 from orchmgmt.store import Store
 
@@ -46,11 +46,11 @@ def create_app(
         settings = Settings.read(settings)
     gate = Gate(settings, read_only)
     if settings.metrics:
-        from orchmgmt.serving.metrics import Metrics
+        from orchmgmt.extensions.metrics import Metrics
     if settings.openapi:
-        from orchmgmt.openapi import publish
+        from orchmgmt.extensions.openapi import publish
     if settings.cors_origins:
-        from orchmgmt.serving.cors import allow_origins
+        from orchmgmt.extensions.cors import allow_origins
     store = Store(settings, clock, TO_READ if read_only else READY)
 
     app = Flask(__name__, static_folder=None)
@@ -64,7 +64,7 @@ def create_app(
     app.url_map.redirect_defaults = False
     services = {"lock": views.lock_blueprint(store), "history": views.history_blueprint(store)}
     if settings.recorder:
-        from orchmgmt.recorder import extend
+        from orchmgmt.extensions.recorder import extend
 
         extend(services["lock"], services["history"], store)
     for name, blueprint in services.items():
@@ -74,7 +74,7 @@ def create_app(
     app.register_blueprint(gate.guard(views.monitor_blueprint()), url_prefix=f"{ROOT}/monitor")
     app.register_blueprint(views.health_blueprint(store))
     if settings.ui:
-        from orchmgmt.ui import ui_blueprint
+        from orchmgmt.extensions.ui import ui_blueprint
 
         app.register_blueprint(ui_blueprint(store, gate))
     register_error_handlers(app)

@@ -11,8 +11,8 @@ from orchmgmt.databases import Row
 from orchmgmt.errors import IDENTITY, EncodedBody, InvalidParameter, body_too_large
 from orchmgmt.json_text import parse_json, write_json
 from orchmgmt.locks import AlreadyLocked
+from orchmgmt.logs.audit import audited, tell
 from orchmgmt.models import NewLock
-from orchmgmt.serving.audit import audited, tell
 from orchmgmt.store import Store
 
 #: So many entries are written at once.

@@ -23,6 +23,45 @@ REGISTRY = "/serviceregistry"
 PASSWORD = "correct horse battery staple"
 NAME = "OrchestrationManagement"
 
+# What the identity service may say to `verify` that nobody may be let in for.
+NONSENSE = [
+    (200, b""),
+    (200, b"<html>"),
+    (200, b"\xff\xfe"),
+    (200, b"true"),
+    (200, b"[]"),
+    (200, b"{}"),
+    (200, b'{"verified": "true", "systemName": "Alice", "sysop": true}'),
+    (200, b'{"verified": 1, "systemName": "Alice", "sysop": true}'),
+    (200, b'{"verified": null}'),
+    (200, b'{"verified": true}'),
+    (200, b'{"verified": true, "systemName": "Alice"}'),
+    (200, b'{"verified": true, "systemName": "Alice", "sysop": "true"}'),
+    (200, b'{"verified": true, "systemName": "Alice", "sysop": 1}'),
+    (200, b'{"verified": true, "systemName": null, "sysop": true}'),
+    (200, b'{"verified": true, "systemName": ["Alice"], "sysop": true}'),
+    (200, b'{"verified": true, "systemName": "Alice", "sysop": true, "expirationTime": 5}'),
+    (200, b'{"verified": true, "systemName": "Alice", "sysop": true, "expirationTime": "soon"}'),
+    (200, b"[" * 60_000),
+    (200, b'{"verified": true, "systemName": "Alice", "sysop": true}' + b" " * 70_000),
+    (201, b'{"verified": true, "systemName": "Alice", "sysop": true}'),
+    (301, b'{"verified": true, "systemName": "Alice", "sysop": true}'),
+    (307, b'{"verified": true, "systemName": "Alice", "sysop": true}'),
+    (400, b"{}"),
+    (401, b"{}"),
+    (403, b"{}"),
+    (404, b"{}"),
+    (500, b'{"verified": true, "systemName": "Alice", "sysop": true}'),
+    (503, b""),
+    (0, b""),
+    (0, b"\0\1\2\r\n\r\n"),
+    (0, b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}"),
+    (0, b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n{}"),
+    (0, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}"),
+    (0, b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 500 + b"\r\n{}"),
+    (0, b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n{}"),
+]
+
 
 class Cloud:
     """The stand-in.

@@ -1,0 +1,367 @@
+"""How a command asks a running service: where that is, who asks, and how the answers are shown."""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from datetime import datetime
+from functools import wraps
+from http import HTTPStatus
+from math import inf
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import click
+from click.core import ParameterSource
+
+from orchmgmt.cli import AS_IT_IS, Failure, begin, printable
+from orchmgmt.client import Client, Refused, Unavailable
+from orchmgmt.entries import Entry, camel_case, read_time
+from orchmgmt.errors import InvalidParameter
+from orchmgmt.errors import Unavailable as DatabaseUnavailable
+from orchmgmt.settings import OF_A_CLIENT, PREFIX, Settings, demand_known
+from orchmgmt.store import Store
+from orchmgmt.values import second, strip
+
+#: Addresses to listen on that none can connect to, and those to take instead.
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+OPERATOR = "Sysop"
+
+#: What a command that logs in itself takes of the settings.
+OF_A_LOGIN = ("system_password_file", "identity_url")
+
+#: Seconds from one login that was ended early to the next; twice as many each further time.
+FIRST_PAUSE = 5.0
+LONGEST_PAUSE = 3600.0
+
+SCHEME = "Bearer IDENTITY-TOKEN//"
+
+log = logging.getLogger("orchmgmt")
+
+_FILE = click.Path(exists=True, dir_okay=False)
+
+
+class NotDone(Failure):
+    """The service refuses, or not all is as it should be."""
+
+    exit_code = 1
+
+
+class NoAnswer(Failure):
+    """The service does not answer."""
+
+    exit_code = 5
+
+
+def asks(
+    url: bool = True, direct: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command a `Client` as `client`, and the options that it is made from.
+
+    Args:
+        url: whether one of them says where the service is; otherwise an argument does.
+        direct: whether it may also be given a database, as a `Direct`.
+    """
+    options: list[Callable[[Callable[..., None]], Callable[..., None]]] = [
+        click.option(
+            "--url",
+            envvar=OF_A_CLIENT["url"],
+            help="Where the service is; by default where HOST, PORT or UNIX_SOCKET say.  "
+            "[ORCHMGMT_URL]",
+        ),
+        click.option(
+            "--name", help=f"The system that asks, where its name is enough.  [default: {OPERATOR}]"
+        ),
+        click.option(
+            "--token-file",
+            type=click.File(),
+            help="File (- is standard input) with its identity token, instead.  "
+            "[ORCHMGMT_TOKEN_FILE]",
+        ),
+        click.option(
+            "--certificate",
+            type=_FILE,
+            help="PEM file of its certificate, instead.  [ORCHMGMT_CLIENT_CERTIFICATE_FILE]",
+        ),
+        click.option(
+            "--key",
+            type=_FILE,
+            help="PEM file of its key, if that is another file.  [ORCHMGMT_CLIENT_KEY_FILE]",
+        ),
+        click.option(
+            "--ca",
+            type=_FILE,
+            help="PEM file of who may certify the service; the machine's own by default.  "
+            "[ORCHMGMT_CA_FILE]",
+        ),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(0.1, 3600),
+            default=5.0,
+            show_default=True,
+            help="For how many seconds the service may be silent.",
+        ),
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def ask(url: str | None, timeout: float, **rest: Any) -> None:
+            identity = {it: rest.pop(it) for it in ("name", "token_file", "certificate", "key")}
+            ca = rest.pop("ca")
+            if direct and (database_url := rest.pop("database_url")) is not None:
+                if any([_given("url"), ca, *identity.values()]):
+                    raise click.UsageError(
+                        "--database-url asks no service: give nothing that says which, or who asks"
+                    )
+                _at_the_database(command, database_url, rest)
+                return
+            demand_known(os.environ)
+            where = url or own_url()
+            tls = where.startswith("https:")
+            if tls and not ca:
+                ca = strip(os.environ.get(PREFIX + "CA_FILE", "")) or None
+            system_name = rest.get("system_name")
+            if system_name is None:
+                who = _who(**_with_environment(identity, tls))
+            elif any(identity.values()):
+                raise click.UsageError("--system-name says who asks: give nothing else that does")
+            else:
+                login = {it: rest[it] for it in OF_A_LOGIN}
+                who = {"token": Login(system_name, {**login, "ca_file": ca})}
+            try:
+                client = Client(where, **who, ca=ca, timeout=timeout)
+            except ValueError as error:
+                raise Failure(printable(str(error))) from None
+            with client, explained():
+                command(client=client, **rest)
+
+        asking: Callable[..., None] = ask
+        for option in reversed(options if url else options[1:]):
+            asking = option(asking)
+        if direct:
+            asking = click.option(
+                "--database-url",
+                metavar="<text>",
+                help="Ask no service, but go to this database, which you must be able to open.",
+            )(asking)
+        return asking
+
+    return decorate
+
+
+def _given(name: str) -> bool:
+    """Whether an option is on the command line, and not in the environment."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is ParameterSource.COMMANDLINE
+
+
+def _at_the_database(command: Callable[..., None], url: str, rest: dict[str, Any]) -> None:
+    from orchmgmt.commands.direct import LARGEST_PAGE, Direct
+
+    settings = begin({"database_url": url, "max_page_size": LARGEST_PAGE})
+    with Store(settings, opening=AS_IT_IS) as store:
+        try:
+            command(client=Direct(store), **rest)
+        except InvalidParameter as error:
+            raise NotDone(printable(str(error))) from None
+
+
+def _with_environment(identity: dict[str, Any], tls: bool) -> dict[str, Any]:
+    """Add what the environment says of who asks to what the options say; they win.
+
+    Args:
+        identity: what the options say.
+        tls: whether a certificate can be shown.
+    """
+    found = dict(identity)
+    said = {name: strip(os.environ.get(it, "")) for name, it in OF_A_CLIENT.items()}
+    if said["token_file"] and not (found["name"] or found["token_file"]):
+        try:
+            found["token_file"] = open(said["token_file"], encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            message = f"{OF_A_CLIENT['token_file']}: {said['token_file']}: {error.strerror}"
+            raise Failure(printable(message)) from None
+    if tls and not found["certificate"]:
+        found["certificate"] = said["certificate"] or None
+        found["key"] = found["key"] or said["key"] or None
+    return found
+
+
+class Login:
+    """An operator's login at the identity service: a `Client`'s token that goes on for ever.
+
+    A system has one session there. When somebody else logs in as the same one, this login ends, and
+    logging in anew ends the other one's: so the pauses between that grow.
+
+    Args:
+        name: the operator.
+        options: the settings of `OF_A_LOGIN`, and `ca_file`.
+
+    Raises:
+        SettingError: one is missing or wrong.
+        NoAnswer: the identity service does not let it in.
+    """
+
+    def __init__(self, name: str, options: dict[str, Any]) -> None:
+        try:
+            from orchmgmt.policies.cloud import OwnSide
+        except ImportError as error:
+            raise Failure(
+                f"--system-name needs urllib3 ({error}): pip install 'orchmgmt[outsourced]'"
+            ) from None
+        settings = replace(Settings.read(options), authentication_policy="outsourced")
+        self._own = OwnSide(settings)
+        try:
+            # Not by the setting, which refuses the operator's name: a service is none.
+            self._own.name = settings.naming.system_name(strip(name))
+        except ValueError as error:
+            raise Failure(printable(f"--system-name: {error}")) from None
+        self._pause = FIRST_PAUSE
+        self._last = -inf  # when it logged in after having been refused
+        self._told = False
+        with explained():
+            self()
+
+    def __call__(self, refused: str | None = None) -> str:
+        """Return the token, which is another one than this if it is time for that.
+
+        Raises:
+            orchmgmt.client.Unavailable: the identity service does not let it in.
+        """
+        now = time.monotonic()
+        if refused is not None:
+            if now - self._last >= LONGEST_PAUSE:
+                self._pause = FIRST_PAUSE
+            if now - self._last < self._pause:
+                return refused
+            if not self._told:
+                log.warning(
+                    "the login of %s has ended early, as it does when somebody else logs in as %s: "
+                    "it logs in anew, and waits longer each time",
+                    *(self._own.name, self._own.name),
+                )
+            self._told = True
+        try:
+            authorization = self._own.authorization(refused and SCHEME + refused)
+        except DatabaseUnavailable as failure:
+            raise Unavailable(str(failure)) from None
+        if refused is not None:
+            self._last = now
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        return (authorization or "").removeprefix(SCHEME)
+
+
+def _who(name: str | None, token_file: Any, certificate: str | None, key: str | None) -> Any:
+    """What a `Client` is told of who asks."""
+    if key and not certificate:
+        raise click.UsageError("--key goes with --certificate")
+    if name and token_file:
+        raise click.UsageError("give --name or --token-file, not both")
+    who: dict[str, Any] = {"certificate": (certificate, key) if key else certificate}
+    if token_file:
+        try:
+            who["token"] = _plain(token_file.read())
+        except ValueError:
+            raise Failure(f"{token_file.name} holds no token: one line of ASCII") from None
+        except OSError as error:
+            raise Failure(f"{token_file.name} cannot be read: {error.strerror}") from None
+    elif name or not certificate:
+        try:
+            who["name"] = _plain(name or OPERATOR)
+        except ValueError:
+            raise Failure(f"{printable(name or '')} cannot be sent as a name: ASCII is") from None
+    return who
+
+
+def _plain(text: str) -> str:
+    """What a header can hold."""
+    text = strip(text)
+    if not text or not text.isascii() or not text.isprintable():
+        raise ValueError
+    return text
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """End the command with one clear line where the service does not do what it is asked."""
+    try:
+        yield
+    except Refused as refusal:
+        hint = ""
+        if refusal.status == HTTPStatus.UNAUTHORIZED:
+            hint = ": say who asks, by --name, --token-file or --certificate, as its policy wants"
+        raise NotDone(printable(f"{refusal.message}{hint}")) from None
+    except Unavailable as failure:
+        raise NoAnswer(printable(str(failure))) from None
+
+
+def own_url() -> str:
+    """Return where the service of this machine listens, as the settings say."""
+    settings = Settings.read()
+    if settings.unix_socket:
+        return f"http+unix://{quote(str(Path(settings.unix_socket).absolute()), safe='')}"
+    host = EVERYWHERE.get(settings.host, settings.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+
+
+class Moment(click.ParamType[datetime]):
+    """A DateTime of the contract, in whole seconds.
+
+    Args:
+        round_up: count a fraction as the whole second, instead of cutting it off.
+    """
+
+    name = "time"
+
+    def __init__(self, round_up: bool = False) -> None:
+        self._round_up = round_up
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        """Return the moment, in UTC."""
+        try:
+            return read_time(second(strip(value), self._round_up))
+        except ValueError:
+            self.fail(f"{printable(value)!r} is not like 2099-01-01T00:00:00Z", param, ctx)
+
+
+def wire(entry: Entry) -> str:
+    """Return an entry as the line of JSON that an export writes: all its keys are there."""
+    empty = {camel_case(it.name): "" for it in fields(entry)}
+    return json.dumps({**empty, **entry.to_wire()}, separators=(",", ":"))
+
+
+class Table:
+    """Rows for people, in columns that get wider as they must.
+
+    Args:
+        titles: of the columns.
+    """
+
+    def __init__(self, *titles: str) -> None:
+        self._titles = titles
+        self._widths = [0] * len(titles)
+
+    def show(self, rows: Iterable[Sequence[object]]) -> None:
+        """Print rows, below the titles if they are the first."""
+        texts = [[printable(str(cell)) for cell in row] for row in rows]
+        if texts and not any(self._widths):
+            texts.insert(0, list(self._titles))
+        for number, width in enumerate(self._widths):
+            self._widths[number] = max([width, *(len(text[number]) for text in texts)])
+        for text in texts:
+            cells = (cell.ljust(width) for cell, width in zip(text, self._widths, strict=True))
+            say("  ".join(cells).rstrip())
+
+
+def say(text: str) -> None:
+    """Print a line; what the terminal's encoding has no sign for is a question mark."""
+    encoding = sys.stdout.encoding
+    click.echo(text.encode(encoding, "replace").decode(encoding))

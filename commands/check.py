@@ -1,0 +1,321 @@
+"""The command that looks whether all that a server needs is there, and changes nothing."""
+
+import logging
+import os
+import ssl
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchmgmt.app import SERVICES
+from orchmgmt.cli import AS_IT_IS, OF_EVERYTHING, printable, takes_settings
+from orchmgmt.commands.asking import say
+from orchmgmt.databases.files import in_the_way
+from orchmgmt.databases.sqlite import MEMORY, sqlite_path
+from orchmgmt.errors import Unavailable
+from orchmgmt.models import SCHEMA_VERSION, MissingDatabase, UnusableDatabase
+from orchmgmt.policies.gate import Gate
+from orchmgmt.settings import ANY_ORIGIN, PREFIX, SettingError, Settings
+from orchmgmt.store import Store
+
+if TYPE_CHECKING:
+    from orchmgmt.policies.cloud import OtherSystem
+
+log = logging.getLogger("orchmgmt")
+
+#: The systems that make up a cloud (5.2), by their names.
+CORE_SYSTEMS = {
+    "Authentication",
+    "Blacklist",
+    "ConsumerAuthorization",
+    "DeviceQoSEvaluator",
+    "DynamicServiceOrchestration",
+    "FlexibleServiceOrchestration",
+    "ServiceRegistry",
+    "SimpleStoreServiceOrchestration",
+    "TranslationManager",
+}
+
+#: Blocks of a PEM file that end some day.
+CERTIFICATE = "-----BEGIN CERTIFICATE-----"
+REVOCATIONS = "-----BEGIN X509 CRL-----"
+
+
+class Wrong(Exception):
+    """What is not as it should be, and what to do."""
+
+
+class Doubtful(Exception):
+    """What a server runs with, and may still not be meant."""
+
+
+@click.command()
+@click.argument("files", metavar="[PEM]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--days",
+    default=14.0,
+    show_default=True,
+    type=click.FloatRange(0, 3650),
+    help="For how long certificates and revocation lists must last.",
+)
+@click.option(
+    "--thorough", is_flag=True, help="Compare the database's indexes with its tables too (SQLite)."
+)
+@takes_settings(*OF_EVERYTHING)
+@click.pass_context
+def check(
+    context: click.Context,
+    /,
+    files: tuple[Path, ...],
+    days: float,
+    thorough: bool,
+    **options: Any,
+) -> None:
+    """Look whether all that a server needs is there, and change nothing.
+
+    PEM files are looked at as well: the proxy's certificates and its revocation list. Each thing is
+    one line: `ok`, `warn` where it may not be meant, or `wrong` and what to do; then the exit code
+    is 1.
+    """
+    wrong = False
+    with _Reasons() as reasons:
+        for what, look in looks(options, files, timedelta(days=days), thorough):
+            reasons.clear()
+            try:
+                result = f"ok     {what}: {look()}"
+            except Doubtful as doubt:
+                result = f"warn   {what}: {doubt}"
+            except (Wrong, SettingError, UnusableDatabase, Unavailable) as error:
+                # The log says more than an answer to a client may.
+                reason = reasons[-1] if isinstance(error, Unavailable) and reasons else error
+                result = f"wrong  {what}: {reason}"
+                wrong = True
+            except ImportError as error:
+                # What was looked at before has said which extra it takes.
+                result = f"wrong  {what}: it cannot be asked: {error.name} is not installed"
+                wrong = True
+            say(printable(result))
+    context.exit(int(wrong))
+
+
+class _Reasons(list[str]):
+    """What the log says meanwhile, instead of where it says it otherwise."""
+
+    def __enter__(self) -> "_Reasons":
+        self._handler = logging.Handler()
+        self._handler.emit = lambda record: self.append(record.getMessage())  # type: ignore[method-assign]
+        log.addHandler(self._handler)
+        log.propagate = False
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        log.removeHandler(self._handler)
+        log.propagate = True
+
+
+Look = tuple[str, Callable[[], str]]
+
+
+def looks(
+    options: dict[str, Any], files: tuple[Path, ...], last: timedelta, thorough: bool
+) -> Iterator[Look]:
+    """Return what there is to look at: a name, and what returns in words that it is well.
+
+    Args:
+        options: settings, over those of the environment.
+        files: PEM files that are looked at as well.
+        last: for how long what is in them must last.
+        thorough: whether to look at all of the database.
+    """
+    found: list[Settings] = []
+
+    def settings_are_right() -> str:
+        found.append(Settings.read(options))
+        if found[0].own_name in CORE_SYSTEMS:
+            raise Doubtful(
+                f"{PREFIX}SYSTEM_NAME is {found[0].own_name}, the name of a core system of the "
+                "cloud, which others look up by it: choose another, unless this service takes its "
+                "place"
+            )
+        if ANY_ORIGIN in found[0].cors_origins and found[0].authentication_policy == "declared":
+            raise Doubtful(
+                f"{PREFIX}CORS_ORIGINS is * under the policy `declared`: any page that somebody "
+                "opens in a browser that reaches this service can be an operator. Name the origins"
+            )
+        return f"authentication policy {found[0].authentication_policy}, " + (
+            f"management policy {found[0].management_policy}"
+        )
+
+    yield "settings", settings_are_right
+    if not found:
+        return
+    (settings,) = found
+    yield "policies", lambda: _policies(settings)
+    yield "database", lambda: _database(settings, thorough)
+    for name in ("ca_file", "certificate_file"):
+        if getattr(settings, name):
+            path = Path(getattr(settings, name))
+            yield PREFIX + name.upper(), lambda path=path: _lasts(path, last)  # type: ignore[misc]
+    if settings.certificate_file:
+        yield f"{PREFIX}KEY_FILE", lambda: _key(settings)
+    for path in files:
+        yield str(path), lambda path=path: _lasts(path, last)  # type: ignore[misc]
+    if settings.authentication_policy == "outsourced" and settings.identity_url:
+        yield "identity service", lambda: _identity(settings)
+    if settings.management_policy == "authorization" and settings.authorization_url:
+        yield "authorization system", lambda: _authorization(settings)
+    if settings.service_registry_url:
+        yield "ServiceRegistry", lambda: _registry(settings)
+
+
+def _policies(settings: Settings) -> str:
+    Gate(settings)
+    return "they have what they need"
+
+
+def _database(settings: Settings, thorough: bool) -> str:
+    try:
+        with Store(settings, opening=AS_IT_IS) as store:
+            found = store.database.inspect(thorough)
+    except MissingDatabase:
+        if not settings.database_url.startswith("sqlite:"):
+            return "its tables will be made"
+        path = sqlite_path(settings.database_url)
+        if path == MEMORY:
+            return "it is made in memory, for each process"
+        path = os.path.realpath(path)
+        if not os.path.isdir(os.path.dirname(path)):
+            raise
+        if obstacle := in_the_way(path):
+            raise Wrong(f"it is not there and cannot be made: {obstacle}") from None
+        return f"{path} will be made"
+    return f"schema version {SCHEMA_VERSION}" + (found and f"; {found}")
+
+
+def _key(settings: Settings) -> str:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(
+            settings.certificate_file, settings.key_file or None, password=""
+        )
+    except OSError as error:
+        raise Wrong(f"it is not the key of the certificate: {error.strerror}") from None
+    return "it is that of the certificate"
+
+
+def _lasts(path: Path, last: timedelta) -> str:
+    """Until when a PEM file's first part that ends lasts."""
+    try:
+        from cryptography import x509
+    except ImportError:
+        raise Wrong("it cannot be read: pip install 'orchmgmt[certificate]'") from None
+    try:
+        text = path.read_bytes()
+        ends: list[datetime | None] = []
+        if CERTIFICATE.encode() in text:
+            ends += [it.not_valid_after_utc for it in x509.load_pem_x509_certificates(text)]
+        if REVOCATIONS.encode() in text:
+            ends += [x509.load_pem_x509_crl(text).next_update_utc]
+    except OSError as error:
+        raise Wrong(f"it cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise Wrong("it is damaged: put the file there anew") from None
+    known = [it for it in ends if it]
+    if not known:
+        raise Wrong("it has neither a certificate nor a revocation list that ends: name another")
+    end = min(known)
+    now = datetime.now(UTC)
+    if end <= now:
+        raise Wrong(f"it ended at {end:%Y-%m-%dT%H:%M:%SZ}: put a new one there")
+    if end <= now + last:
+        raise Wrong(f"it ends soon, at {end:%Y-%m-%dT%H:%M:%SZ}: put a new one there")
+    return f"it lasts until {end:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _ask(settings: Settings, system: "OtherSystem", *request: Any) -> Any:
+    from orchmgmt.policies.cloud import own_side
+
+    return own_side(settings).ask(system, *request)
+
+
+def _identity(settings: Settings) -> str:
+    from orchmgmt.policies.cloud import CLOCKS, OtherSystem, own_side
+
+    system = OtherSystem("identity service", settings, "identity_url", "outsourced")
+    answer = _ask(settings, system, "GET", f"verify/{uuid.uuid4()}")
+    if not isinstance(answer, dict) or answer.get("verified") is not False:
+        raise Wrong(f"{PREFIX}IDENTITY_URL leads to something else")
+    login = own_side(settings).login
+    if login and login.ended_already:
+        raise Wrong(f"by this machine's clock {CLOCKS}")
+    return f"{settings.system_name} can log in there"
+
+
+def _authorization(settings: Settings) -> str:
+    from orchmgmt.policies.cloud import OtherSystem, own_side
+
+    system = OtherSystem("authorization system", settings, "authorization_url", "authorization")
+    name = own_side(settings).name
+    question = {
+        "provider": name,
+        "consumer": name,
+        "cloud": "LOCAL",
+        "targetType": "SERVICE_DEF",
+        "target": SERVICES["lock"],
+        "scope": "query",
+    }
+    if not isinstance(_ask(settings, system, "POST", "verify", question), bool):
+        raise Wrong(f"{PREFIX}AUTHORIZATION_URL leads to something else")
+    return f"{name} may ask it"
+
+
+def _registry(settings: Settings) -> str:
+    from orchmgmt.extensions.registry import CannotTell, Registry
+
+    registry = Registry(settings)
+    registry.port = registry.port or settings.port
+    refused = registry.refused()
+    if refused:
+        raise Wrong(f"it refuses {PREFIX}SERVICE_ADDRESSES: {refused}")
+    known = registry.known()
+    if known is None:
+        return f"{registry.name} is not there: `serve` registers it, at {registry.urls()}"
+    strangers = registry.strangers(SERVICES.values())
+    if strangers:
+        raise Wrong(
+            f"it has another system {registry.name}, with {registry.words(strangers)}: choose "
+            f"another {PREFIX}SYSTEM_NAME"
+        )
+    if not registry.is_at(known):
+        raise Doubtful(
+            f"{registry.name} is there at {registry.words(known)}: `serve` takes that away once "
+            f"and registers {', '.join(registry.addresses)}. If another process runs there, give "
+            f"both the same {PREFIX}SERVICE_ADDRESSES, or names of their own"
+        )
+    there = registry.services()
+    found = {name: there.get(registry.instance(name)) for name in SERVICES.values()}
+    others = [name for name, it in found.items() if it is not None and not registry.leads_here(it)]
+    if others:
+        raise Doubtful(
+            f"{' and '.join(others)} of {registry.name} lead elsewhere: `serve` has them lead to "
+            f"{registry.urls()}. If another process registers them, give both the same SERVICE_ "
+            "settings, or names of their own"
+        )
+    seen = " and ".join(name for name, it in found.items() if it is not None) or "no service"
+    for address in registry.addresses:
+        try:
+            answered = registry.answers(address)
+        except CannotTell as reason:
+            raise Doubtful(
+                f"{registry.name} is there with {seen}; whether it answers at "
+                f"{registry.url(address)} could not be told ({reason})"
+            ) from None
+        if not answered:
+            raise Doubtful(
+                f"{registry.name} is there with {seen}, and nobody answers at "
+                f"{registry.url(address)}"
+            )
+    return f"{registry.name} is there with {seen}, and answers at {registry.urls()}"

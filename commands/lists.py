@@ -1,0 +1,63 @@
+"""What the commands that list locks and jobs share: their options, and how they go on."""
+
+import time
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import click
+
+from orchmgmt.cli import printable
+from orchmgmt.client import Unavailable
+from orchmgmt.commands.asking import say, wire
+from orchmgmt.entries import Entry, write_time
+from orchmgmt.errors import Unavailable as DatabaseUnavailable
+
+#: A filter with several values: its option is repeated.
+any_of = partial(click.option, multiple=True)
+
+
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="A line of JSON for each, as an export has it."
+)
+
+
+def watches(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of a list that goes on."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        command = click.option(
+            "--interval",
+            type=click.FloatRange(0.1, 3600),
+            default=2.0,
+            show_default=True,
+            help="Seconds between two looks of --watch.",
+        )(command)
+        return click.option("--watch", is_flag=True, help=help)(command)
+
+    return decorate
+
+
+def go_on(look: Callable[[], None], interval: float) -> None:
+    """Look again and again, until ^C."""
+    try:
+        while True:
+            time.sleep(interval)
+            try:
+                look()
+            except (Unavailable, DatabaseUnavailable) as failure:
+                click.echo(printable(f"{failure}; it is asked again"), err=True)
+    except KeyboardInterrupt:
+        pass  # which is how a watch ends
+
+
+def show_json(entries: Iterable[Entry]) -> None:
+    """Print a line of JSON for each entry."""
+    for entry in entries:
+        say(wire(entry))
+
+
+def written(moment: datetime | None) -> str:
+    """Return a time as a table shows it."""
+    return write_time(moment) if moment else ""

@@ -1,0 +1,226 @@
+"""`orchmgmt lock`: the locks of a running service, and import and export of those of a database."""
+
+import re
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from typing import Any, BinaryIO
+
+import click
+
+from orchmgmt.cli import OF_THE_STORE, Group, many, opened, printable, takes_settings
+from orchmgmt.client import Client, Refused, Unavailable
+from orchmgmt.commands.asking import Moment, NoAnswer, Table, asks, say
+from orchmgmt.commands.direct import Direct
+from orchmgmt.commands.lists import any_of, as_json, go_on, show_json, watches, written
+from orchmgmt.commands.transfer import export_locks, import_locks, output, progress
+from orchmgmt.databases.opening import shown
+from orchmgmt.entries import Lock
+from orchmgmt.logs.audit import command
+from orchmgmt.models import READY, TO_READ
+
+_UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+_DURATION = re.compile("".join(rf"(?:([0-9]{{1,9}}){unit})?" for unit in _UNITS)).fullmatch
+
+
+class Duration(click.ParamType[timedelta]):
+    """How long, such as `1h`, `90s` or `1d12h`."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> timedelta:
+        """Return it."""
+        match = _DURATION(value)
+        if not match or not any(match.groups()):
+            self.fail(f"{printable(value)!r} is not like 1h, 90s or 1d12h", param, ctx)
+        numbers = (int(number or 0) for number in match.groups())
+        return timedelta(**dict(zip(_UNITS.values(), numbers, strict=True)))
+
+
+@click.group(cls=Group)
+def lock() -> None:
+    """Manage the locks of a running service; import and export those of a database."""
+
+
+@lock.command("list")
+@any_of("--id", "ids", type=int, help="The number of a lock.")
+@any_of("--orchestration-job-id", "orchestration_job_ids", help="The job that holds it.")
+@any_of("--service-instance-id", "service_instance_ids", help="SystemName|serviceName|version.")
+@any_of("--owner", "owners", help="Who holds it.")
+@click.option("--expires-before", type=Moment(round_up=True), help="It ends earlier.")
+@click.option("--expires-after", type=Moment(), help="It ends later.")
+@watches("Go on with what is new, changes or is gone, until ^C.")
+@as_json
+@asks(direct=True)
+def list_locks(
+    client: Client | Direct, watch: bool, interval: float, as_json: bool, **filters: Any
+) -> None:
+    """Show the active locks of a running service, the newest last.
+
+    Those that match every filter; a filter that is repeated, with any of its values.
+    """
+    show = _locks_shower(as_json)
+    seen: dict[int | None, Lock] = {}
+
+    def look() -> None:
+        found = {lock.id: lock for lock in client.locks(**filters)}
+        gone = [lock for number, lock in seen.items() if number not in found]
+        changed = [lock for number, lock in found.items() if seen.get(number) != lock]
+        show(sorted(changed, key=_number), gone)
+        seen.clear()
+        seen.update(found)
+
+    look()
+    if not (seen or as_json):
+        say("No locks.")
+    if watch:
+        go_on(look, interval)
+
+
+@lock.command("create")
+@click.option("--owner", required=True, help="Who is to hold them.")
+@click.option("--expires-in", type=Duration(), help="For how long, such as 1h, 90s or 1d12h.")
+@click.option("--expires-at", type=Moment(round_up=True), help="Until when, instead.")
+@click.argument("instances", metavar="INSTANCE...", nargs=-1, required=True)
+@as_json
+@asks(direct=True)
+def create_locks(
+    client: Client | Direct,
+    owner: str,
+    expires_in: timedelta | None,
+    expires_at: datetime | None,
+    instances: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Lock service instances at a running service, all of them or none.
+
+    An INSTANCE is SystemName|serviceName|version; a shell needs quotes round it. --expires-in goes
+    by this machine's clock.
+    """
+    if (expires_in is None) == (expires_at is None):
+        raise click.UsageError("give --expires-in or --expires-at")
+    if expires_in is not None:
+        try:
+            expires_at = datetime.now(UTC) + expires_in
+        except OverflowError:
+            raise click.UsageError("--expires-in reaches beyond the year 9999") from None
+    wanted = [Lock(service_instance_id=it, owner=owner, expires_at=expires_at) for it in instances]
+    try:
+        made = client.create_locks(wanted)
+    except Unavailable as failure:
+        raise NoAnswer(
+            printable(f"{failure}; if it was sent, `orchmgmt lock list` tells whether it was done")
+        ) from None
+    _locks_shower(as_json)(made)
+
+
+@lock.command("remove")
+@click.option("--owner", help="Who holds them.")
+@click.option("--force", is_flag=True, help="Whoever holds them, which is looked up first.")
+@click.argument("instances", metavar="INSTANCE...", nargs=-1, required=True)
+@asks(direct=True)
+def remove_locks(
+    client: Client | Direct, owner: str | None, force: bool, instances: tuple[str, ...]
+) -> None:
+    """Remove locks at a running service: those of an owner, or with --force anybody's.
+
+    Temporary ones stay, for they are a job's; what the owner does not hold is passed over. At the
+    end it says how many there were, as a query before and one after tell.
+    """
+    if (owner is None) != force:
+        raise click.UsageError("give --owner or --force")
+    try:
+        held = list(client.locks(service_instance_ids=instances))
+        asked = held if owner is None else _of(client, owner, instances)
+    except Refused as refusal:
+        if owner is None or refusal.status != HTTPStatus.FORBIDDEN:
+            raise
+        # Who may remove need not be one who may query.
+        client.remove_locks(owner, *instances)
+        say("Removed what this owner held.")
+        return
+    if owner is not None:
+        client.remove_locks(owner, *instances)
+    else:
+        for holder in sorted({lock.owner for lock in held}):
+            its = [lock.service_instance_id for lock in held if lock.owner == holder]
+            client.remove_locks(holder, *its)
+    numbers = [_number(lock) for lock in asked]
+    left = {lock.id for lock in client.locks(ids=numbers)} if numbers else set()
+    removed = [lock for lock in asked if lock.id not in left]
+    kept = [lock for lock in asked if lock.id in left]
+    _tell_removed(
+        len(removed),
+        {
+            "not of this owner": len(held) - len(asked),
+            "held by a job": sum(lock.temporary for lock in kept),
+            "still there": sum(not lock.temporary for lock in kept),
+            "not locked": len(set(instances)) - len(held),
+        },
+    )
+
+
+def _of(client: Client | Direct, owner: str, instances: tuple[str, ...]) -> list[Lock]:
+    return list(client.locks(owners=[owner], service_instance_ids=instances))
+
+
+def _tell_removed(removed: int, others: dict[str, int]) -> None:
+    """Say how many locks were removed, and why others were not."""
+    others = {why: count for why, count in others.items() if count > 0}
+    if not others:
+        say(f"Removed {many(removed, 'lock')}.")
+        return
+    reasons = "; ".join(f"{it} {'is' if it == 1 else 'are'} {why}" for why, it in others.items())
+    say(f"Removed {removed} of {many(removed + sum(others.values()), 'lock')}; {reasons}.")
+
+
+def _locks_shower(as_json: bool) -> Callable[..., None]:
+    """What shows locks, and more of them, and those that are gone."""
+    if as_json:
+        return lambda locks, gone=(): show_json(locks)
+    table = Table("ID", "INSTANCE", "OWNER", "EXPIRES", "HELD BY")
+
+    def held_by(lock: Lock) -> str:
+        return (lock.orchestration_job_id or "a job") if lock.temporary else "its owner"
+
+    def show(locks: Iterable[Lock], gone: Iterable[Lock] = ()) -> None:
+        rows = [(lock, held_by(lock)) for lock in locks] + [(lock, "(gone)") for lock in gone]
+        table.show(
+            (lock.id, lock.service_instance_id, lock.owner, written(lock.expires_at), by)
+            for lock, by in rows
+        )
+
+    return show
+
+
+def _number(lock: Lock) -> int:
+    return lock.id or 0
+
+
+@lock.command("import")
+@click.argument("file", type=click.File("rb"))
+@takes_settings(*OF_THE_STORE)
+def import_lock(file: BinaryIO, **options: Any) -> None:
+    """Create the locks in FILE (- is standard input); one with a known id is replaced.
+
+    All of them, or none when a line is bad or an instance is held.
+    """
+    with opened(options, READY) as store, progress(file) as lines, command("lock.import") as tell:
+        imported, expired = import_locks(store, lines)
+        tell(locks=imported, expired=expired)
+    click.echo(
+        f"Imported {many(imported, 'lock')} into {shown(store.settings.database_url)}; "
+        f"{expired} had expired and {'was' if expired == 1 else 'were'} passed over."
+    )
+
+
+@lock.command("export")
+@click.argument("file", default="-")
+@takes_settings(*OF_THE_STORE, "omit_empty")
+def export_lock(file: str, **options: Any) -> None:
+    """Write all active locks to FILE (- or none is standard output)."""
+    with opened(options, TO_READ) as store, output(file) as stream:
+        count = export_locks(store, stream.write)
+    click.echo(f"Exported {many(count, 'lock')}.", err=True)

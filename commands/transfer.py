@@ -1,0 +1,276 @@
+"""Locks and jobs as JSON Lines: each line is an entry as the contract's responses have it."""
+
+import errno
+import os
+import shutil
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+import click
+
+from orchmgmt.cli import Failure, printable
+from orchmgmt.databases import Row
+from orchmgmt.databases.unfinished import unfinished
+from orchmgmt.errors import InvalidParameter
+from orchmgmt.history import StepBack
+from orchmgmt.json_text import parse_json, write_json
+from orchmgmt.locks import Conflicts
+from orchmgmt.models import NewLock
+from orchmgmt.schemas import EntrySchema, JobEntry, LockEntry
+from orchmgmt.store import Store
+
+#: Lines that are written at once, and of how many bytes at most.
+BATCH = 900
+BATCH_BYTES = 4 * 1024 * 1024
+
+#: Bytes of a line. The longest message takes a fifth of that, however it is escaped.
+LONGEST_LINE = 1024 * 1024
+
+LONG_AGO = "1970-01-01T00:00:00Z"
+
+#: What an export says of the last lock that was ever made, if it is there no more, beside its id.
+REMOVED = NewLock("", "Removed|lock|1.0.0", "Nobody", LONG_AGO)
+
+Write = Callable[[str], object]
+
+
+class BadLine(Failure):
+    """A line that cannot be imported; the text names the line and says why."""
+
+    def __init__(self, number: int, reason: object) -> None:
+        super().__init__(printable(f"line {number}: {reason}"))
+
+
+#: The number of a line, from 1, and the entry that the schema loaded from it.
+Line = tuple[int, dict[str, Any]]
+
+
+def import_jobs(store: Store, lines: Iterable[bytes], replace: bool = False) -> int:
+    """Insert jobs, or update those whose id is there; all of them or none.
+
+    Args:
+        store: where to.
+        lines: JSON Lines, each an entry of history query; `id` may be absent.
+        replace: whether a job that is there becomes what a line says, also if that is a step back
+            in its life. By default it goes forward, as it does where jobs are recorded.
+
+    Returns:
+        How many jobs there were.
+
+    Raises:
+        BadLine: the first line that is no job, or a step back; nothing is changed.
+        Unavailable: the database does not answer.
+    """
+
+    def put() -> int:
+        count = 0
+        for batch in _batches(JobEntry(store.settings), lines):
+            jobs = [entry for _, entry in batch]
+            try:
+                (store.history.put if replace else store.history.put_forward)(jobs)
+            except StepBack as error:
+                reason = f"{error}; with --replace it can"
+                raise BadLine(batch[error.place][0], reason) from None
+            count += len(batch)
+        return count
+
+    return store.database.write_once(put)
+
+
+def import_locks(store: Store, lines: Iterable[bytes]) -> tuple[int, int]:
+    """Create locks, all of them or none; those that have expired by now are passed over.
+
+    Args:
+        store: where to.
+        lines: JSON Lines, each an entry of lock query; `id` may be absent. A lock whose id is
+            there already, for the same instance and owner, is replaced. Ids given out later are
+            above all ids in the lines, also of those that have expired.
+
+    Returns:
+        How many locks were imported, and how many had expired.
+
+    Raises:
+        BadLine: the first line that is no lock, or whose instance is held; nothing is changed.
+        Unavailable: the database does not answer.
+    """
+
+    def put() -> tuple[int, int]:
+        imported = expired = last_id = 0
+        # Lines come in any order: two that wait for each other's instances would never end.
+        store.locks.go_on_from(0)
+        with closing(_open_places()) as places:
+            for batch in _batches(LockEntry(store.settings), lines):
+                present = store.database.now()
+                live = [line for line in batch if line[1]["expires_at"] > present]
+                # Before new ids are given to those without one.
+                last_id = max([last_id, *(entry["id"] or 0 for _, entry in batch)])
+                store.locks.go_on_from(last_id)
+                _put_locks(store, live, places)
+                imported += len(live)
+                expired += sum(LONG_AGO < it["expires_at"] <= present for _, it in batch)
+        return imported, expired
+
+    return store.database.write_once(put)
+
+
+def _open_places() -> sqlite3.Connection:
+    """The line of each instance and each id, in a file that goes away: there may be any number."""
+    places = sqlite3.connect("", isolation_level=None)
+    places.execute("PRAGMA journal_mode = OFF")
+    places.execute("CREATE TABLE place (key PRIMARY KEY, line) WITHOUT ROWID")
+    return places
+
+
+def _first_line(places: sqlite3.Connection, key: str | int, line: int) -> int:
+    """The line of a key; it is this one if the key is new."""
+    sql = "INSERT INTO place VALUES (?, ?) ON CONFLICT DO UPDATE SET line = line RETURNING line"
+    try:
+        first: int = places.execute(sql, (key, line)).fetchone()[0]
+    except sqlite3.OperationalError as error:  # not the database's, which would be blamed for it
+        raise OSError(errno.ENOSPC, str(error), "temporary files") from None
+    return first
+
+
+def _put_locks(store: Store, lines: list[Line], places: sqlite3.Connection) -> None:
+    faults: dict[int, str] = {}
+    known: dict[int, NewLock] = {}
+    new: list[NewLock] = []
+    for number, entry in lines:
+        lock_id = entry.pop("id")
+        lock = NewLock(**entry)
+        for key in filter(None, (lock.service_instance_id, lock_id)):
+            first = _first_line(places, key, number)
+            if first != number:
+                faults.setdefault(number, f"{key} is in line {first} already")
+        if faults:
+            break  # what else is wrong counts only in an earlier line
+        if lock_id is None:
+            new.append(lock)
+        else:
+            known[lock_id] = lock
+    for put in (lambda: store.locks.restore(known), lambda: store.locks.insert(new)):
+        try:
+            put()
+        except Conflicts as error:
+            for key, reason in error.reasons.items():
+                faults[_first_line(places, key, 0)] = reason
+    if faults:
+        first = min(faults)
+        raise BadLine(first, faults[first])
+
+
+def export_jobs(store: Store, write: Write) -> int:
+    """Write every job as a line of JSON, the oldest first; return how many there were."""
+    return store.database.read(_export, JobEntry(store.settings), store.history.stream(), write)
+
+
+def export_locks(store: Store, write: Write) -> int:
+    """Write every active lock as a line of JSON, the oldest first; return how many there were.
+
+    When later ones have been removed, a last line holds the id of the last, as that of a lock that
+    ended in 1970: an import, of this or an earlier version, passes it over, and this one gives out
+    only larger ids afterwards.
+    """
+    schema = LockEntry(store.settings)
+    largest = 0
+
+    def rows() -> Iterator[Row]:
+        nonlocal largest
+        for row in store.locks.stream():
+            largest = row[0]
+            yield row
+
+    def export() -> int:
+        count = _export(schema, rows(), write)
+        last_id = store.locks.last_id()
+        if last_id > largest:
+            _export(schema, [(last_id, *REMOVED)], write)
+        return count
+
+    return store.database.read(export)
+
+
+def _export(schema: EntrySchema, rows: Iterable[Row], write: Write) -> int:
+    count = 0
+    for row in rows:
+        (entry,) = schema.dump([row])
+        write(f"{write_json(entry)}\n")
+        count += 1
+    return count
+
+
+def _batches(schema: EntrySchema, lines: Iterable[bytes]) -> Iterator[list[Line]]:
+    """Read entries, a batch at a time; what is before a bad line still comes before its error."""
+    batch: list[Line] = []
+    size = 0
+    for number, text in enumerate(lines, 1):
+        if len(text) <= LONGEST_LINE and not text.strip():
+            continue
+        try:
+            if len(text) > LONGEST_LINE:
+                raise InvalidParameter(f"it is longer than {LONGEST_LINE:,} bytes")
+            batch.append((number, schema.load(parse_json(text))))
+        except InvalidParameter as error:
+            yield batch
+            raise BadLine(number, error) from None
+        size += len(text)
+        if len(batch) == BATCH or size > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    yield batch
+
+
+@contextmanager
+def output(name: str) -> Iterator[TextIO]:
+    """Open what an export writes to; a file comes into its place once it is complete."""
+    path = Path(name).resolve()
+    try:
+        # Standard output, a device or a pipe stays what it is.
+        if name == "-" or (path.exists() and not path.is_file()):
+            target = sys.stdout.fileno() if name == "-" else path
+            with open(target, "w", encoding="utf-8", closefd=name != "-") as stream:
+                yield stream
+        else:
+            # click's own atomic files replace what was there even where the export fails.
+            with unfinished(path.parent) as folder:
+                whole = folder / "export"
+                with whole.open("w", encoding="utf-8") as file:
+                    yield file
+                if path.exists():
+                    shutil.copymode(path, whole)
+                whole.replace(path)
+    except BrokenPipeError:
+        raise  # the reader has had enough: click ends the command without a word
+    except OSError as error:
+        raise Failure(f"cannot write to {name}: {error.strerror or error}") from None
+
+
+@contextmanager
+def progress(file: BinaryIO) -> Iterator[Iterator[bytes]]:
+    """Read a file's lines, showing how far it is if somebody watches."""
+    watched = sys.stderr if sys.stderr.isatty() else StringIO()
+    with tempfile.TemporaryFile() as spool:
+        if not file.seekable():
+            # An import keeps all others from writing: it must not wait for a slow pipe.
+            try:
+                shutil.copyfileobj(file, spool)
+                spool.seek(0)
+            except OSError as error:
+                place = tempfile.gettempdir()
+                raise Failure(f"cannot keep the input in {place}: {error.strerror}") from None
+            file = spool
+        size = os.fstat(file.fileno()).st_size
+        with click.progressbar(length=size, label="Importing", file=watched) as bar:
+
+            def lines() -> Iterator[bytes]:
+                while line := file.readline(LONGEST_LINE + 1):
+                    yield line
+                    bar.update(len(line))
+
+            yield lines()

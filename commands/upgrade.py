@@ -1,0 +1,37 @@
+"""`orchmgmt upgrade`."""
+
+import sys
+from typing import Any
+
+import click
+
+from orchmgmt.cli import OF_THE_STORE, begin, takes_settings
+from orchmgmt.logs.audit import command
+from orchmgmt.models import SCHEMA_VERSION, TO_READ, OldSchema, Opening
+from orchmgmt.store import Store
+
+#: What `upgrade --check` exits with when there is something to do.
+SOMETHING_TO_DO = 1
+
+
+@click.command()
+@click.option(
+    "--check", is_flag=True, help="Only tell whether there is anything to do (exit code 1)."
+)
+@takes_settings(*OF_THE_STORE)
+def upgrade(check: bool, **options: Any) -> None:
+    """Bring the schema of the database up to date, as servers and imports do when they start."""
+    settings = begin(options)
+    try:
+        with Store(settings, opening=TO_READ):
+            click.echo(f"The schema has version {SCHEMA_VERSION}: there is nothing to do.")
+            return
+    except OldSchema as error:
+        earlier = error.version
+    if check:
+        click.echo(f"The schema has version {earlier}: an upgrade to {SCHEMA_VERSION} is to do.")
+        sys.exit(SOMETHING_TO_DO)
+    with command("upgrade") as tell:
+        tell(before=earlier, after=SCHEMA_VERSION)
+        Store(settings, opening=Opening(create=False)).close()
+    click.echo(f"Upgraded the schema from version {earlier} to {SCHEMA_VERSION}.")

@@ -1,0 +1,1 @@
+"""What a setting switches on."""

@@ -1,0 +1,261 @@
+"""Registration with the cloud's ServiceRegistry. Only imported where `SERVICE_REGISTRY_URL` is set.
+
+Contract, "Registration with the cloud's ServiceRegistry". Every round begins with a look, and does
+only what is missing: a registration replaces what is there, and whoever looks it up at that moment
+does not find it. So a process remembers next to nothing of what it has done.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from flask import Flask
+
+from orchmgmt.errors import Unavailable
+from orchmgmt.extensions.registry import VERSION, CannotTell, Registry, is_as
+from orchmgmt.settings import PREFIX, Settings
+
+log = logging.getLogger("orchmgmt")
+
+#: The pause before the next look, in seconds.
+INTERVAL = 30.0
+
+#: The first pause after a failure, in seconds; each further one is twice as long.
+AGAIN = 1.0
+
+#: How soon a service may be registered again that has not been seen since, or that another process
+#: registers otherwise, in seconds.
+UNSEEN = 600.0
+
+#: How long the services' revocation may take at the end, in seconds.
+PATIENCE = 2.0
+
+#: Where a system registers.
+SYSTEM = "system-discovery/register"
+
+
+class Registration:
+    """Keeps this system and its services registered, in the background, until it is stopped.
+
+    Args:
+        app: the application, whose operations are registered.
+        services: the service definition of each blueprint whose operations are one.
+        settings: they say where the registry is, and where other systems reach this one.
+        interval: the pause between two rounds, in seconds.
+        again: the pause after a first failure, in seconds.
+
+    Attributes:
+        attempts: how many rounds there have been.
+        failures: how many of them failed.
+        registered: whether the last one found, or left, everything as it should be.
+
+    Raises:
+        SettingError: a setting is missing or wrong.
+    """
+
+    def __init__(
+        self,
+        app: Flask,
+        services: Mapping[str, str],
+        settings: Settings,
+        interval: float = INTERVAL,
+        again: float = AGAIN,
+    ) -> None:
+        self._registry = Registry(settings)
+        self._operations = {name: _operations(app, it) for it, name in services.items()}
+        self._interval = interval
+        self._again = self._pause = again
+        self._revoked = False  # whether this process has taken the system away, once in its life
+        self._sent: dict[str, float] = {}  # when it registered what it has not seen there since
+        self._replaced: dict[str, float] = {}  # when it replaced what another had registered
+        self._there = False  # whether anything of this system may be there
+        self._trouble: str | None = None
+        self.attempts = self.failures = 0
+        self.registered = False
+        self._deadline = 0.0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="registration", daemon=True)
+
+    def start(self, port: int | None) -> None:
+        """Start the thread.
+
+        Args:
+            port: where this process listens, which is registered unless `SERVICE_PORT` is set.
+        """
+        self._registry.port = self._registry.port or port or 0
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Revoke the services, once no process listens here any more, in two seconds or not."""
+        self._deadline = time.monotonic() + PATIENCE
+        self._stopped.set()
+        self._thread.join(PATIENCE)
+        if self._thread.is_alive():
+            log.warning("the ServiceRegistry is too slow: this system's services may stay there")
+
+    def _run(self) -> None:
+        pause = 0.0
+        while not self._stopped.wait(pause):
+            pause = self._round()
+        if self._there:
+            self._leave()
+
+    def _round(self) -> float:
+        """Look, mend what is missing, and return for how long to wait."""
+        self.attempts += 1
+        before = self.registered
+        try:
+            forgotten = self._mend()
+        except Unavailable as error:
+            self.failures += 1
+            self.registered = False
+            trouble = str(error)
+            if trouble != self._trouble:
+                log.warning("not registered: %s; it is tried again and again", trouble)
+            self._trouble = trouble
+            pause, self._pause = self._pause, min(2 * self._pause, self._interval)
+            return pause
+        except Exception:
+            self.failures += 1
+            self.registered = False
+            log.exception("the registration failed; it is tried again")
+            return self._interval
+        self.registered, self._trouble, self._pause = True, None, self._again
+        if not before:
+            name, urls = self._registry.name, self._registry.urls()
+            log.info("registered as %s, to be reached at %s", name, urls)
+        elif forgotten:
+            log.warning("the ServiceRegistry had forgotten this system: it is registered anew")
+        return self._interval
+
+    def _mend(self) -> bool:
+        """Register what is missing; return whether the system itself was."""
+        known = self._registry.known()
+        if known is None:
+            self._register_system(200, 201)
+            self._sent.clear()  # its services went with it
+        elif not self._registry.is_at(known):
+            self._replace_system(known)
+        there = self._registry.services()
+        others = [name for name in self._operations if not self._mend_service(name, there)]
+        if others:
+            raise Unavailable(
+                f"the ServiceRegistry has {' and '.join(others)} of {self._registry.name} as "
+                "another process registers it: give both the same SERVICE_ settings, or names of "
+                "their own"
+            )
+        return known is None
+
+    def _register_system(self, *expected: int) -> tuple[int, Any]:
+        payload = {
+            "version": VERSION,
+            "addresses": list(self._registry.addresses),
+            "metadata": {},
+        }
+        return self._registry.ask("POST", SYSTEM, payload, *expected)
+
+    def _replace_system(self, known: set[str]) -> None:
+        """Take the system away that is there with other addresses, and register it with ours.
+
+        That takes away its services too. So it is done only once: two that disagree shall not go on
+        doing it. And it is not done for addresses that the registry does not take: it looks at
+        these before it says that the system is there already.
+        """
+        name, theirs = self._registry.name, self._registry.words(known)
+        if self._revoked:
+            raise Unavailable(
+                f"the ServiceRegistry has {name} at {theirs}, and not at "
+                f"{', '.join(self._registry.addresses)}: give all processes of this name the same "
+                f"{PREFIX}SERVICE_ADDRESSES"
+            )
+        strangers = self._registry.strangers(self._operations)
+        if strangers:
+            raise Unavailable(
+                f"the ServiceRegistry has another system {name}, at {theirs} with "
+                f"{self._registry.words(strangers)}: choose another {PREFIX}SYSTEM_NAME"
+            )
+        status, answer = self._register_system(200, 201, 400)
+        if status == 400 and "already exists" not in answer:
+            raise self._registry.refusal(status, SYSTEM, answer)
+        if status == 400 or self._registry.addresses_of(answer) == known:
+            log.warning("the ServiceRegistry had %s at %s: that is replaced", name, theirs)
+            self._revoked = True
+            self._registry.ask("DELETE", "system-discovery/revoke", None, 200, 204)
+            self._sent.clear()
+            self._register_system(200, 201)
+
+    def _mend_service(self, name: str, there: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Register a service unless it is there; return whether it is, as far as can be seen."""
+        payload = self._registry.payload(name, self._registry.interface(*self._operations[name]))
+        found = there.get(self._registry.instance(name))
+        if found is not None and is_as(found, payload):
+            self._sent.pop(name, None)
+            self._there = True
+            return True
+        # The registry may not show it, or another process may register it otherwise: each time it
+        # is replaced it is away for a moment.
+        now = time.monotonic()
+        last = self._sent if found is None else self._replaced
+        if now < last.get(name, -UNSEEN) + UNSEEN:
+            return found is None
+        if found is not None:
+            self._replaced[name] = now
+        _, answer = self._registry.ask("POST", "service-discovery/register", payload, 201)
+        self._sent[name] = now
+        self._there = True
+        self._registry.demand_known(name, answer)
+        return True
+
+    def _leave(self) -> None:
+        """Revoke the services, unless others serve them."""
+        registry = self._registry
+        try:
+            for address in registry.addresses:
+                try:
+                    if registry.answers(address):
+                        log.info(
+                            "the services stay registered: another process may serve them at %s",
+                            registry.url(address),
+                        )
+                        return
+                except CannotTell as reason:
+                    log.warning(
+                        "the services stay registered: whether another process serves them at %s "
+                        "could not be told (%s)",
+                        registry.url(address),
+                        reason,
+                    )
+                    return
+            there = registry.services()
+            for name, operations in self._operations.items():
+                found = there.get(registry.instance(name))
+                ours = registry.payload(name, registry.interface(*operations))
+                if name not in self._sent if found is None else not is_as(found, ours):
+                    continue  # it is gone, or another process's
+                if time.monotonic() > self._deadline:
+                    return
+                path = f"service-discovery/revoke/{quote(registry.instance(name), safe='')}"
+                registry.ask("DELETE", path, None, 200, 204)
+        except Unavailable as error:
+            log.warning("the services stay registered: %s", error)
+        else:
+            log.info("the services are no longer registered")
+
+
+def _operations(app: Flask, blueprint: str) -> tuple[str, dict[str, dict[str, str]]]:
+    """The base path of a blueprint, and the method and path of each operation below it."""
+    base = ""
+    found: dict[str, dict[str, str]] = {}
+    for rule in app.url_map.iter_rules():
+        name, _, operation = rule.endpoint.partition(".")
+        if name == blueprint:
+            before, _, path = rule.rule.partition(f"/{blueprint}/")
+            base = f"{before}/{blueprint}"
+            (method,) = (rule.methods or set()) - {"HEAD", "OPTIONS"}
+            # As the Java implementation has it: remove with its parameter, all others without.
+            path = "remove/{owner}" if operation == "remove" else path.partition("/")[0]
+            found[operation] = {"method": method, "path": f"/{path}"}
+    return base, found
