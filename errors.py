@@ -1,28 +1,21 @@
-"""What can go wrong, and the one place that turns it into an ErrorResponse.
+"""What can go wrong with a request, and the ErrorResponse that says so (contract, "Errors").
 
-Code raises one of the exceptions below where it finds the fault; nobody else knows what the
-contract's section "Errors" makes of it.
+Code raises one of these exceptions where it finds the fault. What carries the request (`views.py`)
+answers it. Only the standard library is needed.
 """
 
 import json
-import logging
 import re
 from http import HTTPStatus
 from typing import ClassVar
-from urllib.parse import quote
-
-from flask import Flask, Response, g, request
-from werkzeug.exceptions import HTTPException
-
-log = logging.getLogger("orchmgmt")
 
 RETRY_AFTER_SECONDS = 1
 
 #: The Content-Encoding of what is not encoded.
 IDENTITY = "identity"
 
-#: What a path holds unquoted (RFC 3986), beside letters, digits and `-._~`.
-_AS_THEY_ARE = "/!$&'()*+,;=:@"
+#: What is answered when a fault of ours ends a request.
+CRASHED = "An unexpected error happened; the server's log has the details"
 
 _HOST = re.compile("^[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
 
@@ -57,6 +50,24 @@ class NotFound(ServiceError):
     """What is named does not exist (404)."""
 
     status = HTTPStatus.NOT_FOUND
+
+
+class BodyTooLarge(ServiceError):
+    """The body has more bytes than the setting `MAX_BODY_BYTES` allows (413)."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The request body is larger than {limit} bytes")
+
+
+class NotJson(ServiceError):
+    """The body is not declared to be JSON (415)."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+
+    def __init__(self) -> None:
+        super().__init__("The body must be JSON: Content-Type: application/json")
 
 
 class EncodedBody(ServiceError):
@@ -114,40 +125,8 @@ def origin_of(method: str, target: str) -> str:
     return f"{method} {_HOST.sub('', target, count=1).partition('?')[0]}"
 
 
-def body_too_large(limit: int) -> str:
-    """Return the message for a body above `limit` bytes (413)."""
-    return f"The request body is larger than {limit} bytes"
-
-
-def register_error_handlers(app: Flask) -> None:
-    """Make every answer of 400 and above an ErrorResponse, whatever raised it."""
-
-    def origin() -> str:
-        environ = request.environ
-        target = environ.get("REQUEST_URI") or environ.get("RAW_URI")  # waitress; gunicorn
-        if not target:  # Granian unquotes the path and has nothing else
-            path = environ.get("SCRIPT_NAME", "") + environ["PATH_INFO"]
-            target = quote(path.encode("latin-1"), safe=_AS_THEY_ARE)
-        return origin_of(request.method, target)
-
-    def respond(status: int, message: str, headers: dict[str, str]) -> Response:
-        body = error_body(status, message, origin())
-        g.refusal = message  # for the audit log
-        return Response(body, status, headers, content_type="application/json")
-
-    @app.errorhandler(ServiceError)
-    def service_error(error: ServiceError) -> Response:
-        return respond(error.status, str(error), error.headers)
-
-    @app.errorhandler(HTTPException)
-    def http_error(error: HTTPException) -> Response | HTTPException:
-        if error.response is not None or error.code is None or error.code < 400:
-            return error  # a redirection
-        unknown = error.code == HTTPStatus.NOT_FOUND
-        message = "There is no such path" if unknown else error.description or error.name
-        return respond(error.code, message, dict(error.get_headers()))
-
-    @app.errorhandler(Exception)
-    def crash(error: Exception) -> Response:
-        log.exception("%r failed", origin(), exc_info=error)
-        return respond(500, "An unexpected error happened; the server's log has the details", {})
+def fault_of(error: Exception) -> tuple[int, str]:
+    """Return the status and the `errorMessage` that an exception is answered with."""
+    if isinstance(error, ServiceError):
+        return error.status, str(error)
+    return HTTPStatus.INTERNAL_SERVER_ERROR, CRASHED

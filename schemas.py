@@ -316,8 +316,8 @@ class LockRemove(WireSchema):
         needed=True,
     )
 
-    def read_path(self, owner: str, query: Mapping[str, list[str]]) -> tuple[str, list[str]]:
-        """Return the owner and the instances.
+    def from_path(self, owner: str, query: Mapping[str, list[str]]) -> dict[str, Any]:
+        """Return the payload.
 
         Args:
             owner: the path's last part.
@@ -325,15 +325,14 @@ class LockRemove(WireSchema):
                 each `instanceIds[]`, as some clients write it.
 
         Raises:
-            Fault: as `WireSchema.load`.
+            Fault: there are other keys, and such are refused.
         """
         keys = ["instanceIds", "instanceIds[]"]
         self._demand_known(query, keys)
         instances = [part for it in keys for text in query.get(it, []) for part in text.split(",")]
         if len(instances) == 1 and not values.strip(instances[0]):
             instances = []
-        loaded = self.load({"owner": owner, "instanceIds": instances})
-        return loaded["owner"], loaded["service_instance_ids"]
+        return {"owner": owner, "instanceIds": instances}
 
 
 class LockRelease(WireSchema):
@@ -341,19 +340,18 @@ class LockRelease(WireSchema):
 
     orchestration_job_id = fields.JobId(missing="Orchestration job id is missing")
 
-    def read_path(self, job_id: str, query: Iterable[str]) -> str:
-        """Return the job's id.
+    def from_path(self, job_id: str, query: Iterable[str]) -> dict[str, Any]:
+        """Return the payload.
 
         Args:
             job_id: the path's last part.
             query: the keys of the query string; the contract names none.
 
         Raises:
-            Fault: as `WireSchema.load`.
+            Fault: there are some, and such are refused.
         """
         self._demand_known(query, [])
-        loaded: dict[str, str] = self.load({"orchestrationJobId": job_id})
-        return loaded["orchestration_job_id"]
+        return {"orchestrationJobId": job_id}
 
 
 class HistoryQuery(QuerySchema):

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any
 
 from orchmgmt.values import Naming, meant, strip
@@ -26,15 +27,47 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([\w.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5}
 _USUAL_PORTS = re.compile(r"http://.*:80|https://.*:443", re.I).fullmatch
 
 
-@dataclass(frozen=True)
-class Policy:
-    """Where a policy's class is, as `module:Class`, and whether it asks other systems.
+class SettingError(ValueError):
+    """A setting that cannot be used; its text names the setting and says what it must be."""
 
-    The class is imported only when it is chosen: nobody needs the packages of the others.
+
+@dataclass(frozen=True)
+class Part:
+    """A class that a setting chooses. It is imported only then: nobody needs others' packages.
+
+    Attributes:
+        where: the class, as `module:Class`.
+        extra: the extra that installs the packages it needs, if it needs any.
+        asks: whether it asks other systems while a request waits.
     """
 
     where: str
+    extra: str = ""
     asks: bool = False
+
+    def load(self, chosen: str) -> Any:
+        """Return the class.
+
+        Args:
+            chosen: what chooses it, for the message.
+
+        Raises:
+            SettingError: a package that it needs is missing.
+        """
+        try:
+            return resolve_name(f"orchmgmt.{self.where}")
+        except ImportError as error:
+            raise SettingError(
+                f"{chosen} needs {error.name}: pip install 'orchmgmt[{self.extra}]'"
+            ) from error
+
+    def is_installed(self) -> bool:
+        """Return whether the packages that it needs are there."""
+        try:
+            self.load("it")
+        except SettingError:
+            return False
+        return True
 
 
 #: How many requests may wait at once for the systems that a policy asks.
@@ -42,14 +75,24 @@ ASKING_AT_ONCE = 32
 
 #: A new policy needs its class and its line here.
 AUTHENTICATION_POLICIES = {
-    "declared": Policy("orchmgmt.policies.declared:Declared"),
-    "outsourced": Policy("orchmgmt.policies.outsourced:Outsourced", asks=True),
-    "certificate": Policy("orchmgmt.policies.certificate:Certificate"),
+    "declared": Part("policies.declared:Declared"),
+    "outsourced": Part("policies.outsourced:Outsourced", extra="outsourced", asks=True),
+    "certificate": Part("policies.certificate:Certificate", extra="certificate"),
 }
 MANAGEMENT_POLICIES = {
-    "sysop-only": Policy("orchmgmt.policies.sysop_only:SysopOnly"),
-    "whitelist": Policy("orchmgmt.policies.whitelist:Whitelist"),
-    "authorization": Policy("orchmgmt.policies.authorization:Authorization", asks=True),
+    "sysop-only": Part("policies.sysop_only:SysopOnly"),
+    "whitelist": Part("policies.whitelist:Whitelist"),
+    "authorization": Part("policies.authorization:Authorization", "authorization", asks=True),
+}
+
+#: What settings switch on, by the setting. A new extension needs its class and its line here.
+EXTENSIONS = {
+    "recorder": Part("extensions.recorder:Recorder"),
+    "ui": Part("extensions.ui:Page"),
+    "metrics": Part("extensions.metrics:Metrics", extra="metrics"),
+    "openapi": Part("extensions.openapi:Document", extra="openapi"),
+    "cors_origins": Part("extensions.cors:OtherOrigins", extra="cors"),
+    "service_registry_url": Part("extensions.registration:Registration", extra="registration"),
 }
 
 _BOOLEANS = {
@@ -57,10 +100,6 @@ _BOOLEANS = {
     **dict.fromkeys(("false", "no", "off", "0"), False),
 }
 _DECIMAL = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?").fullmatch
-
-
-class SettingError(ValueError):
-    """A setting that cannot be used; its text names the setting and says what it must be."""
 
 
 def _setting(

@@ -7,6 +7,7 @@ with Store({"DATABASE_URL": "sqlite:///orchmgmt.db"}) as store:
 
 from collections.abc import Callable, Mapping
 from time import sleep
+from typing import NamedTuple
 
 from orchmgmt.databases import Clock
 from orchmgmt.databases.opening import open_database
@@ -14,6 +15,22 @@ from orchmgmt.history import History
 from orchmgmt.locks import Locks
 from orchmgmt.models import READY, Job, Lock, Opening
 from orchmgmt.settings import Settings
+
+
+class Figure(NamedTuple):
+    """A number about what this process does, for those who watch it.
+
+    Attributes:
+        name: its name, as metrics have it.
+        help: what it is, on one line.
+        value: returns it.
+        counts: whether it only rises.
+    """
+
+    name: str
+    help: str
+    value: Callable[[], float]
+    counts: bool = True
 
 
 class Store:
@@ -30,6 +47,7 @@ class Store:
     Attributes:
         locks: the locks.
         history: the orchestration jobs.
+        figures: what the parts of this process that work on it tell of themselves.
 
     Raises:
         SettingError: a setting is wrong.
@@ -55,6 +73,7 @@ class Store:
         )
         self.locks = Locks(self.database, settings)
         self.history = History(self.database, settings)
+        self.figures: list[Figure] = []
 
     def clean(
         self, moment: str | None = None, pause: Callable[[float], bool | None] = sleep

@@ -1,19 +1,34 @@
-"""The operations over HTTP: load the request, call the model, dump the answer."""
+"""The operations over HTTP: read the request, perform the operation, write the answer."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import quote
 
-from flask import Blueprint, Response, request
-from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
+from flask import Flask, Response, request
+from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
 
 from orchmgmt import schemas
 from orchmgmt.databases import Row
-from orchmgmt.errors import IDENTITY, EncodedBody, InvalidParameter, body_too_large
+from orchmgmt.entries import MANAGEMENT, ROOT
+from orchmgmt.errors import (
+    IDENTITY,
+    BodyTooLarge,
+    EncodedBody,
+    InvalidParameter,
+    NotJson,
+    ServiceError,
+    error_body,
+    fault_of,
+    origin_of,
+)
 from orchmgmt.json_text import parse_json, write_json
-from orchmgmt.locks import AlreadyLocked
-from orchmgmt.logs.audit import audited, tell
-from orchmgmt.models import NewLock
+from orchmgmt.logs.audit import attempt
+from orchmgmt.operations import Operation
+from orchmgmt.policies.gate import Gate
 from orchmgmt.store import Store
+
+log = logging.getLogger("orchmgmt")
 
 #: So many entries are written at once.
 PART = 20
@@ -21,129 +36,88 @@ PART = 20
 #: An answer of fewer bytes goes out in one piece: in many it takes half as long again.
 WHOLE = 1_000_000
 
+#: What a path holds unquoted (RFC 3986), beside letters, digits and `-._~`.
+_AS_THEY_ARE = "/!$&'()*+,;=:@"
 
-def lock_blueprint(store: Store) -> Blueprint:
-    """Return the operations of serviceOrchestrationLockManagement."""
-    blueprint = Blueprint("lock", __name__)
-    locks = store.locks
-    query_request = schemas.LockQuery(store.settings)
-    remove_request = schemas.LockRemove(store.settings)
-    entry = schemas.LockEntry(store.settings)
-    blueprint.post("/create", endpoint="create")(
-        lock_maker(store, schemas.LockCreate, locks.create_rows)
-    )
 
-    @blueprint.post("/query")
-    def query() -> Response:
-        return answer(entry, *locks.find_rows(*query_request.load(read_payload())))
+def add_operation(app: Flask, operation: Operation, gate: Gate) -> None:
+    """Offer an operation below its service's path, to those whom the gate lets in."""
+    path = f"{MANAGEMENT}/{operation.group}/{operation.scope}"
+    perform = _view(operation, gate)
+    options: dict[str, Any] = {"methods": [operation.method]}
+    if not operation.in_path:
+        app.add_url_rule(path, operation.name, perform, **options)
+        return
+    for rule in (path, f"{path}/"):
+        app.add_url_rule(rule, operation.name, perform, defaults={operation.in_path: ""}, **options)
+    app.add_url_rule(f"{path}/<{operation.in_path}>", operation.name, perform, **options)
 
-    @blueprint.delete("/remove", defaults={"owner": ""})
-    @blueprint.delete("/remove/", defaults={"owner": ""})
-    @blueprint.delete("/remove/<owner>")
-    def remove(owner: str) -> Response:
-        owner, instances = remove_request.read_path(owner, request.args.to_dict(flat=False))
-        tell(locks=len(instances), instances=instances, owners=[owner])
-        tell(removed=locks.remove_rows(owner, instances))
-        response = Response()
+
+def _view(operation: Operation, gate: Gate) -> Callable[..., Response]:
+    def view(**path: str) -> Response:
+        with attempt(operation) as line:
+            requester = gate.identify(request, operation.name)
+            line.requester = request.environ["REMOTE_USER"] = requester.name
+            gate.permit(requester, operation, request)
+            if operation.from_path:
+                (value,) = path.values()
+                payload = operation.from_path(value, request.args.to_dict(flat=False))
+            else:
+                payload = read_payload()
+            return _answer(operation, operation.perform(payload, line.tell))
+
+    return view
+
+
+def _answer(operation: Operation, result: Any) -> Response:
+    if operation.entry:
+        rows, count = result
+        return entries(operation.entry, rows, count, operation.status)
+    if result is None:
+        response = Response(status=operation.status)
         del response.headers["Content-Type"]  # there is no content
         return response
-
-    return audited(blueprint, "create", "remove")
-
-
-def lock_maker(
-    store: Store,
-    request_schema: type[schemas.LockCreate],
-    make_rows: Callable[[list[NewLock]], list[Row]],
-) -> Callable[[], Response]:
-    """Return an operation that makes the locks of its payload.
-
-    Args:
-        store: where the locks are kept.
-        request_schema: what the payload looks like.
-        make_rows: makes all of the locks, or none, and returns their rows.
-    """
-    wanted_request = request_schema(store.settings)
-    entry = schemas.LockEntry(store.settings)
-
-    def make() -> Response:
-        payload = read_payload()
-        try:
-            wanted = wanted_request.load(payload)
-            tell(
-                locks=len(wanted),
-                instances=[lock.service_instance_id for lock in wanted],
-                owners=dict.fromkeys(lock.owner for lock in wanted),
-            )
-            rows = make_rows(wanted)
-        except AlreadyLocked:
-            raise
-        except InvalidParameter:
-            # A time that is past may count before this fault, in the form in which it was sent.
-            request_schema(store.settings, present=store.now()).load(payload)
-            raise
-        tell(ids=[row[0] for row in rows])
-        return answer(entry, rows, len(rows), status=201)
-
-    return make
+    return Response(write_json(result), operation.status, content_type="application/json")
 
 
-def history_blueprint(store: Store) -> Blueprint:
-    """Return the operation of serviceOrchestrationHistoryManagement."""
-    blueprint = Blueprint("history", __name__)
-    query_request = schemas.HistoryQuery(store.settings)
-    entry = schemas.JobEntry(store.settings)
+def add_monitor(app: Flask, store: Store, gate: Gate) -> None:
+    """Offer what other systems and supervisors see whether this one is there."""
 
-    @blueprint.post("/query")
-    def query() -> Response:
-        return answer(entry, *store.history.find_rows(*query_request.load(read_payload())))
-
-    return blueprint
-
-
-def monitor_blueprint() -> Blueprint:
-    """Return the operation by which Arrowhead systems see that this one is there."""
-    blueprint = Blueprint("monitor", __name__)
-
-    @blueprint.get("/echo")
+    @app.get(f"{ROOT}/monitor/echo", endpoint="monitor.echo")
     def echo() -> Response:
+        gate.admit(request, "monitor.echo")
         return Response("Got it!", content_type="text/plain")
 
-    return blueprint
-
-
-def health_blueprint(store: Store) -> Blueprint:
-    """Return the check that a proxy or a supervisor makes; it needs no identity."""
-    blueprint = Blueprint("health", __name__)
-
-    @blueprint.get("/health")
+    @app.get("/health", endpoint="health.health")  # a proxy asks it, and needs no identity
     def health() -> Response:
         store.database.check()
         return Response('{"status": "ok"}', content_type="application/json")
-
-    return blueprint
 
 
 def read_payload() -> Any:
     """Return the request's JSON; `None` when there is no body."""
     limit = (request.max_content_length or 0) - 1
-    length = request.content_length or 0
-    if length <= limit:
+    if (request.content_length or 0) > limit:
+        raise BodyTooLarge(limit)
+    try:
         body = request.get_data(cache=False)
-        length = len(body)
-    if length > limit:
-        raise RequestEntityTooLarge(body_too_large(limit))
+    except RequestEntityTooLarge:
+        raise BodyTooLarge(limit) from None
+    except ClientDisconnected:
+        raise InvalidParameter("The request body is not complete") from None
+    if len(body) > limit:
+        raise BodyTooLarge(limit)
     if not body:
         return None
     encoding = request.headers.get("Content-Encoding", IDENTITY)
     if encoding.strip().lower() not in ("", IDENTITY):
         raise EncodedBody(encoding)
     if not request.is_json:
-        raise UnsupportedMediaType("The body must be JSON: Content-Type: application/json")
+        raise NotJson
     return parse_json(body)
 
 
-def answer(
+def entries(
     schema: schemas.EntrySchema, rows: Sequence[Row], count: int, status: int = 200
 ) -> Response:
     """Return an answer of entries (contract, "Lock" and "History").
@@ -152,10 +126,43 @@ def answer(
     """
     parts, separator = [b'{"entries":['], b""
     for start in range(0, len(rows), PART):
-        entries = write_json(schema.dump(rows[start : start + PART]))
-        parts.append(separator + entries[1:-1].encode())
+        written = write_json(schema.dump(rows[start : start + PART]))
+        parts.append(separator + written[1:-1].encode())
         separator = b","
     parts.append(b'],"count":%d}' % count)
     if sum(map(len, parts)) < WHOLE:
         parts = [b"".join(parts)]
     return Response(parts, status, content_type="application/json")
+
+
+def add_error_handlers(app: Flask) -> None:
+    """Make every answer of 400 and above an ErrorResponse, whatever raised it."""
+
+    def origin() -> str:
+        environ = request.environ
+        target = environ.get("REQUEST_URI") or environ.get("RAW_URI")  # waitress; gunicorn
+        if not target:  # Granian unquotes the path and has nothing else
+            path = environ.get("SCRIPT_NAME", "") + environ["PATH_INFO"]
+            target = quote(path.encode("latin-1"), safe=_AS_THEY_ARE)
+        return origin_of(request.method, target)
+
+    def respond(status: int, message: str, headers: dict[str, str]) -> Response:
+        body = error_body(status, message, origin())
+        return Response(body, status, headers, content_type="application/json")
+
+    @app.errorhandler(ServiceError)
+    def service_error(error: ServiceError) -> Response:
+        return respond(*fault_of(error), error.headers)
+
+    @app.errorhandler(HTTPException)
+    def http_error(error: HTTPException) -> Response | HTTPException:
+        if error.response is not None or error.code is None or error.code < 400:
+            return error  # a redirection
+        unknown = error.code == 404
+        message = "There is no such path" if unknown else error.description or error.name
+        return respond(error.code, message, dict(error.get_headers()))
+
+    @app.errorhandler(Exception)
+    def crash(error: Exception) -> Response:
+        log.exception("%r failed", origin(), exc_info=error)
+        return respond(*fault_of(error), {})

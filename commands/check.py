@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchmgmt.app import SERVICES
 from orchmgmt.cli import AS_IT_IS, OF_EVERYTHING, printable, takes_settings
 from orchmgmt.commands.asking import say
 from orchmgmt.databases.files import in_the_way
 from orchmgmt.databases.sqlite import MEMORY, sqlite_path
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import SCHEMA_VERSION, MissingDatabase, UnusableDatabase
+from orchmgmt.operations import SERVICES
 from orchmgmt.policies.gate import Gate
 from orchmgmt.settings import ANY_ORIGIN, PREFIX, SettingError, Settings
 from orchmgmt.store import Store

@@ -3,7 +3,6 @@
 import os
 import shutil
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,10 +10,12 @@ from urllib.parse import quote
 import click
 
 from orchmgmt.cli import OF_EVERYTHING, begin, takes_settings
+from orchmgmt.commands.factory import Factory, bring_to_the_present
 from orchmgmt.commands.serve import run_server
 from orchmgmt.databases.unfinished import unfinished
 from orchmgmt.serving.server import hold_signals
-from orchmgmt.settings import PREFIX, write
+from orchmgmt.settings import EXTENSIONS, PREFIX, write
+from orchmgmt.store import Store
 
 EXAMPLE = Path(__file__).parents[1] / "db.sqlite.example"
 
@@ -24,9 +25,6 @@ DEMO = {"history_max_age_days": "1000000", "log_level": "WARNING", "ui": "true"}
 
 #: The same as the help says it.
 DEMO_SAID = {**DEMO, "openapi": "true, where its extra is installed"}
-
-#: Those of the extra `openapi`.
-OPENAPI_PACKAGES = ("apispec", "flask_swagger_ui")
 
 OF_THE_DEMO = tuple(name for name in OF_EVERYTHING if name != "database_url")
 
@@ -58,12 +56,17 @@ def demo(rate: float, speed: float, still: bool, **options: Any) -> None:
     The example's times are brought to the present, and a small simulated factory has jobs done,
     reserves for 5 to 60 seconds, collides, fails and releases.
     """
+
+    def factory(store: Store) -> Factory:
+        bring_to_the_present(store)
+        return Factory(store, rate, speed)
+
     hold_signals()
-    defaults = {**DEMO, "openapi": write(all(map(find_spec, OPENAPI_PACKAGES)))}
+    defaults = {**DEMO, "openapi": write(EXTENSIONS["openapi"].is_installed())}
     environ = {PREFIX + name.upper(): value for name, value in defaults.items()} | dict(os.environ)
     with unfinished(Path(tempfile.gettempdir())) as folder:
         copy = folder / "orchmgmt.db"
         shutil.copyfile(EXAMPLE, copy)
         options["database_url"] = f"sqlite:///{quote(str(copy))}"
         settings = begin(options, environ)
-        run_server(settings, None if still else (rate, speed), "Open {}/")
+        run_server(settings, "Open {}/", also=None if still else factory)

@@ -20,6 +20,7 @@ from orchmgmt.commands.transfer import import_locks
 from orchmgmt.entries import Job, Lock, all_of, read_time
 from orchmgmt.errors import ServiceError
 from orchmgmt.locks import AlreadyLocked
+from orchmgmt.settings import OPERATOR_NAME
 from orchmgmt.store import Store
 
 log = logging.getLogger("orchmgmt")
@@ -70,14 +71,12 @@ class Factory:
 
     Args:
         store: where the jobs and reservations go; its example says who there is.
-        url: where an operator locks over HTTP; only the policy `declared` lets this one in.
         rate: new jobs a minute.
         speed: how many times as fast as usual a job and its reservation go by.
     """
 
-    def __init__(self, store: Store, url: str, rate: float, speed: float) -> None:
+    def __init__(self, store: Store, rate: float, speed: float) -> None:
         self._store = store
-        self._client = Client(url, name="Sysop")
         self._pause = 60 / rate
         self._speed = speed
         self._chance = random.Random()
@@ -100,8 +99,9 @@ class Factory:
             elif job.status == "IN_PROGRESS":
                 self._later((2, 30), self._end, job.id, held.get(job.id, ""))
 
-    def start(self) -> None:
-        """Begin to work."""
+    def start(self, url: str) -> None:
+        """Begin to work, at the service at this address."""
+        self._client = Client(url, name=OPERATOR_NAME)
         self._later((0, 0), self._create)
         self._thread.start()
 

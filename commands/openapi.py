@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from orchmgmt.cli import OF_THE_LOG, begin, takes_settings
-from orchmgmt.extensions.openapi import document
+from orchmgmt.settings import EXTENSIONS
 
 
 @click.command()
@@ -15,4 +15,7 @@ from orchmgmt.extensions.openapi import document
 )
 def openapi(**options: Any) -> None:
     """Print what OpenAPI 3.1 says of the operations under these settings."""
+    EXTENSIONS["openapi"].load("the description of the operations")
+    from orchmgmt.extensions.openapi import document
+
     click.echo(json.dumps(document(begin(options)), indent=2))

@@ -1,22 +1,33 @@
 """`orchmgmt serve`, and what serves for other commands too."""
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.metadata import version
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, Protocol
 
 import click
 
-from orchmgmt.app import SERVICES, create_app, store_of
+from orchmgmt.app import create_app, service_of
 from orchmgmt.cli import OF_EVERYTHING, NoAddress, begin, takes_settings
 from orchmgmt.databases.opening import shown
 from orchmgmt.serving.cleaner import Cleaner
 from orchmgmt.serving.server import Server, hold_signals
 from orchmgmt.serving.sockets import CannotListen
 from orchmgmt.settings import Settings
+from orchmgmt.store import Store
 
 log = logging.getLogger("orchmgmt")
+
+
+class Background(Protocol):
+    """What a server does beside answering requests: extensions have it, and the cleaner is such."""
+
+    def start(self, url: str) -> None:
+        """Begin, now that the server listens at `url`."""
+
+    def stop(self) -> None:
+        """End, once the server has answered its last request."""
 
 
 @click.command()
@@ -35,49 +46,33 @@ def serve(read_only: bool, **options: Any) -> None:
 
 def run_server(
     settings: Settings,
-    pace: tuple[float, float] | None = None,
     greeting: str = "Listening on {}",
     read_only: bool = False,
+    also: Callable[[Store], Background] | None = None,
 ) -> None:
     """Serve until a signal says stop.
 
     Args:
         settings: what is served, and where.
-        pace: the rate and the speed of the factory of a demonstration, if there is one.
         greeting: what is printed once it listens, with the address in it.
         read_only: whether the database is only read, as it is.
+        also: makes something more that the process does meanwhile.
     """
-    # Only a server needs these: the other commands start faster without them.
-
     with ExitStack() as stack:
         try:
             # Before the database, which stays as it is where another server has the port.
             server = stack.enter_context(Server(settings))
         except CannotListen as error:
             raise NoAddress(str(error)) from None
-        app = create_app(settings, read_only=read_only)
-        store = stack.enter_context(store_of(app))
-        registration = None
-        if settings.service_registry_url and not read_only:
-            from orchmgmt.extensions.registration import Registration
-
-            registration = Registration(app, SERVICES, settings)
-        factory = None
-        if pace:
-            from orchmgmt.commands.factory import Factory, bring_to_the_present
-
-            bring_to_the_present(store)
-            factory = Factory(store, server.url, *pace)
-        cleaner = None if read_only else Cleaner(store, settings.cleaner_interval_seconds)
-        if settings.metrics:
-            app.extensions["orchmgmt-metrics"].cleaner = cleaner
-            app.extensions["orchmgmt-metrics"].registration = registration
-        if cleaner:
-            cleaner.start()
-        if factory:
-            factory.start()
-        if registration:
-            registration.start(urlsplit(server.url).port)
+        service = service_of(create_app(settings, read_only=read_only))
+        stack.enter_context(service.store)
+        background: list[Background] = list(service.extensions)
+        if not read_only:
+            background.append(Cleaner(service.store, settings.cleaner_interval_seconds))
+        if also:
+            background.append(also(service.store))
+        for it in background:
+            it.start(server.url)
         log.info(
             "orchmgmt %s serves %s on %s%s; authentication policy %s, management policy %s",
             version("orchmgmt"),
@@ -94,11 +89,7 @@ def run_server(
                 settings.host,
             )
         click.echo(greeting.format(server.url))
-        server.run(app)
-        if factory:
-            factory.stop()
-        if registration:
-            registration.stop()
-        if cleaner:
-            cleaner.stop()
+        server.run(service.app)
+        for it in reversed(background):
+            it.stop()
         log.info("stopped")

@@ -2,16 +2,15 @@
 
 import signal
 from contextlib import closing
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
 from orchmgmt.cli import OF_EVERYTHING, Failure, NoAddress, takes_settings
-from orchmgmt.commands.demo import OPENAPI_PACKAGES
 from orchmgmt.logs import start_logging
 from orchmgmt.serving.server import SIGNALS, hold_signals
+from orchmgmt.settings import EXTENSIONS
 from orchmgmt.testing import Service
 from orchmgmt.testing.control import Control, is_loopback, tell_ready
 
@@ -43,7 +42,7 @@ def test_server(ready_file: Path | None, **options: Any) -> None:
     """
     hold_signals()
     given = {name: it for name, it in options.items() if it is not None}
-    service = Service(**{"openapi": all(map(find_spec, OPENAPI_PACKAGES)), **given})
+    service = Service(**{"openapi": EXTENSIONS["openapi"].is_installed(), **given})
     settings = service.settings
     if not is_loopback(settings.host):
         raise Failure(

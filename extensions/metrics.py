@@ -1,39 +1,28 @@
-"""What `/metrics` tells Prometheus. Only imported where the setting `METRICS` is on."""
+"""What `/metrics` tells Prometheus."""
 
 from collections.abc import Iterator
 from importlib.metadata import version
 from time import perf_counter
-from typing import TYPE_CHECKING
 
-from flask import Blueprint, Flask, Response, g, request
+from flask import Response, g, request
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from orchmgmt.app import Service
 from orchmgmt.databases.queries import Page
 from orchmgmt.errors import Unavailable
+from orchmgmt.extensions import Extension
 from orchmgmt.models import STATUSES
-from orchmgmt.serving.cleaner import Cleaner
-from orchmgmt.settings import SettingError
-from orchmgmt.store import Store
-
-if TYPE_CHECKING:
-    from orchmgmt.extensions.registration import Registration  # it needs an extra of its own
-
-try:
-    from prometheus_client import (
-        CollectorRegistry,
-        Counter,
-        GCCollector,
-        Histogram,
-        Info,
-        PlatformCollector,
-        ProcessCollector,
-        generate_latest,
-    )
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-    from prometheus_client.registry import Collector
-except ImportError as error:
-    raise SettingError(
-        f"ORCHMGMT_METRICS needs prometheus-client ({error}): pip install 'orchmgmt[metrics]'"
-    ) from error
 
 #: Seconds; most requests take one to ten thousandths, one that waits for the database some seconds.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -43,22 +32,15 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FIRST = Page(0, 1)
 
 
-class Metrics(Collector):
+class Metrics(Extension, Collector):
     """The metrics of one application, in a registry of its own.
 
-    Args:
-        app: whose requests are counted from now on.
-        store: whose locks and jobs are counted when somebody asks.
-
-    Attributes:
-        cleaner: whose rounds are told of, once it is set.
-        registration: likewise; `None` where this system is not registered.
+    Requests are counted as they come; the rest when somebody asks: locks, jobs, and the figures
+    that parts of the process have put into `Store.figures`.
     """
 
-    def __init__(self, app: Flask, store: Store) -> None:
-        self.cleaner: Cleaner | None = None
-        self.registration: Registration | None = None
-        self._store = store
+    def __init__(self, service: Service) -> None:
+        self._store = service.store
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "orchmgmt_requests",
@@ -78,16 +60,14 @@ class Metrics(Collector):
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
         self._registry.register(self)
-        app.before_request(_begin)
-        app.after_request(self._end)
-        blueprint = Blueprint("metrics", __name__)
-        blueprint.add_url_rule("/metrics", "metrics", self._tell)
-        app.register_blueprint(blueprint)
+        service.app.before_request(_begin)
+        service.app.after_request(self._end)
+        service.app.add_url_rule("/metrics", "metrics.metrics", self._tell)
 
     def _end(self, response: Response) -> Response:
         operation = request.endpoint or "unknown"
-        if request.endpoint and request.method == "OPTIONS":  # a browser asks whether it may ask
-            operation = "preflight"
+        if request.method == "OPTIONS" and response.status_code < 400:
+            operation = "preflight"  # a browser asks whether it may ask
         self._requests.labels(operation, str(response.status_code)).inc()
         self._seconds.labels(operation).observe(perf_counter() - g.begun)
         return response
@@ -106,30 +86,9 @@ class Metrics(Collector):
             "orchmgmt_database_up", "Whether the database answers and takes writes", bool(contents)
         )
         yield from contents
-        if self.cleaner is not None:
-            for name, help, value in (
-                ("rounds", "Rounds of the cleaner, with those that failed", self.cleaner.rounds),
-                ("failures", "Rounds of the cleaner that failed", self.cleaner.failures),
-                ("locks_deleted", "Expired locks deleted", self.cleaner.locks),
-                ("jobs_deleted", "Old jobs deleted", self.cleaner.jobs),
-            ):
-                yield CounterMetricFamily(f"orchmgmt_cleaner_{name}", help, value)
-        if self.registration is not None:
-            yield GaugeMetricFamily(
-                "orchmgmt_registered",
-                "Whether the last look at the ServiceRegistry found or left all as it should be",
-                self.registration.registered,
-            )
-            yield CounterMetricFamily(
-                "orchmgmt_registration_attempts",
-                "Looks at the ServiceRegistry, with those that failed",
-                self.registration.attempts,
-            )
-            yield CounterMetricFamily(
-                "orchmgmt_registration_failures",
-                "Looks at the ServiceRegistry that failed, or that were refused",
-                self.registration.failures,
-            )
+        for figure in self._store.figures:
+            family = CounterMetricFamily if figure.counts else GaugeMetricFamily
+            yield family(f"orchmgmt_{figure.name}", figure.help, figure.value())
 
     def _contents(self) -> list[Metric]:
         jobs = GaugeMetricFamily("orchmgmt_jobs", "Jobs, by status", labels=("status",))

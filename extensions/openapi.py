@@ -1,7 +1,4 @@
-"""What OpenAPI 3.1 says of the operations, made from the schemas, and the pages that show it.
-
-Only imported where the setting `OPENAPI` is on, and by `orchmgmt openapi`.
-"""
+"""What OpenAPI 3.1 says of the operations, made from the schemas, and the pages that show it."""
 
 import base64
 import hashlib
@@ -13,22 +10,18 @@ from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
 
-from flask import Blueprint, Flask, Response
+from apispec import APISpec
+from apispec.ext.marshmallow import MarshmallowPlugin
+from apispec.ext.marshmallow.openapi import OpenAPIConverter
+from flask import Blueprint, Response
+from flask_swagger_ui import get_swaggerui_blueprint
 
 from orchmgmt import fields, schemas, values
+from orchmgmt.app import Service
 from orchmgmt.entries import MANAGEMENT, ROOT
 from orchmgmt.errors import RETRY_AFTER_SECONDS, error_body
-from orchmgmt.settings import SettingError, Settings
-
-try:
-    from apispec import APISpec
-    from apispec.ext.marshmallow import MarshmallowPlugin
-    from apispec.ext.marshmallow.openapi import OpenAPIConverter
-    from flask_swagger_ui import get_swaggerui_blueprint
-except ImportError as error:
-    raise SettingError(
-        f"the description of the operations needs {error.name}: pip install 'orchmgmt[openapi]'"
-    ) from error
+from orchmgmt.extensions import Extension
+from orchmgmt.settings import Settings
 
 LICENSE = {"name": "Apache-2.0", "identifier": "Apache-2.0"}
 
@@ -521,43 +514,48 @@ def _recorder_operations(
     )
 
 
-def publish(app: Flask, settings: Settings) -> None:
-    """Give an application the description and, for people, Swagger UI; both for everybody.
+class Document(Extension):
+    """The description and, for people, Swagger UI; both for everybody.
 
     Each address in them is relative: a proxy may put a path before the service's.
     """
-    text = json.dumps(document(settings))
-    blueprint = Blueprint("openapi", __name__)
 
-    @blueprint.get(PAGES)
-    def start() -> Response:
-        return Response(status=302, headers={"Location": f"{PAGES[1:]}/"})
+    def __init__(self, service: Service) -> None:
+        text = json.dumps(document(service.store.settings))
+        blueprint = Blueprint("openapi", __name__)
 
-    @blueprint.get(DOCUMENT)
-    def openapi() -> Response:
-        return Response(text, content_type="application/json")
+        @blueprint.get(PAGES)
+        def start() -> Response:
+            return Response(status=302, headers={"Location": f"{PAGES[1:]}/"})
 
-    # Without these two a page would name the host as the client spells it, and ask a validator
-    # outside of this machine.
-    config = {"app_name": "orchmgmt", "oauth2RedirectUrl": "", "validatorUrl": "none"}
-    pages: Blueprint = get_swaggerui_blueprint(".", f"..{DOCUMENT}", config, blueprint_name="docs")
+        @blueprint.get(DOCUMENT)
+        def openapi() -> Response:
+            return Response(text, content_type="application/json")
 
-    @pages.after_request
-    def protect(response: Response) -> Response:
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        if response.mimetype == "text/html":
-            scripts = re.findall("<script>(.*?)</script>", response.get_data(True), re.DOTALL)
-            hashes = [hashlib.sha256(script.encode()).digest() for script in scripts]
-            allowed = "".join(f" 'sha256-{base64.b64encode(it).decode()}'" for it in hashes)
-            response.headers["Content-Security-Policy"] = (
-                f"default-src 'none'; script-src 'self'{allowed}; style-src 'self' 'unsafe-inline';"
-                " img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none';"
-                " frame-ancestors 'none'"
-            )
-        return response
+        # Without these two a page would name the host as the client spells it, and ask a validator
+        # outside of this machine.
+        config = {"app_name": "orchmgmt", "oauth2RedirectUrl": "", "validatorUrl": "none"}
+        pages: Blueprint = get_swaggerui_blueprint(
+            ".", f"..{DOCUMENT}", config, blueprint_name="docs"
+        )
 
-    app.register_blueprint(blueprint)
-    app.register_blueprint(pages, url_prefix=PAGES)
+        pages.after_request(_protect)
+        service.app.register_blueprint(blueprint)
+        service.app.register_blueprint(pages, url_prefix=PAGES)
+
+
+def _protect(response: Response) -> Response:
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    if response.mimetype == "text/html":
+        scripts = re.findall("<script>(.*?)</script>", response.get_data(True), re.DOTALL)
+        hashes = [hashlib.sha256(script.encode()).digest() for script in scripts]
+        allowed = "".join(f" 'sha256-{base64.b64encode(it).decode()}'" for it in hashes)
+        response.headers["Content-Security-Policy"] = (
+            f"default-src 'none'; script-src 'self'{allowed}; style-src 'self' 'unsafe-inline';"
+            " img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none';"
+            " frame-ancestors 'none'"
+        )
+    return response
 
 
 def _is_needed(field: Any) -> bool:

@@ -1,48 +1,74 @@
 """The recorder: operations by which an orchestrator in any language keeps its work here.
 
-Contract: "Extensions of ours". Only imported where the setting `RECORDER` is on.
+Contract: "Extensions of ours".
 """
 
-from flask import Blueprint, Response, request
+from typing import Any
 
 from orchmgmt import schemas
+from orchmgmt.app import Service
 from orchmgmt.databases import Row
-from orchmgmt.json_text import write_json
-from orchmgmt.logs.audit import audited, tell
+from orchmgmt.extensions import Extension
 from orchmgmt.models import NewLock
-from orchmgmt.store import Store
-from orchmgmt.views import answer, lock_maker, read_payload
+from orchmgmt.operations import Operation, Result, Tell, lock_maker
 
 
-def extend(lock: Blueprint, history: Blueprint, store: Store) -> None:
-    """Add the recorder's operations to those of the two services."""
-    record_request = schemas.HistoryRecord(store.settings)
-    release_request = schemas.LockRelease(store.settings)
-    entry = schemas.JobEntry(store.settings)
+class Recorder(Extension):
+    """The operations `record`, `reserve` and `release`."""
 
-    @history.post("/record")
-    def record() -> Response:
-        jobs = record_request.load(read_payload())
-        tell(jobs=len(jobs), statuses=dict.fromkeys(it["status"] for it in jobs if "status" in it))
-        rows = store.history.record_rows(jobs)
-        tell(ids=[row[0] for row in rows])
-        return answer(entry, rows, len(rows), status=201)
+    def __init__(self, service: Service) -> None:
+        store, settings = service.store, service.store.settings
+        recording = schemas.HistoryRecord(settings)
+        releasing = schemas.LockRelease(settings)
 
-    def reserve(locks: list[NewLock]) -> list[Row]:
-        tell(job_ids=dict.fromkeys(it.orchestration_job_id for it in locks))
-        return store.locks.reserve_rows(locks)
+        def record(payload: Any, tell: Tell) -> Result:
+            jobs = recording.load(payload)
+            statuses = dict.fromkeys(it["status"] for it in jobs if "status" in it)
+            tell(jobs=len(jobs), statuses=statuses)
+            rows = store.history.record_rows(jobs)
+            tell(ids=[row[0] for row in rows])
+            return rows, len(rows)
 
-    lock.post("/reserve", endpoint="reserve")(lock_maker(store, schemas.LockReserve, reserve))
+        def reserve(locks: list[NewLock], tell: Tell) -> list[Row]:
+            tell(job_ids=dict.fromkeys(it.orchestration_job_id for it in locks))
+            return store.locks.reserve_rows(locks)
 
-    @lock.delete("/release", defaults={"orchestrationJobId": ""})
-    @lock.delete("/release/", defaults={"orchestrationJobId": ""})
-    @lock.delete("/release/<orchestrationJobId>")
-    def release(**path: str) -> Response:
-        job_id = release_request.read_path(path["orchestrationJobId"], request.args)
-        tell(job_ids=[job_id])
-        count = store.locks.release(job_id)
-        tell(removed=count)
-        return Response(write_json({"count": count}), content_type="application/json")
+        def release(payload: Any, tell: Tell) -> Result:
+            job_id = releasing.load(payload)["orchestration_job_id"]
+            tell(job_ids=[job_id])
+            count = store.locks.release(job_id)
+            tell(removed=count)
+            return {"count": count}
 
-    audited(lock, "reserve", "release")
-    audited(history, "record")
+        service.offer(
+            [
+                Operation(
+                    group="history",
+                    scope="record",
+                    changes=True,
+                    takes=recording,
+                    perform=record,
+                    entry=schemas.JobEntry(settings),
+                    status=201,
+                ),
+                Operation(
+                    group="lock",
+                    scope="reserve",
+                    changes=True,
+                    takes=schemas.LockReserve(settings),
+                    perform=lock_maker(store, schemas.LockReserve, reserve),
+                    entry=schemas.LockEntry(settings),
+                    status=201,
+                ),
+                Operation(
+                    group="lock",
+                    scope="release",
+                    changes=True,
+                    takes=releasing,
+                    perform=release,
+                    method="DELETE",
+                    in_path="orchestrationJobId",
+                    from_path=releasing.from_path,
+                ),
+            ]
+        )

@@ -1,4 +1,4 @@
-"""Registration with the cloud's ServiceRegistry. Only imported where `SERVICE_REGISTRY_URL` is set.
+"""Registration with the cloud's ServiceRegistry.
 
 Contract, "Registration with the cloud's ServiceRegistry". Every round begins with a look, and does
 only what is missing: a registration replaces what is there, and whoever looks it up at that moment
@@ -8,15 +8,18 @@ does not find it. So a process remembers next to nothing of what it has done.
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
-from flask import Flask
-
+from orchmgmt.app import Service
+from orchmgmt.entries import MANAGEMENT
 from orchmgmt.errors import Unavailable
+from orchmgmt.extensions import Extension
 from orchmgmt.extensions.registry import VERSION, CannotTell, Registry, is_as
-from orchmgmt.settings import PREFIX, Settings
+from orchmgmt.operations import SERVICES, Operation
+from orchmgmt.settings import PREFIX
+from orchmgmt.store import Figure
 
 log = logging.getLogger("orchmgmt")
 
@@ -37,13 +40,14 @@ PATIENCE = 2.0
 SYSTEM = "system-discovery/register"
 
 
-class Registration:
+class Registration(Extension):
     """Keeps this system and its services registered, in the background, until it is stopped.
 
+    Nothing is registered where the database is only read.
+
     Args:
-        app: the application, whose operations are registered.
-        services: the service definition of each blueprint whose operations are one.
-        settings: they say where the registry is, and where other systems reach this one.
+        service: whose operations are registered, and whose settings say where the registry is, and
+            where other systems reach this one.
         interval: the pause between two rounds, in seconds.
         again: the pause after a first failure, in seconds.
 
@@ -56,16 +60,17 @@ class Registration:
         SettingError: a setting is missing or wrong.
     """
 
-    def __init__(
-        self,
-        app: Flask,
-        services: Mapping[str, str],
-        settings: Settings,
-        interval: float = INTERVAL,
-        again: float = AGAIN,
-    ) -> None:
+    def __init__(self, service: Service, interval: float = INTERVAL, again: float = AGAIN) -> None:
+        settings = service.store.settings
+        self._read_only = service.read_only
         self._registry = Registry(settings)
-        self._operations = {name: _operations(app, it) for it, name in services.items()}
+        self._operations = {
+            name: (
+                f"{MANAGEMENT}/{group}",
+                _paths(it for it in service.operations if it.group == group),
+            )
+            for group, name in SERVICES.items()
+        }
         self._interval = interval
         self._again = self._pause = again
         self._revoked = False  # whether this process has taken the system away, once in its life
@@ -78,18 +83,35 @@ class Registration:
         self._deadline = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="registration", daemon=True)
+        service.store.figures += [
+            Figure(
+                "registered",
+                "Whether the last look at the ServiceRegistry found or left all as it should be",
+                lambda: self.registered,
+                counts=False,
+            ),
+            Figure(
+                "registration_attempts",
+                "Looks at the ServiceRegistry, with those that failed",
+                lambda: self.attempts,
+            ),
+            Figure(
+                "registration_failures",
+                "Looks at the ServiceRegistry that failed, or that were refused",
+                lambda: self.failures,
+            ),
+        ]
 
-    def start(self, port: int | None) -> None:
-        """Start the thread.
-
-        Args:
-            port: where this process listens, which is registered unless `SERVICE_PORT` is set.
-        """
-        self._registry.port = self._registry.port or port or 0
-        self._thread.start()
+    def start(self, url: str) -> None:
+        """Start the thread. The port of `url` is registered unless `SERVICE_PORT` is set."""
+        self._registry.port = self._registry.port or urlsplit(url).port or 0
+        if not self._read_only:
+            self._thread.start()
 
     def stop(self) -> None:
-        """Revoke the services, once no process listens here any more, in two seconds or not."""
+        """Revoke the services, once no process listens here. Give up after two seconds."""
+        if self._read_only:
+            return
         self._deadline = time.monotonic() + PATIENCE
         self._stopped.set()
         self._thread.join(PATIENCE)
@@ -245,17 +267,11 @@ class Registration:
             log.info("the services are no longer registered")
 
 
-def _operations(app: Flask, blueprint: str) -> tuple[str, dict[str, dict[str, str]]]:
-    """The base path of a blueprint, and the method and path of each operation below it."""
-    base = ""
-    found: dict[str, dict[str, str]] = {}
-    for rule in app.url_map.iter_rules():
-        name, _, operation = rule.endpoint.partition(".")
-        if name == blueprint:
-            before, _, path = rule.rule.partition(f"/{blueprint}/")
-            base = f"{before}/{blueprint}"
-            (method,) = (rule.methods or set()) - {"HEAD", "OPTIONS"}
-            # As the Java implementation has it: remove with its parameter, all others without.
-            path = "remove/{owner}" if operation == "remove" else path.partition("/")[0]
-            found[operation] = {"method": method, "path": f"/{path}"}
-    return base, found
+def _paths(operations: Iterable[Operation]) -> dict[str, dict[str, str]]:
+    """The method and the path of each operation, as the Java implementation registers them."""
+    # Remove has its parameter there, all others are without.
+    ends = {"remove": "remove/{owner}"}
+    return {
+        it.scope: {"method": it.method, "path": f"/{ends.get(it.scope, it.scope)}"}
+        for it in operations
+    }

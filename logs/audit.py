@@ -10,10 +10,9 @@ import os
 import pwd
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
-from flask import Blueprint, Response, g, request
-
+from orchmgmt.errors import fault_of
 from orchmgmt.logs import written
 
 log = logging.getLogger("orchmgmt.audit")
@@ -23,36 +22,64 @@ SHOWN = 10
 LONGEST_REASON = 300  # characters
 
 
-def audited(blueprint: Blueprint, *operations: str) -> Blueprint:
-    """Return `blueprint`, with a line for each request to these of its operations."""
-    endpoints = {f"{blueprint.name}.{operation}" for operation in operations}
+class Asked(Protocol):
+    """An operation that is attempted."""
 
-    @blueprint.after_request
-    def write(response: Response) -> Response:
-        asked = request.endpoint in endpoints and request.method != "OPTIONS"
-        if asked and log.isEnabledFor(logging.INFO):
-            fields = {
-                "requester": g.get("requester", "-"),
-                "operation": request.endpoint,
-                "status": response.status_code,
-                "result": _result(response.status_code),
-                **g.get("audit_details", {}),
-            }
-            if "refusal" in g:
-                fields["reason"] = _shortened(g.refusal)
-            log.info(written(fields), extra={"fields": fields})
-        return response
+    @property
+    def name(self) -> str:
+        """What the log calls it."""
 
-    return blueprint
+    @property
+    def status(self) -> int:
+        """The status of its answer."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether it may change locks or jobs, and so is audited."""
 
 
-def tell(**details: int | Collection[Any]) -> None:
-    """Add to the line of the present request, in the order of the calls.
+class Line:
+    """The line about one request, as far as it is known.
 
-    Args:
-        details: numbers, and collections of which the first few are named.
+    Attributes:
+        requester: the system that asks, once it is known.
     """
-    g.setdefault("audit_details", {}).update(_shown(details))
+
+    def __init__(self) -> None:
+        self.requester = "-"
+        self.details: dict[str, Any] = {}
+
+    def tell(self, **details: int | Collection[Any]) -> None:
+        """Add numbers, and collections of which the first few are named."""
+        self.details.update(_shown(details))
+
+
+@contextmanager
+def attempt(operation: Asked) -> Iterator[Line]:
+    """Write a line about a request that may change something, once it is done or has failed.
+
+    Yields:
+        what the line tells.
+    """
+    line = Line()
+    status, reason = operation.status, ""
+    try:
+        yield line
+    except Exception as error:
+        status, reason = fault_of(error)
+        raise
+    finally:
+        if operation.changes and log.isEnabledFor(logging.INFO):
+            fields = {
+                "requester": line.requester,
+                "operation": operation.name,
+                "status": int(status),
+                "result": _result(status),
+                **line.details,
+            }
+            if reason:
+                fields["reason"] = _shortened(reason)
+            log.info(written(fields), extra={"fields": fields})
 
 
 @contextmanager

@@ -10,8 +10,6 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
-from flask import Request
-
 from orchmgmt.errors import Unidentified
 from orchmgmt.values import strip
 
@@ -33,11 +31,30 @@ class Requester:
     operator: bool
 
 
+class Headers(Protocol):
+    """Headers by their names in any letter case."""
+
+    def get(self, name: str, /) -> str | None:
+        """Return a header, if it is there."""
+
+
+class Evidence(Protocol):
+    """What tells who sent a request; Flask's `Request` is such."""
+
+    @property
+    def headers(self) -> Headers:
+        """What was sent with it."""
+
+    @property
+    def remote_addr(self) -> str | None:
+        """Where it comes from."""
+
+
 class AuthenticationPolicy(Protocol):
     """A way of finding out who sent a request."""
 
-    def identify(self, request: Request) -> Requester:
-        """Return who sent `request`.
+    def identify(self, evidence: Evidence) -> Requester:
+        """Return who sent a request.
 
         Raises:
             Unidentified: it does not say, or not in the way of this policy.
@@ -46,17 +63,16 @@ class AuthenticationPolicy(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Operation:
-    """What a requester wants to do.
+class Operation(Protocol):
+    """What a requester wants to do."""
 
-    Attributes:
-        service: the service definition, such as `serviceOrchestrationLockManagement`.
-        scope: which of its operations: `create`, `query` or `remove`.
-    """
+    @property
+    def service(self) -> str:
+        """The service definition, such as `serviceOrchestrationLockManagement`."""
 
-    service: str
-    scope: str
+    @property
+    def scope(self) -> str:
+        """Which of its operations, such as `create`."""
 
 
 class ManagementPolicy(Protocol):
@@ -70,13 +86,13 @@ class ManagementPolicy(Protocol):
         """
 
 
-def bearer(request: Request) -> tuple[str, str]:
+def bearer(evidence: Evidence) -> tuple[str, str]:
     """Return the two parts of `Authorization: Bearer <kind>//<value>`.
 
     Raises:
         Unidentified: the header is missing or malformed; white space round the value is wrong too.
     """
-    header = request.headers.get("Authorization", "")
+    header = evidence.headers.get("Authorization") or ""
     if not strip(header):
         raise Unidentified("No authorization header has been provided")
     match = _BEARER(header)

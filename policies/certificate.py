@@ -12,10 +12,9 @@ from urllib.parse import unquote
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID, ObjectIdentifier
-from flask import Request
 
 from orchmgmt.errors import Forbidden, Unidentified
-from orchmgmt.policies import AuthenticationPolicy, Requester
+from orchmgmt.policies import AuthenticationPolicy, Evidence, Requester
 from orchmgmt.policies.proxies import TrustedProxies
 from orchmgmt.settings import OPERATOR_NAME, PREFIX, SettingError, Settings
 from orchmgmt.values import strip
@@ -59,15 +58,15 @@ class Certificate(AuthenticationPolicy):
                 f"and -, not {self._header!r}"
             )
 
-    def identify(self, request: Request) -> Requester:
+    def identify(self, evidence: Evidence) -> Requester:
         """Return the system or operator that the client certificate names.
 
         Raises:
             Unidentified: there is none, it is not believed, or it is not valid now.
             Forbidden: it is none of a system or an operator of this cloud.
         """
-        value = request.headers.get(self._header)
-        if value is not None and not self._proxies.sent(request):
+        value = evidence.headers.get(self._header)
+        if value is not None and not self._proxies.sent(evidence):
             raise Unidentified("A client certificate is only taken from a trusted proxy")
         if not value:
             raise Unidentified("No client certificate has been provided")

@@ -1,9 +1,7 @@
 """The authentication policy `declared`: the requester says its name, and nothing is verified."""
 
-from flask import Request
-
 from orchmgmt.errors import Unidentified
-from orchmgmt.policies import INVALID_HEADER, AuthenticationPolicy, Requester, bearer
+from orchmgmt.policies import INVALID_HEADER, AuthenticationPolicy, Evidence, Requester, bearer
 from orchmgmt.settings import OPERATOR_NAME, Settings
 
 
@@ -13,13 +11,13 @@ class Declared(AuthenticationPolicy):
     def __init__(self, settings: Settings) -> None:
         self._naming = settings.naming
 
-    def identify(self, request: Request) -> Requester:
+    def identify(self, evidence: Evidence) -> Requester:
         """Return the system that `Authorization: Bearer SYSTEM//<name>` names.
 
         Raises:
             Unidentified: the header is missing or malformed.
         """
-        kind, value = bearer(request)
+        kind, value = bearer(evidence)
         try:
             name = self._naming.system_name(value)
         except ValueError:

@@ -1,20 +1,22 @@
 """The gate before the operations: identity, then permission, and the access log of both."""
 
 import logging
-from pkgutil import resolve_name
-from typing import Any
-
-from flask import Blueprint, g, request
+from typing import Any, Protocol
 
 from orchmgmt.errors import Forbidden, ServiceError
-from orchmgmt.policies import AuthenticationPolicy, ManagementPolicy, Operation
+from orchmgmt.policies import (
+    AuthenticationPolicy,
+    Evidence,
+    ManagementPolicy,
+    Operation,
+    Requester,
+)
 from orchmgmt.policies.proxies import TrustedProxies
 from orchmgmt.settings import (
     AUTHENTICATION_POLICIES,
     MANAGEMENT_POLICIES,
     PREFIX,
-    Policy,
-    SettingError,
+    Part,
     Settings,
 )
 
@@ -24,15 +26,26 @@ access = logging.getLogger("orchmgmt.access")
 
 log = logging.getLogger("orchmgmt")
 
-#: The only scope that changes nothing.
-QUERY = "query"
-
 READ_ONLY = "This server answers queries alone: it was started with --read-only"
+
+
+class Permitted(Operation, Protocol):
+    """An operation that the gate stands before."""
+
+    @property
+    def name(self) -> str:
+        """What the log calls it."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether it may change locks or jobs."""
 
 
 class Gate:
     """Lets in the requests that the policies of the settings let in.
 
+    Args:
+        settings: which policies, and what they need to know.
         read_only: whether operations that write are refused.
 
     Raises:
@@ -53,39 +66,50 @@ class Gate:
         if settings.authentication_policy != "certificate":
             self._unread = settings.client_certificate_header
 
-    def guard(self, blueprint: Blueprint, service: str | None = None) -> Blueprint:
-        """Return `blueprint`, for identified systems only.
+    def identify(self, evidence: Evidence, name: str) -> Requester:
+        """Return who sent a request.
 
         Args:
-            blueprint: operations, each a function called by its scope.
-            service: the service definition that they belong to, if they also need permission.
+            evidence: what tells that.
+            name: what the log calls the operation.
+
+        Raises:
+            ServiceError: as `AuthenticationPolicy.identify`.
         """
-
-        @blueprint.before_request
-        def admit() -> None:
-            if request.method == "OPTIONS":  # a browser's question before the request itself
-                return
-            if self._unread and self._unread in request.headers:
-                self._warn()
-            scope = str(request.endpoint).rpartition(".")[2]
-            self._admit(Operation(service, scope) if service else None)
-
-        return blueprint
-
-    def _admit(self, operation: Operation | None) -> None:
-        name = "-"
+        if self._unread and evidence.headers.get(self._unread) is not None:
+            self._warn()
         try:
-            requester = self._identity.identify(request)
-            name = g.requester = requester.name
-            g.operator = requester.operator
-            if operation and not self._permission.admits(requester, operation):
+            return self._identity.identify(evidence)
+        except ServiceError as refusal:
+            self._log(evidence, "-", name, refusal)
+            raise
+
+    def permit(self, requester: Requester, operation: Permitted, evidence: Evidence) -> None:
+        """Return if a requester may perform an operation.
+
+        Raises:
+            Forbidden: it may not.
+            ServiceError: as `ManagementPolicy.admits`.
+        """
+        try:
+            if not self._permission.admits(requester, operation):
                 raise Forbidden("Requester has no management permission")
-            if operation and self._read_only and operation.scope != QUERY:
+            if self._read_only and operation.changes:
                 raise Forbidden(READ_ONLY)
         except ServiceError as refusal:
-            self._log(logging.INFO, "refused", name, f"{refusal.status.value} {refusal}")
+            self._log(evidence, requester.name, operation.name, refusal)
             raise
-        self._log(logging.DEBUG, "allowed", name, "operator" if requester.operator else "system")
+        self._log(evidence, requester.name, operation.name, operator=requester.operator)
+
+    def admit(self, evidence: Evidence, name: str) -> Requester:
+        """Return who sent a request for which an identity is enough.
+
+        Raises:
+            ServiceError: as `identify`.
+        """
+        requester = self.identify(evidence, name)
+        self._log(evidence, requester.name, name, operator=requester.operator)
+        return requester
 
     def _warn(self) -> None:
         log.warning(
@@ -96,20 +120,30 @@ class Gate:
         )
         self._unread = ""  # once is enough
 
-    def _log(self, level: int, outcome: str, name: str, reason: str) -> None:
+    def _log(
+        self,
+        evidence: Evidence,
+        requester: str,
+        name: str,
+        refusal: ServiceError | None = None,
+        operator: bool = False,
+    ) -> None:
+        level = logging.INFO if refusal else logging.DEBUG
         if access.isEnabledFor(level):
-            fields = {"outcome": outcome, "requester": name, "operation": request.endpoint}
-            fields |= {"client": self._proxies.client(request), "reason": reason}
+            reason = "operator" if operator else "system"
+            if refusal:
+                reason = f"{refusal.status.value} {refusal}"
+            fields = {
+                "outcome": "refused" if refusal else "allowed",
+                "requester": requester,
+                "operation": name,
+                "client": self._proxies.client(evidence),
+                "reason": reason,
+            }
             line = "%(outcome)s %(requester)s %(operation)s from %(client)s: %(reason)s"
             access.log(level, line, fields, extra={"fields": fields})
 
 
-def _chosen(policies: dict[str, Policy], name: str, settings: Settings) -> Any:
+def _chosen(policies: dict[str, Part], name: str, settings: Settings) -> Any:
     """One of `policies`, made from the settings."""
-    try:
-        policy = resolve_name(policies[name].where)
-    except ModuleNotFoundError as error:
-        raise SettingError(
-            f"the policy `{name}` needs {error.name}: pip install 'orchmgmt[{name}]'"
-        ) from None
-    return policy(settings)
+    return policies[name].load(f"the policy `{name}`")(settings)

@@ -6,10 +6,8 @@ import threading
 import time
 from collections import OrderedDict
 
-from flask import Request
-
 from orchmgmt.errors import Unidentified
-from orchmgmt.policies import INVALID_HEADER, AuthenticationPolicy, Requester, bearer
+from orchmgmt.policies import INVALID_HEADER, AuthenticationPolicy, Evidence, Requester, bearer
 from orchmgmt.policies.cloud import OtherSystem, own_side, seconds_until
 from orchmgmt.settings import Settings
 from orchmgmt.values import strip
@@ -37,14 +35,14 @@ class Outsourced(AuthenticationPolicy):
         self._identity = OtherSystem("identity service", settings, "identity_url", "outsourced")
         self._remembered = _Remembered(settings.identity_cache_seconds)
 
-    def identify(self, request: Request) -> Requester:
+    def identify(self, evidence: Evidence) -> Requester:
         """Return the system whose token `Authorization: Bearer IDENTITY-TOKEN//<token>` shows.
 
         Raises:
             Unidentified: the header is missing or malformed, or the token is not valid.
             Unavailable: the identity service does not answer as the contract says.
         """
-        kind, value = bearer(request)
+        kind, value = bearer(evidence)
         token = strip(value)
         if kind != "IDENTITY-TOKEN" or not _TOKEN(token):
             raise Unidentified(INVALID_HEADER)

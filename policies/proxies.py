@@ -2,8 +2,7 @@
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from flask import Request
-
+from orchmgmt.policies import Evidence
 from orchmgmt.settings import PREFIX, SettingError, Settings
 
 #: What servers give as the address of a peer at a Unix socket, which has none: waitress a name, and
@@ -24,9 +23,9 @@ class TrustedProxies:
         except ValueError as error:
             raise SettingError(f"{PREFIX}TRUSTED_PROXIES: {error}") from None
 
-    def sent(self, request: Request) -> bool:
+    def sent(self, evidence: Evidence) -> bool:
         """Return whether a request comes straight from one of these proxies."""
-        peer = request.remote_addr
+        peer = evidence.remote_addr
         if peer in UNIX_SOCKET:
             return True
         try:
@@ -35,12 +34,12 @@ class TrustedProxies:
             return False
         return any(address in network for network in self._networks)
 
-    def client(self, request: Request) -> str:
+    def client(self, evidence: Evidence) -> str:
         """Return the address of the client, which a trusted proxy hands on."""
-        peer = request.remote_addr or ""
+        peer = evidence.remote_addr or ""
         # A proxy appends to what its own client sent: only the last address is its word.
-        last = request.headers.get("X-Forwarded-For", "").rpartition(",")[2]
-        for text in (last, peer) if self.sent(request) else (peer,):
+        last = (evidence.headers.get("X-Forwarded-For") or "").rpartition(",")[2]
+        for text in (last, peer) if self.sent(evidence) else (peer,):
             try:
                 return str(address_of(text))
             except ValueError:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from math import inf
 
 from orchmgmt.errors import Unavailable
-from orchmgmt.store import Store
+from orchmgmt.store import Figure, Store
 from orchmgmt.values import write_second
 
 log = logging.getLogger("orchmgmt")
@@ -47,9 +47,15 @@ class Cleaner:
         self._even_since = -inf
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cleaner", daemon=True)
+        store.figures += [
+            Figure("cleaner_rounds", "Rounds of the cleaner", lambda: self.rounds),
+            Figure("cleaner_failures", "Rounds of the cleaner that failed", lambda: self.failures),
+            Figure("cleaner_locks_deleted", "Expired locks deleted", lambda: self.locks),
+            Figure("cleaner_jobs_deleted", "Old jobs deleted", lambda: self.jobs),
+        ]
 
-    def start(self) -> None:
-        """Start the thread."""
+    def start(self, url: str) -> None:
+        """Start the thread, wherever the server listens."""
         self._thread.start()
 
     def stop(self) -> None:

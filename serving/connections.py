@@ -13,7 +13,7 @@ from waitress.parser import HTTPRequestParser
 from waitress.task import ErrorTask
 from waitress.utilities import BadRequest
 
-from orchmgmt.errors import body_too_large, error_body, origin_of
+from orchmgmt.errors import BodyTooLarge, error_body, origin_of
 
 
 class _Request(HTTPRequestParser):  # type: ignore[misc]
@@ -60,7 +60,7 @@ class _Refusal(ErrorTask):  # type: ignore[misc]
         error, origin = self.request.error, self.request.origin()
         message = f"{error.reason}: {error.body}"
         if error.code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            message = body_too_large(self.channel.adj.max_request_body_size - 1)
+            message = str(BodyTooLarge(self.channel.adj.max_request_body_size - 1))
         body = error_body(error.code, message, origin)
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", "application/json"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, request
 from werkzeug.datastructures import EnvironHeaders, Headers
 from werkzeug.exceptions import HTTPException
 from werkzeug.test import run_wsgi_app
@@ -148,7 +148,7 @@ class Wire:
 
 def _note(response: Response) -> Response:
     line = request.environ[LINE]
-    line.requester = g.get("requester", "")
+    line.requester = request.environ.get("REMOTE_USER", "")
     line.status = response.status_code
     return response
 

@@ -1,7 +1,7 @@
 """The page at `/ui/`, where people look at locks and history and operate them.
 
 It is one client more of the public operations. Beside its files it needs to know a little about the
-service, and who it is taken for. Only imported where the setting `UI` is on.
+service, and who it is taken for.
 """
 
 import re
@@ -10,9 +10,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, g, request, send_from_directory
+from flask import Blueprint, Response, request, send_from_directory
 
+from orchmgmt.app import Service
 from orchmgmt.errors import Unavailable
+from orchmgmt.extensions import Extension
 from orchmgmt.json_text import write_json
 from orchmgmt.policies.gate import Gate
 from orchmgmt.store import Store
@@ -31,13 +33,14 @@ TYPES = {
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:_-]+").fullmatch
 
 
-def ui_blueprint(store: Store, gate: Gate) -> Blueprint:
-    """Return the page and what it asks of the service that no operation tells.
+class Page(Extension):
+    """The page, and what it asks of the service that no operation tells."""
 
-    Args:
-        store: its clock decides what has expired, for the page too.
-        gate: who is let in to be told who they are.
-    """
+    def __init__(self, service: Service) -> None:
+        service.app.register_blueprint(_blueprint(service.store, service.gate))
+
+
+def _blueprint(store: Store, gate: Gate) -> Blueprint:
     blueprint = Blueprint("ui", __name__)
     settings = store.settings
     identity_url = login_address(settings.identity_url)
@@ -77,7 +80,11 @@ def ui_blueprint(store: Store, gate: Gate) -> Blueprint:
         }
         return _never_kept(told)
 
-    blueprint.register_blueprint(gate.guard(_who_blueprint()), url_prefix="/ui")
+    @blueprint.get("/ui/who.json")
+    def who() -> Response:
+        requester = gate.admit(request, "ui.who")
+        return _never_kept({"name": requester.name, "operator": requester.operator})
+
     return blueprint
 
 
@@ -103,16 +110,6 @@ def login_address(identity_url: str) -> str:
     except ValueError:
         within = parts.hostname == "localhost"
     return identity_url.rstrip("/") if parts.scheme == "https" or within else ""
-
-
-def _who_blueprint() -> Blueprint:
-    blueprint = Blueprint("who", __name__)
-
-    @blueprint.get("/who.json")
-    def who() -> Response:
-        return _never_kept({"name": g.requester, "operator": g.operator})
-
-    return blueprint
 
 
 def _security_policy(identity_url: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import COMMAND
 
+from orchmgmt import commands
 from orchmgmt.cli import Group
 
 pytestmark = pytest.mark.sqlite
@@ -84,15 +85,18 @@ def test_a_folder_that_is_gone_is_said(
     assert ended.stderr.count("\n") == bool(said)
 
 
+LATE = "orchmgmt.commands.late"
+
+
 @pytest.fixture
 def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> click.Group:
     """A group in a group, with a command that is there already and one that is not."""
-    (tmp_path / "a_late_module.py").write_text(LAZY)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "a_late_module", raising=False)
+    (tmp_path / "late.py").write_text(LAZY)
+    monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, LATE, raising=False)
     outer = Group("outer")
 
-    @outer.group(lazy={"late": "a_late_module:late"})
+    @outer.group(lazy=["late"])
     def inner() -> None:
         """Say something."""
 
@@ -107,7 +111,7 @@ def test_a_command_is_imported_only_when_it_is_used(group: click.Group) -> None:
     assert CliRunner().invoke(group, ["inner", "early"]).exit_code == 0
     assert CliRunner().invoke(group, ["--help"]).exit_code == 0
     assert CliRunner().invoke(group, ["inner", "wrong"]).exit_code == 2
-    assert "a_late_module" not in sys.modules
+    assert LATE not in sys.modules
     assert CliRunner().invoke(group, ["inner", "late", "word"]).output == "word\n"
 
 

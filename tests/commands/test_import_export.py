@@ -776,7 +776,8 @@ def test_import_waits_for_no_terminal_where_there_is_none(run, tmp_path):
 def test_no_room_for_temporary_files_is_not_blamed_on_the_database(store, tmp_path, how):
     # A file system that is full is not at hand everywhere; what it says is.
     code = (
-        "import errno, sqlite3, shutil; from orchmgmt import cli; from orchmgmt.commands import transfer\n"
+        "import errno, sqlite3, shutil; from orchmgmt import cli\n"
+        "from orchmgmt.commands import transfer\n"
         "def full(*_): raise OSError(errno.ENOSPC, 'No space left on device')\n"
         f"if {how!r} == 'pipe': shutil.copyfileobj = full\n"
         "opened = transfer._open_places\n"

@@ -862,7 +862,8 @@ def test_another_shell_can_read_what_it_is_given(run: Run, shell: str) -> None:
 
 def test_a_server_imports_nothing_of_it(tmp_path: Path) -> None:
     code = (
-        "import sys; from orchmgmt.cli import main, Group; import orchmgmt.app, orchmgmt.serving.server;"
+        "import sys; from orchmgmt.cli import main, Group\n"
+        "import orchmgmt.app, orchmgmt.serving.server\n"
         "print([it for it in sys.modules if it.startswith('orchmgmt.commands')"
         " or it == 'orchmgmt.client'])"
     )

@@ -303,15 +303,16 @@ WITHOUT = (
 
 
 def test_without_its_packages_it_says_what_to_install():
-    for arguments in (["openapi"], ["serve", "--openapi", "true"]):
+    needs = "needs apispec: pip install 'orchmgmt[openapi]'"
+    for arguments, what in (
+        (["openapi"], "the description of the operations"),
+        (["serve", "--openapi", "true"], "ORCHMGMT_OPENAPI"),
+    ):
         ended = subprocess.run(
             [sys.executable, "-c", WITHOUT, *arguments], capture_output=True, text=True, timeout=60
         )
         assert ended.returncode == 2
-        assert ended.stderr.splitlines()[-1] == (
-            "Error: the description of the operations needs apispec: "
-            "pip install 'orchmgmt[openapi]'"
-        )
+        assert ended.stderr.splitlines()[-1] == f"Error: {what} {needs}"
 
 
 @pytest.mark.parametrize("packages", [True, False])

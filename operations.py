@@ -1,0 +1,165 @@
+"""The operations: what each takes, does and returns, whatever carries the request.
+
+`views.py` offers them over HTTP. An operation knows neither requests nor identities.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from orchmgmt import schemas
+from orchmgmt.databases import Row
+from orchmgmt.errors import InvalidParameter
+from orchmgmt.locks import AlreadyLocked
+from orchmgmt.models import NewLock
+from orchmgmt.store import Store
+
+#: The service definition of each group of operations, as the cloud's other systems know it.
+SERVICES = {
+    "lock": "serviceOrchestrationLockManagement",
+    "history": "serviceOrchestrationHistoryManagement",
+}
+
+
+class Tell(Protocol):
+    """Adds to the audit log's line about the present request, in the order of the calls."""
+
+    def __call__(self, **details: int | Collection[Any]) -> None:
+        """Add numbers, and collections of which the first few are named."""
+
+
+#: What an operation returns: a page of rows and how many match in all, other JSON, or nothing.
+Result = tuple[Sequence[Row], int] | dict[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One operation of a service.
+
+    Attributes:
+        group: the service that it belongs to, a key of `SERVICES`.
+        scope: its name, and the scope that the management policies are asked about.
+        changes: whether it may change locks or jobs. If so, each attempt is audited, and a
+            read-only server refuses it.
+        takes: the payload.
+        perform: does it, given the payload as JSON has it.
+        entry: the entries of the page that it returns, if it returns one.
+        status: the HTTP status of its answer.
+        method: the HTTP method.
+        in_path: the part of the payload that HTTP has at the end of the path, if there is one.
+        from_path: makes the payload of that part and the query string then.
+    """
+
+    group: str
+    scope: str
+    changes: bool
+    takes: schemas.WireSchema
+    perform: Callable[[Any, Tell], Result]
+    entry: schemas.EntrySchema | None = None
+    status: int = 200
+    method: str = "POST"
+    in_path: str = ""
+    from_path: Callable[[str, Mapping[str, list[str]]], Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """What logs, metrics and the harness call it: `lock.create`."""
+        return f"{self.group}.{self.scope}"
+
+    @property
+    def service(self) -> str:
+        """The service definition."""
+        return SERVICES[self.group]
+
+
+def operations(store: Store) -> list[Operation]:
+    """Return the operations of both services (contract, "Lock" and "History")."""
+    settings, locks, history = store.settings, store.locks, store.history
+    lock_entry, job_entry = schemas.LockEntry(settings), schemas.JobEntry(settings)
+    lock_query, history_query = schemas.LockQuery(settings), schemas.HistoryQuery(settings)
+    removal = schemas.LockRemove(settings)
+
+    def find_locks(payload: Any, tell: Tell) -> Result:
+        return locks.find_rows(*lock_query.load(payload))
+
+    def find_jobs(payload: Any, tell: Tell) -> Result:
+        return history.find_rows(*history_query.load(payload))
+
+    def remove(payload: Any, tell: Tell) -> None:
+        wanted = removal.load(payload)
+        owner, instances = wanted["owner"], wanted["service_instance_ids"]
+        tell(locks=len(instances), instances=instances, owners=[owner])
+        tell(removed=locks.remove_rows(owner, instances))
+
+    return [
+        Operation(
+            group="lock",
+            scope="create",
+            changes=True,
+            takes=schemas.LockCreate(settings),
+            perform=lock_maker(store, schemas.LockCreate, lambda new, _: locks.create_rows(new)),
+            entry=lock_entry,
+            status=201,
+        ),
+        Operation(
+            group="lock",
+            scope="query",
+            changes=False,
+            takes=lock_query,
+            perform=find_locks,
+            entry=lock_entry,
+        ),
+        Operation(
+            group="lock",
+            scope="remove",
+            changes=True,
+            takes=removal,
+            perform=remove,
+            method="DELETE",
+            in_path="owner",
+            from_path=removal.from_path,
+        ),
+        Operation(
+            group="history",
+            scope="query",
+            changes=False,
+            takes=history_query,
+            perform=find_jobs,
+            entry=job_entry,
+        ),
+    ]
+
+
+def lock_maker(
+    store: Store,
+    request_schema: type[schemas.LockCreate],
+    make_rows: Callable[[list[NewLock], Tell], list[Row]],
+) -> Callable[[Any, Tell], Result]:
+    """Return what makes the locks of a payload.
+
+    Args:
+        store: where the locks are kept.
+        request_schema: what the payload looks like.
+        make_rows: makes all of the locks, or none, and returns their rows.
+    """
+    wanted_request = request_schema(store.settings)
+
+    def make(payload: Any, tell: Tell) -> Result:
+        try:
+            wanted = wanted_request.load(payload)
+            tell(
+                locks=len(wanted),
+                instances=[lock.service_instance_id for lock in wanted],
+                owners=dict.fromkeys(lock.owner for lock in wanted),
+            )
+            rows = make_rows(wanted, tell)
+        except AlreadyLocked:
+            raise
+        except InvalidParameter:
+            # A time that is past may count before this fault, in the form in which it was sent.
+            request_schema(store.settings, present=store.now()).load(payload)
+            raise
+        tell(ids=[row[0] for row in rows])
+        return rows, len(rows)
+
+    return make
