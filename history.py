@@ -1,15 +1,9 @@
 """The history of one database: its orchestration jobs, from their creation to their end.
 
-As in `locks.py`, Python programs get `orchmgmt.entries.Job`s, and under that are rows.
-
-history = Store().history
-job_id = history.create("PULL", "TemperatureConsumer", "TemperatureConsumer", "kelvinInfo")
-history.start(job_id)
-history.finish(job_id)
+As in `locks.py`, values and rows are in the form in which they are on the wire and in the table.
 """
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Container, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Any
@@ -17,15 +11,14 @@ from uuid import uuid4
 
 from peewee import SQL, Case
 
-from orchmgmt import entries
 from orchmgmt.databases import Database, Row
 from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.fields import camel_case
-from orchmgmt.models import DONE, ERROR, FINISHED, IN_PROGRESS, PENDING, STATUSES, Job, JobCount
-from orchmgmt.schemas import HistoryQuery, JobEntry, payload_of
+from orchmgmt.models import FINISHED, IN_PROGRESS, PENDING, STATUSES, Job, JobCount
+from orchmgmt.schemas import JobEntry, payload_of
 from orchmgmt.settings import Settings
-from orchmgmt.values import strip, write_instant
+from orchmgmt.values import write_instant
 
 COLUMNS = list(Job._meta.sorted_fields)
 
@@ -53,20 +46,24 @@ class StepBack(InvalidParameter):
         self.place = place
 
 
-class History:
+class NoSuchJob(NotFound):
+    """There is no job with an id."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"There is no orchestration job {job_id}")
+
+
+class JobTable:
     """The orchestration jobs of one database. Every method may be called from any thread.
 
     Args:
         database: where they are kept.
-        settings: how what is given to `create` is normalised, and how long jobs are kept.
+        settings: how jobs are normalised, and how long they are kept.
     """
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
-        # A program that misspells a filter shall hear of it.
-        self._query = HistoryQuery(replace(settings, unknown_keys="refuse"))
         self._entry = JobEntry(settings)
-        self._message = self._entry.fields["message"]
         self._max_age = timedelta(days=settings.history_max_age_days)
         self._jobs = Selection(
             database,
@@ -117,155 +114,7 @@ class History:
             "UPDATE SKIP LOCKED",  # a job that starts anew meanwhile must stay
         )
 
-    def create(
-        self,
-        type: str,
-        requester_system: str,
-        target_system: str,
-        service_definition: str,
-        subscription_id: str = "",
-        message: str = "",
-    ) -> str:
-        """Record a new job, `PENDING`.
-
-        Args:
-            type: `PULL` (asked for by the requester) or `PUSH` (by a subscription).
-            requester_system: the system that asked.
-            target_system: the system that the result is for.
-            service_definition: the service that is looked for.
-            subscription_id: the UUID of the subscription that triggered the job, if one did.
-            message: free text, at most 16,384 characters.
-
-        Returns:
-            The job's id, a UUID.
-
-        Raises:
-            InvalidParameter: a value is malformed.
-            Unavailable: the database does not answer.
-        """
-        job = entries.Job(
-            id=str(uuid4()),
-            type=type,
-            requester_system=requester_system,
-            target_system=target_system,
-            service_definition=service_definition,
-            subscription_id=subscription_id,
-            message=message,
-        )
-        self.add([job])
-        return job.id
-
-    def add(self, jobs: Iterable[entries.Job]) -> list[entries.Job]:
-        """Put jobs there as they are, of any age and status, all or none.
-
-        For what was recorded elsewhere, and for tests and demonstrations.
-
-        Args:
-            jobs: the jobs. One without an id gets one; one whose id is there replaces it. One
-                without `created_at` is made now.
-
-        Returns:
-            The jobs as they are stored, in the same order.
-
-        Raises:
-            InvalidParameter: a value is malformed, or does not go with the status.
-            Unavailable: the database does not answer.
-        """
-        return self._database.write(self.add_within, list(jobs))
-
-    def add_within(self, jobs: Iterable[entries.Job]) -> list[entries.Job]:
-        """As `add`, within a `Database.write`."""
-        created = {"createdAt": self._database.now()}
-        wanted = [{**created, **payload_of(vars(job))} for job in jobs]
-        return self._read(self.put([self._entry.load(job) for job in wanted]))
-
-    def start(self, job_id: str, message: str = "") -> None:
-        """Put a job `IN_PROGRESS`, from now; a finished one starts anew.
-
-        Args:
-            job_id: the job.
-            message: replaces the job's message, unless blank.
-
-        Raises:
-            NotFound: there is no such job.
-            InvalidParameter: the message is no string.
-            Unavailable: the database does not answer.
-        """
-        self._change(self._start, job_id, message, IN_PROGRESS)
-
-    def finish(self, job_id: str, message: str = "") -> None:
-        """End a job that is in progress as `DONE`, now.
-
-        Args:
-            job_id: the job.
-            message: replaces the job's message, unless blank.
-
-        Raises:
-            NotFound: there is no such job.
-            InvalidParameter: the job is not in progress, or the message is no string.
-            Unavailable: the database does not answer.
-        """
-        self._change(self._end, job_id, message, DONE)
-
-    def fail(self, job_id: str, message: str = "") -> None:
-        """End a job that is in progress as `ERROR`, now.
-
-        Args:
-            job_id: the job.
-            message: what went wrong; replaces the job's message, unless blank.
-
-        Raises:
-            NotFound: there is no such job.
-            InvalidParameter: the job is not in progress, or the message is no string.
-            Unavailable: the database does not answer.
-        """
-        self._change(self._end, job_id, message, ERROR)
-
-    def get(self, job_id: str) -> entries.Job:
-        """Return one job.
-
-        Raises:
-            NotFound: there is no such job.
-            Unavailable: the database does not answer.
-        """
-        rows, _ = self.find_rows({"ids": [strip(job_id).lower()]}, Page(0, 1))
-        if not rows:
-            raise NotFound(f"There is no orchestration job {job_id}")
-        return self._read(rows)[0]
-
-    def find(
-        self,
-        *,
-        page: int = 0,
-        size: int = 0,
-        sort_field: str = "",
-        descending: bool = True,
-        **filters: Any,
-    ) -> entries.Found[entries.Job]:
-        """Return a page of the jobs that match: by default the newest of all.
-
-        Contract: "History", and "Pagination".
-
-        Args:
-            page: which page, from 0.
-            size: how many jobs are on a page; less than 1 is as many as the largest page holds.
-            sort_field: `id`, `created_at`, `started_at` or `finished_at`; `created_at` by default.
-            descending: the order.
-            filters: `ids`, `statuses`, `requester_systems`, `target_systems`,
-                `service_definitions` and `subscription_ids` are lists; `type` is one of them.
-
-        Raises:
-            InvalidParameter: a value is malformed, or there is no such filter.
-            Unavailable: the database does not answer.
-        """
-        wanted = self._query.load_arguments(filters, page, size, sort_field, descending)
-        rows, count = self.find_rows(*wanted)
-        return entries.Found(self._read(rows), count)
-
-    def _read(self, rows: Iterable[Row]) -> list[entries.Job]:
-        return [entries.Job.from_wire(entry) for entry in self._entry.dump(rows)]
-
-    def find_rows(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
+    def find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
         """Return a page of the jobs that match, and how many match in all.
 
         Contract: "History".
@@ -298,7 +147,7 @@ class History:
         return rows
 
     def put_forward(self, jobs: Sequence[Mapping[str, Any]]) -> None:
-        """As `put`, but a job that is there only goes forward in its life, as `record_rows` has it.
+        """As `put`, but a job that is there only goes forward in its life, as `record` has it.
 
         Raises:
             StepBack: the first that would not; the write must roll back.
@@ -327,7 +176,7 @@ class History:
         self._insert.rows(sorted(row for row in rows if row[0] not in there))
         self._upsert.rows([row for row in rows if row[0] in there])
 
-    def record_rows(self, jobs: Sequence[Mapping[str, str]]) -> list[Row]:
+    def record(self, jobs: Sequence[Mapping[str, str]]) -> list[Row]:
         """Put new jobs there and bring others forward in their life, all or none.
 
         Contract: "Extensions of ours", `record`. Times that a job's status needs and that are not
@@ -352,7 +201,7 @@ class History:
             seen.add(job_id)
         ids = [job.get("id") or str(uuid4()) for job in jobs]
 
-        def record() -> list[Row]:
+        def record_all() -> list[Row]:
             now = self._database.now()
             there = self._there(ids)
             rows = []
@@ -370,7 +219,7 @@ class History:
             self._write(rows, there)
             return rows
 
-        return self._database.write(record)
+        return self._database.write(record_all)
 
     def delete_old(self, moment: str, pause: Pause) -> int:
         """Delete the jobs that had ended the maximum age before then, in batches.
@@ -397,19 +246,28 @@ class History:
             jobs for status, kind, jobs in rows if status in statuses and type in (None, kind)
         )
 
-    def _change(self, sql: str, job_id: str, message: str, status: str) -> None:
-        values = {
-            "id": strip(job_id).lower(),
-            "message": self._message.deserialize(message),
-            "status": status,
-        }
+    def step(self, job_id: str, status: str, message: str) -> None:
+        """Put a job in progress, or end one that is in progress, now.
+
+        Args:
+            job_id: the job's id, in canonical form.
+            status: its new status; `PENDING` is none.
+            message: replaces the job's message, unless empty.
+
+        Raises:
+            NotFound: there is no such job.
+            InvalidParameter: it cannot end, for it is not in progress.
+            Unavailable: the database does not answer.
+        """
+        sql = self._start if status == IN_PROGRESS else self._end
+        values = {"id": job_id, "message": message, "status": status}
 
         def change() -> None:
             if self._database.change(sql, {**values, "now": self._database.now()}):
                 return
             found = self._database.rows(self._status, values)
             if not found:
-                raise NotFound(f"There is no orchestration job {job_id}")
+                raise NoSuchJob(job_id)
             raise InvalidParameter(
                 f"Orchestration job {job_id} is {found[0][0]}: only a job in progress can end"
             )

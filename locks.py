@@ -1,33 +1,19 @@
 """The locks of one database: exclusive, all or nothing, gone the moment they expire.
 
-`Locks` has two layers. Python programs give and get `orchmgmt.entries.Lock`s. Under that are rows,
-in the form in which they are on the wire and in the table, for operations over HTTP and imports.
+Values and rows are in the form in which they are on the wire and in the table.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from datetime import datetime
 from operator import attrgetter
 from typing import Any
 
 from peewee import SQL, fn
 
-from orchmgmt import entries
 from orchmgmt.databases import Database, Row
 from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import Job, Lock, LockCount, NewLock
-from orchmgmt.schemas import (
-    IN_THE_PAST,
-    LockCreate,
-    LockEntry,
-    LockQuery,
-    LockRemove,
-    Reservation,
-    payload_of,
-)
-from orchmgmt.settings import Settings
-from orchmgmt.values import strip
+from orchmgmt.schemas import IN_THE_PAST
 
 COLUMNS = [getattr(Lock, name) for name in NewLock._fields]
 
@@ -85,22 +71,15 @@ class NoUnfinishedJob(InvalidParameter, NotFound):
         super().__init__(f"There is no unfinished orchestration job {job_id}")
 
 
-class Locks:
+class LockTable:
     """The locks of one database.
 
     Args:
         database: where they are kept.
-        settings: how what is given to `reserve` is normalised.
     """
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        # A program that misspells a filter shall hear of it.
-        self._query = LockQuery(replace(settings, unknown_keys="refuse"))
-        self._new = LockCreate(replace(settings, unknown_keys="ignore"))
-        self._removal = LockRemove(settings)
-        self._entry = LockEntry(settings)
-        self._reservation = Reservation(settings)
         place = database.place
         self._active = Selection(
             database,
@@ -123,7 +102,6 @@ class Locks:
         self._count = database.sql(
             LockCount.select(LockCount.locks - Lock.select(fn.COUNT(SQL("*"))).where(expired))
         )
-        with_ids = database.any_of(Lock.id, "ids")
         among = database.any_of(Lock.service_instance_id, "service_instance_ids")
         # A lock that has expired is as good as none.
         self._insert = BulkInsert(
@@ -135,8 +113,6 @@ class Locks:
                 where=Lock.expires_at <= database.next_place,
             ).returning(Lock.service_instance_id, Lock.id),
         )
-        self._select_like = database.sql(Lock.select().where(with_ids | among))
-        self._delete_ids = database.sql(Lock.delete().where(with_ids))
         self._delete_expired = database.deletion(
             Lock.id, Lock.select(Lock.id).where(expired).limit(place("limit")), "UPDATE SKIP LOCKED"
         )
@@ -154,145 +130,7 @@ class Locks:
         # They cannot end before the locks are there.
         self._select_unfinished = database.sql(database.locking(unfinished, "SHARE"))
 
-    def create(self, locks: Iterable[entries.Lock]) -> list[entries.Lock]:
-        """Make all of `locks` or none; return them as they are stored, in the same order.
-
-        Contract: "Lock", "create".
-
-        Args:
-            locks: what to make. Their ids do not count: each gets a new one.
-
-        Raises:
-            InvalidParameter: a value is malformed, a lock is one of a job (`reserve` makes those),
-                there is no lock, an instance is named twice (`DuplicatedInstance`), or a lock has
-                expired by the time that it is made (`InThePast`).
-            AlreadyLocked: somebody holds one of the service instances.
-            Unavailable: the database does not answer.
-        """
-        wanted = []
-        for lock in locks:
-            if lock.temporary or lock.orchestration_job_id:
-                raise InvalidParameter("A lock of a job is made with `reserve`")
-            wanted.append(payload_of(vars(lock)))
-        return self._read(self.create_rows(self._new.load({"locks": wanted})))
-
-    def add(self, locks: Iterable[entries.Lock]) -> list[entries.Lock]:
-        """Put locks there as they are, also expired ones and those of any job, all or none.
-
-        For tests and demonstrations. An expired lock is one for nobody, so it gives way to the next
-        on its instance.
-
-        Args:
-            locks: the locks. Their ids do not count: each gets a new one.
-
-        Returns:
-            The locks as they are stored, in the same order.
-
-        Raises:
-            InvalidParameter: a value is malformed, or an instance is named twice.
-            AlreadyLocked: somebody holds one of the service instances.
-            Unavailable: the database does not answer.
-        """
-        return self._database.write(self.add_within, list(locks))
-
-    def add_within(self, locks: Iterable[entries.Lock]) -> list[entries.Lock]:
-        """As `add`, within a `Database.write`."""
-        loaded = [self._entry.load(payload_of(vars(lock))) for lock in locks]
-        wanted = [NewLock(**{it: lock[it] for it in NewLock._fields}) for lock in loaded]
-        return self._read(self._put(wanted))
-
-    def reserve(
-        self, job_id: str, service_instance_id: str, owner: str, expires_at: datetime | str
-    ) -> entries.Lock:
-        """Lock an instance for an unfinished job, temporarily: only `release` or time frees it.
-
-        Args:
-            job_id: the job's id, as `History.create` returned it.
-            service_instance_id: the instance, `SystemName|ServiceName|Version`.
-            owner: the system that the instance is reserved for.
-            expires_at: a time in the future, with a zone, or a DateTime of the contract.
-
-        Raises:
-            InvalidParameter: a value is malformed, or `expires_at` is past (`InThePast`).
-            NoUnfinishedJob: the job is not there or has ended; it is a `NotFound` too.
-            AlreadyLocked: somebody holds the instance.
-            Unavailable: the database does not answer.
-        """
-        values = {
-            "orchestration_job_id": job_id,
-            "service_instance_id": service_instance_id,
-            "owner": owner,
-            "expires_at": expires_at,
-        }
-        lock = NewLock(**self._reservation.load(payload_of(values)), temporary=True)
-        return self._read(self.reserve_rows([lock]))[0]
-
-    def release(self, job_id: str) -> int:
-        """Remove the temporary locks of a job.
-
-        Returns:
-            How many there were.
-
-        Raises:
-            Unavailable: the database does not answer.
-        """
-        return self._database.write(
-            self._database.change, self._delete_of_job, {"job_id": strip(job_id).lower()}
-        )
-
-    def remove(self, owner: str, service_instance_ids: Sequence[str]) -> int:
-        """Remove an owner's locks on these instances, but no temporary ones.
-
-        Contract: "Lock", "remove".
-
-        Args:
-            owner: the owner.
-            service_instance_ids: the instances.
-
-        Returns:
-            How many locks were removed.
-
-        Raises:
-            InvalidParameter: a value is malformed, or there is no instance.
-            Unavailable: the database does not answer.
-        """
-        values = {"owner": owner, "instanceIds": service_instance_ids}
-        return self.remove_rows(**self._removal.load(payload_of(values)))
-
-    def find(
-        self,
-        *,
-        page: int = 0,
-        size: int = 0,
-        sort_field: str = "",
-        descending: bool = True,
-        **filters: Any,
-    ) -> entries.Found[entries.Lock]:
-        """Return a page of the active locks that match: by default the newest of all.
-
-        Contract: "Lock", "query", and "Pagination".
-
-        Args:
-            page: which page, from 0.
-            size: how many locks are on a page; less than 1 is as many as the largest page holds.
-            sort_field: `id`, `owner`, `service_instance_id` or `expires_at`; `id` by default.
-            descending: the order.
-            filters: `ids`, `orchestration_job_ids`, `service_instance_ids` and `owners` are lists;
-                `expires_before` and `expires_after` are times with a zone, or DateTimes of the
-                contract.
-
-        Raises:
-            InvalidParameter: a value is malformed, or there is no such filter.
-            Unavailable: the database does not answer.
-        """
-        wanted = self._query.load_arguments(filters, page, size, sort_field, descending)
-        rows, count = self.find_rows(*wanted)
-        return entries.Found(self._read(rows), count)
-
-    def _read(self, rows: Iterable[Row]) -> list[entries.Lock]:
-        return [entries.Lock.from_wire(entry) for entry in self._entry.dump(rows)]
-
-    def create_rows(self, locks: Sequence[NewLock]) -> list[Row]:
+    def create(self, locks: Sequence[NewLock]) -> list[Row]:
         """Make all of `locks` or none; return their rows in the same order.
 
         Contract: "Lock", "create".
@@ -308,7 +146,7 @@ class Locks:
         """
         return self._database.write(self._create, locks)
 
-    def reserve_rows(self, locks: Sequence[NewLock]) -> list[Row]:
+    def reserve(self, locks: Sequence[NewLock]) -> list[Row]:
         """Make all of `locks` for their jobs or none; return their rows in the same order.
 
         Contract: "Extensions of ours", `reserve`.
@@ -318,13 +156,13 @@ class Locks:
 
         Raises:
             NoUnfinishedJob: one of their jobs is not there, or has ended.
-            InThePast: as `create_rows`.
+            InThePast: as `create`.
             DuplicatedInstance: likewise.
             AlreadyLocked: likewise.
             Unavailable: the database does not answer.
         """
 
-        def reserve() -> list[Row]:
+        def reserve_all() -> list[Row]:
             self._demand_future(locks)
             job_ids = list(dict.fromkeys(lock.orchestration_job_id for lock in locks))
             unfinished = set(self._database.rows(self._select_unfinished, {"ids": job_ids}))
@@ -333,15 +171,24 @@ class Locks:
                     raise NoUnfinishedJob(job_id)
             return self._create(locks)
 
-        return self._database.write(reserve)
+        return self._database.write(reserve_all)
 
     def _create(self, locks: Sequence[NewLock]) -> list[Row]:
         self._demand_future(locks)
-        rows = self._put(locks)
+        rows = self.put(locks)
         self._demand_future(locks)  # it may have waited long for others
         return rows
 
-    def _put(self, locks: Sequence[NewLock]) -> list[Row]:
+    def put(self, locks: Sequence[NewLock]) -> list[Row]:
+        """Insert locks as they are, also expired ones, within a `Database.write`.
+
+        Returns:
+            Their rows, in the same order.
+
+        Raises:
+            DuplicatedInstance: one service instance is named twice.
+            AlreadyLocked: somebody holds one of them; the write must roll back.
+        """
         seen: set[str] = set()
         for lock in locks:
             if lock.service_instance_id in seen:
@@ -365,7 +212,7 @@ class Locks:
         if not self._database.one_writer:
             in_turn = sorted(locks, key=attrgetter(IN_TURN.name))
         rows = [(self._database.passing_id(), *lock) for lock in in_turn]
-        ids: dict[str, int] = dict(self._insert.rows(rows, self._database.now()))
+        ids: dict[str, int] = dict(self.insert_rows(rows))
         held = [it.service_instance_id for it in locks if it.service_instance_id not in ids]
         if held:
             raise AlreadyLocked(held)
@@ -373,38 +220,13 @@ class Locks:
             Lock.id, Lock.service_instance_id, ids, [it.service_instance_id for it in locks]
         )
 
-    def restore(self, locks: Mapping[int, NewLock]) -> None:
-        """Insert locks on different instances under known ids, within a `Database.write`.
+    def insert_rows(self, rows: Sequence[Row]) -> list[Row]:
+        """Insert rows on free instances, within a `Database.write`.
 
-        A lock that is there already, same id, instance and owner, is replaced.
-
-        Raises:
-            Conflicts: somebody else holds one of the service instances, or an id belongs to another
-                instance's lock; nothing is changed.
+        Returns:
+            The service instance and the id of each that is there now.
         """
-        if not locks:
-            return
-        self._database.keep_others_off(Lock.id, max(locks))
-        instances = {lock.service_instance_id for lock in locks.values()}
-        like = {"ids": list(locks), "service_instance_ids": list(instances)}
-        replaced: list[int] = []
-        held: dict[int | str, str] = {}
-        taken: dict[int | str, str] = {}
-        for lock_id, *columns in self._database.rows(self._select_like, like):
-            there, mine = NewLock(*columns), locks.get(lock_id)
-            instance = there.service_instance_id
-            if mine and mine.service_instance_id != instance:
-                taken[lock_id] = f"lock {lock_id} is of another service instance: {instance}"
-                mine = None
-            if (mine and mine.owner == there.owner) or there.expires_at <= self._database.now():
-                replaced.append(lock_id)
-            elif instance in instances:
-                held[instance] = _held(instance)
-        if held or taken:
-            raise Conflicts("Locks of others are in the way", {**held, **taken})
-        self.discard(replaced)
-        rows = [(lock_id, *lock) for lock_id, lock in locks.items()]
-        self._insert.rows(rows, self._database.now())
+        return self._insert.rows(rows, self._database.now())
 
     def last_id(self) -> int:
         """Return the largest id that a lock ever had, 0 if there was none, within a transaction."""
@@ -414,11 +236,7 @@ class Locks:
         """See that ids to come are larger than this, within a `Database.write`."""
         self._database.keep_others_off(Lock.id, last_id)
 
-    def discard(self, ids: Sequence[int]) -> None:
-        """Remove locks by their ids, whoever holds them, within a `Database.write`."""
-        self._database.change(self._delete_ids, {"ids": ids})
-
-    def find_rows(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
+    def find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
         """Return a page of the active locks that match, and how many match in all.
 
         Contract: "Lock", "query".
@@ -437,7 +255,18 @@ class Locks:
         """Return all active locks, the oldest first, as they are read, within `Database.read`."""
         return self._active.stream()
 
-    def remove_rows(self, owner: str, service_instance_ids: Sequence[str]) -> int:
+    def release(self, job_id: str) -> int:
+        """Remove the temporary locks of a job, whose id is in canonical form.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        return self._database.write(self._database.change, self._delete_of_job, {"job_id": job_id})
+
+    def remove(self, owner: str, service_instance_ids: Sequence[str]) -> int:
         """Remove an owner's locks on these instances, but no temporary ones.
 
         Contract: "Lock", "remove".

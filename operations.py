@@ -74,22 +74,22 @@ class Operation:
 
 def operations(store: Store) -> list[Operation]:
     """Return the operations of both services (contract, "Lock" and "History")."""
-    settings, locks, history = store.settings, store.locks, store.history
+    settings, locks, jobs = store.settings, store.lock_table, store.job_table
     lock_entry, job_entry = schemas.LockEntry(settings), schemas.JobEntry(settings)
     lock_query, history_query = schemas.LockQuery(settings), schemas.HistoryQuery(settings)
     removal = schemas.LockRemove(settings)
 
     def find_locks(payload: Any, tell: Tell) -> Result:
-        return locks.find_rows(*lock_query.load(payload))
+        return locks.find(*lock_query.load(payload))
 
     def find_jobs(payload: Any, tell: Tell) -> Result:
-        return history.find_rows(*history_query.load(payload))
+        return jobs.find(*history_query.load(payload))
 
     def remove(payload: Any, tell: Tell) -> None:
         wanted = removal.load(payload)
         owner, instances = wanted["owner"], wanted["service_instance_ids"]
         tell(locks=len(instances), instances=instances, owners=[owner])
-        tell(removed=locks.remove_rows(owner, instances))
+        tell(removed=locks.remove(owner, instances))
 
     return [
         Operation(
@@ -97,7 +97,7 @@ def operations(store: Store) -> list[Operation]:
             scope="create",
             changes=True,
             takes=schemas.LockCreate(settings),
-            perform=lock_maker(store, schemas.LockCreate, lambda new, _: locks.create_rows(new)),
+            perform=lock_maker(store, schemas.LockCreate, lambda new, _: locks.create(new)),
             entry=lock_entry,
             status=201,
         ),

@@ -91,7 +91,7 @@ def milliseconds(work: Callable[[], object], times: int = 30) -> float:
 
 
 def pages(store: Store) -> Iterator[tuple[str, float]]:
-    find = store.history.find_rows
+    find = store.job_table.find
     for name, wanted in (
         ("first page of jobs", {}),
         ("the same by type", {"type": "PULL"}),
@@ -100,9 +100,9 @@ def pages(store: Store) -> Iterator[tuple[str, float]]:
         ("the same by requester and type", {"requester_systems": ["R7"], "type": "PULL"}),
     ):
         yield name, milliseconds(lambda wanted=wanted: find(wanted, FIRST))
-    yield "first page of locks", milliseconds(lambda: store.locks.find_rows({}, FIRST))
+    yield "first page of locks", milliseconds(lambda: store.lock_table.find({}, FIRST))
     owners = {"owners": ["O7"]}
-    yield "the same by owner", milliseconds(lambda: store.locks.find_rows(owners, FIRST))
+    yield "the same by owner", milliseconds(lambda: store.lock_table.find(owners, FIRST))
 
 
 def writes(store: Store) -> Iterator[tuple[str, float]]:
@@ -117,7 +117,7 @@ def writes(store: Store) -> Iterator[tuple[str, float]]:
     yield (
         "create of a lock",
         milliseconds(
-            lambda: store.locks.create_rows(
+            lambda: store.lock_table.create(
                 [NewLock("", f"N{next(number)}|s|1.0.0", "Owner", FUTURE)]
             )
         ),

@@ -73,9 +73,9 @@ def fill(path: Path) -> None:
             }
             for number in range(50, JOBS + 50)
         ]
-        store.database.write(store.history.put, jobs)
+        store.database.write(store.job_table.put, jobs)
         for first in range(0, LOCKS, 1000):
-            store.locks.create_rows(
+            store.lock_table.create(
                 [
                     NewLock("", f"Provider{number:05}|service{number % 20}|1.0.0",
                             f"Owner{number % 1000}",

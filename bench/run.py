@@ -196,13 +196,13 @@ def fill_store(settings: Settings, jobs: int, locks: int) -> None:
     with Store(settings) as store:
         for start in range(0, jobs, 10_000):
             some = [job(chance, number, jobs) for number in range(start, min(start + 10_000, jobs))]
-            store.database.write(store.history.put, some)
+            store.database.write(store.job_table.put, some)
         made = [
             NewLock("", f"Provider{n}|service{n % SERVICES}|1.0.0", f"Owner{n % OWNERS}",
                     write_instant(datetime(2099, 1, 1) + timedelta(seconds=n)))
             for n in range(locks)
         ]  # fmt: skip
-        store.database.write(store.locks.insert, made)
+        store.database.write(store.lock_table.insert, made)
 
 
 def copy(source: Path, target: Path) -> Path:

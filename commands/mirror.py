@@ -19,6 +19,7 @@ from orchmgmt.cli import OF_THE_STORE, Failure, opened, printable, takes_setting
 from orchmgmt.client import Client, Refused, Unavailable
 from orchmgmt.commands.asking import OF_A_LOGIN, NotDone, asks
 from orchmgmt.commands.changes import Changes
+from orchmgmt.commands.transfer import discard, restore
 from orchmgmt.databases.queries import BulkInsert, Page
 from orchmgmt.entries import Entry
 from orchmgmt.errors import InvalidParameter
@@ -280,7 +281,7 @@ class Mirror:
 
     def _put_locks(self, there: dict[int, NewLock]) -> tuple[int, int]:
         """Make the copies among the locks equal to those there, all at once."""
-        database, locks = self._store.database, self._store.locks
+        database, locks = self._store.database, self._store.lock_table
         # The wire does not tell the largest id that was ever given out, only those of active locks.
         seen = max(there, default=0)
         far = max(seen, min(seen + UNSEEN, LOCK_ID_MAX))
@@ -295,9 +296,9 @@ class Mirror:
         copies = {number for (number,) in database.rows(self._ids)}
         changed = {number: it for number, it in there.items() if here.get(number) != it}
         outdated = [number for number in copies & here.keys() if here[number] != there.get(number)]
-        locks.discard(outdated)
+        discard(self._store, outdated)
         try:
-            locks.restore(changed)
+            restore(self._store, changed)
         except Conflicts as error:
             first = next(iter(error.reasons.values()))
             raise NotDone(
@@ -316,7 +317,7 @@ class Mirror:
         loaded = {it["id"]: it for it in (self._load(self._job_entry, job) for job in batch) if it}
         if not loaded:
             return 0, 0
-        rows, _ = self._store.history.find_rows({"ids": list(loaded)}, Page(0, len(loaded)))
+        rows, _ = self._store.job_table.find({"ids": list(loaded)}, Page(0, len(loaded)))
         here = {row[0]: row for row in rows}
         changed = [
             job
@@ -324,7 +325,7 @@ class Mirror:
             if here.get(number) != tuple(job[column.name] for column in COLUMNS)
         ]
         if changed:
-            self._store.database.write(self._store.history.put, changed)
+            self._store.database.write(self._store.job_table.put, changed)
         return len(changed), len(loaded) - len(here)
 
 

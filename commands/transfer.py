@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from io import StringIO
 from pathlib import Path
@@ -20,8 +20,8 @@ from orchmgmt.databases.unfinished import unfinished
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.history import StepBack
 from orchmgmt.json_text import parse_json, write_json
-from orchmgmt.locks import Conflicts
-from orchmgmt.models import NewLock
+from orchmgmt.locks import AlreadyLocked, Conflicts
+from orchmgmt.models import Lock, NewLock
 from orchmgmt.schemas import EntrySchema, JobEntry, LockEntry
 from orchmgmt.store import Store
 
@@ -73,7 +73,7 @@ def import_jobs(store: Store, lines: Iterable[bytes], replace: bool = False) -> 
         for batch in _batches(JobEntry(store.settings), lines):
             jobs = [entry for _, entry in batch]
             try:
-                (store.history.put if replace else store.history.put_forward)(jobs)
+                (store.job_table.put if replace else store.job_table.put_forward)(jobs)
             except StepBack as error:
                 reason = f"{error}; with --replace it can"
                 raise BadLine(batch[error.place][0], reason) from None
@@ -103,14 +103,14 @@ def import_locks(store: Store, lines: Iterable[bytes]) -> tuple[int, int]:
     def put() -> tuple[int, int]:
         imported = expired = last_id = 0
         # Lines come in any order: two that wait for each other's instances would never end.
-        store.locks.go_on_from(0)
+        store.lock_table.go_on_from(0)
         with closing(_open_places()) as places:
             for batch in _batches(LockEntry(store.settings), lines):
                 present = store.database.now()
                 live = [line for line in batch if line[1]["expires_at"] > present]
                 # Before new ids are given to those without one.
                 last_id = max([last_id, *(entry["id"] or 0 for _, entry in batch)])
-                store.locks.go_on_from(last_id)
+                store.lock_table.go_on_from(last_id)
                 _put_locks(store, live, places)
                 imported += len(live)
                 expired += sum(LONG_AGO < it["expires_at"] <= present for _, it in batch)
@@ -154,7 +154,7 @@ def _put_locks(store: Store, lines: list[Line], places: sqlite3.Connection) -> N
             new.append(lock)
         else:
             known[lock_id] = lock
-    for put in (lambda: store.locks.restore(known), lambda: store.locks.insert(new)):
+    for put in (lambda: restore(store, known), lambda: store.lock_table.insert(new)):
         try:
             put()
         except Conflicts as error:
@@ -165,9 +165,53 @@ def _put_locks(store: Store, lines: list[Line], places: sqlite3.Connection) -> N
         raise BadLine(first, faults[first])
 
 
+def restore(store: Store, locks: Mapping[int, NewLock]) -> None:
+    """Insert locks on different instances under known ids, within a `Database.write`.
+
+    A lock that is there already, same id, instance and owner, is replaced.
+
+    Raises:
+        Conflicts: somebody else holds one of the service instances, or an id belongs to another
+            instance's lock; nothing is changed.
+    """
+    if not locks:
+        return
+    table, database = store.lock_table, store.database
+    table.go_on_from(max(locks))
+    wanted = {lock.service_instance_id for lock in locks.values()}
+    with_ids = database.any_of(Lock.id, "ids")
+    among = database.any_of(Lock.service_instance_id, "service_instance_ids")
+    present = database.now()
+    replaced: list[int] = []
+    reasons: dict[int | str, str] = {}
+    for lock_id, *columns in database.rows(
+        database.sql(Lock.select().where(with_ids | among)),
+        {"ids": list(locks), "service_instance_ids": list(wanted)},
+    ):
+        there, new = NewLock(*columns), locks.get(lock_id)
+        instance = there.service_instance_id
+        same = new is not None and new.service_instance_id == instance
+        if new and not same:
+            reasons[lock_id] = f"lock {lock_id} is of another service instance: {instance}"
+        if there.expires_at <= present or (new and same and new.owner == there.owner):
+            replaced.append(lock_id)
+        elif instance in wanted:
+            reasons[instance] = str(AlreadyLocked([instance]))
+    if reasons:
+        raise Conflicts("Locks of others are in the way", reasons)
+    discard(store, replaced)
+    table.insert_rows([(lock_id, *lock) for lock_id, lock in locks.items()])
+
+
+def discard(store: Store, ids: Sequence[int]) -> None:
+    """Remove locks by their ids, whoever holds them, within a `Database.write`."""
+    delete = Lock.delete().where(store.database.any_of(Lock.id, "ids"))
+    store.database.change(store.database.sql(delete), {"ids": ids})
+
+
 def export_jobs(store: Store, write: Write) -> int:
     """Write every job as a line of JSON, the oldest first; return how many there were."""
-    return store.database.read(_export, JobEntry(store.settings), store.history.stream(), write)
+    return store.database.read(_export, JobEntry(store.settings), store.job_table.stream(), write)
 
 
 def export_locks(store: Store, write: Write) -> int:
@@ -182,13 +226,13 @@ def export_locks(store: Store, write: Write) -> int:
 
     def rows() -> Iterator[Row]:
         nonlocal largest
-        for row in store.locks.stream():
+        for row in store.lock_table.stream():
             largest = row[0]
             yield row
 
     def export() -> int:
         count = _export(schema, rows(), write)
-        last_id = store.locks.last_id()
+        last_id = store.lock_table.last_id()
         if last_id > largest:
             _export(schema, [(last_id, *REMOVED)], write)
         return count

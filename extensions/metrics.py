@@ -95,9 +95,9 @@ class Metrics(Extension, Collector):
         try:
             self._store.database.check()
             for status in STATUSES:
-                count = self._store.history.find_rows({"statuses": [status]}, FIRST)[1]
+                count = self._store.job_table.find({"statuses": [status]}, FIRST)[1]
                 jobs.add_metric((status,), count)
-            count = self._store.locks.find_rows({}, FIRST)[1]
+            count = self._store.lock_table.find({}, FIRST)[1]
         except Unavailable:  # just then the other metrics are wanted
             return []
         return [

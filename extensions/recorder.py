@@ -25,18 +25,18 @@ class Recorder(Extension):
             jobs = recording.load(payload)
             statuses = dict.fromkeys(it["status"] for it in jobs if "status" in it)
             tell(jobs=len(jobs), statuses=statuses)
-            rows = store.history.record_rows(jobs)
+            rows = store.job_table.record(jobs)
             tell(ids=[row[0] for row in rows])
             return rows, len(rows)
 
         def reserve(locks: list[NewLock], tell: Tell) -> list[Row]:
             tell(job_ids=dict.fromkeys(it.orchestration_job_id for it in locks))
-            return store.locks.reserve_rows(locks)
+            return store.lock_table.reserve(locks)
 
         def release(payload: Any, tell: Tell) -> Result:
             job_id = releasing.load(payload)["orchestration_job_id"]
             tell(job_ids=[job_id])
-            count = store.locks.release(job_id)
+            count = store.lock_table.release(job_id)
             tell(removed=count)
             return {"count": count}
 

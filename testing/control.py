@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from werkzeug.wrappers import Request, Response
 
-from orchmgmt.entries import Entry
 from orchmgmt.errors import ServiceError
 from orchmgmt.json_text import parse_json
 from orchmgmt.testing.names import unknown
@@ -153,12 +152,11 @@ class Control:
         jobs = [
             service.new_job(**_arguments(service.add_job, it)) for it in payload.get("jobs", ())
         ]
-
-        def seed() -> dict[str, Iterable[Entry]]:
-            return {"locks": store.locks.add_within(locks), "jobs": store.history.add_within(jobs)}
-
-        seeded = store.database.write(seed)
-        return {name: [it.to_wire() for it in entries] for name, entries in seeded.items()}
+        new_locks, new_jobs = store.add(locks, jobs)
+        return {
+            "locks": [it.to_wire() for it in new_locks],
+            "jobs": [it.to_wire() for it in new_jobs],
+        }
 
     def _requests(self, payload: dict[str, Any]) -> Any:
         lines = list(self._service.requests)

@@ -82,7 +82,7 @@ def test_the_page_says_how_to_restore(serve, run, tmp_path):
 
 def test_a_backup_may_be_written_wherever_the_database_may_be_read(run, tmp_path):
     with Store({"DATABASE_URL": f"sqlite:///{tmp_path}/orchmgmt.db"}) as store:
-        store.database.write(store.history.put, [job(1)])
+        store.database.write(store.job_table.put, [job(1)])
     (tmp_path / "orchmgmt.db").chmod(0o640)
     (tmp_path / "a folder?").mkdir()
     assert run("backup", "a folder?/50%20.db").returncode == 0
@@ -105,7 +105,7 @@ def test_an_earlier_schema_is_backed_up_as_it_is(run, tmp_path):
 def made(tmp_path):
     path = tmp_path / "orchmgmt.db"
     with Store({"DATABASE_URL": f"sqlite:///{path}"}) as store:
-        store.database.write(store.history.put, [job(n) for n in range(2000)])
+        store.database.write(store.job_table.put, [job(n) for n in range(2000)])
     return path
 
 
@@ -242,7 +242,7 @@ def test_a_backup_is_not_shown_on_a_terminal(run, tmp_path):
 
 def test_a_backup_that_nobody_reads_ends_quietly(run, tmp_path):
     with Store({"DATABASE_URL": f"sqlite:///{tmp_path}/orchmgmt.db"}) as store:
-        store.database.write(store.history.put, [job(number) for number in range(3000)])
+        store.database.write(store.job_table.put, [job(number) for number in range(3000)])
     read, write = os.pipe()
     os.close(read)
     ended = run("backup", "-", stdout=write, stderr=subprocess.PIPE, capture_output=False)

@@ -317,7 +317,7 @@ def test_importing_a_known_lock_of_another_owner_is_refused_while_it_is_active(s
 
 def test_what_is_created_after_the_largest_id_was_imported_can_be_imported_as_well(store, tmp_path):
     import_locks(store, encoded(lock_entry(id=2**53)))
-    ((highest, *_),) = store.locks.create_rows([NewLock("", "A|b|1.0.0", "Owner", FUTURE)])
+    ((highest, *_),) = store.lock_table.create([NewLock("", "A|b|1.0.0", "Owner", FUTURE)])
     assert highest == 2**53 + 1
     exported = written(export_locks, store)
     with Store({"DATABASE_URL": f"sqlite:///{tmp_path}/other.db"}) as other:
@@ -329,7 +329,7 @@ def test_an_import_that_is_refused_leaves_the_ids_as_they_were(store):
     import_locks(store, encoded(lock_entry(id=7)))
     bad = encoded(lock_entry("A|b|1.0.0", id=1000), lock_entry(id=8))
     refuses(import_locks, store, bad, 2, "Already locked")
-    ((lock_id, *_),) = store.locks.create_rows([NewLock("", "A|b|1.0.0", "Owner", FUTURE)])
+    ((lock_id, *_),) = store.lock_table.create([NewLock("", "A|b|1.0.0", "Owner", FUTURE)])
     assert lock_id == 8
 
 
@@ -386,7 +386,7 @@ def test_a_move_goes_on_with_the_ids_though_locks_were_removed(
                 assert ended.stdout.startswith(f"Imported {len(there)} locks into ")
                 assert ended.stdout.endswith("; 0 had expired and were passed over.\n")
             with Store({"DATABASE_URL": url}) as moved:
-                ((number, *_),) = moved.locks.create_rows([NewLock("", "A|b|1.0.0", "O", FUTURE)])
+                ((number, *_),) = moved.lock_table.create([NewLock("", "A|b|1.0.0", "O", FUTURE)])
             assert number == 6
 
 

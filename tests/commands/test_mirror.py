@@ -23,6 +23,7 @@ from wire import JOB, LOCK, execute, job_entry, job_id, lock_entry, put
 
 from orchmgmt.client import Client
 from orchmgmt.commands import changes
+from orchmgmt.commands.transfer import restore
 from orchmgmt.databases.queries import Page
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import NewLock
@@ -44,8 +45,8 @@ def _without_audit_log(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def content(store: Store) -> Content:
     """The active locks and the jobs of a store, as rows."""
-    locks, _ = store.locks.find_rows({}, EVERYTHING)
-    jobs, _ = store.history.find_rows({}, EVERYTHING)
+    locks, _ = store.lock_table.find({}, EVERYTHING)
+    jobs, _ = store.job_table.find({}, EVERYTHING)
     return [(*row[:-1], bool(row[-1])) for row in locks], jobs
 
 
@@ -145,15 +146,15 @@ def test_ids_given_out_after_moving_over_are_larger_than_all_before(
         for _ in range(2):
             assert run("mirror", service.url).returncode == 0
     with Store({"DATABASE_URL": database_url}) as store:
-        ((number, *_),) = store.locks.create_rows([_row("Provider8|it|1.0.0")])
-        ((after, *_),) = store.locks.create_rows([_row("Provider9|it|1.0.0")])
+        ((number, *_),) = store.lock_table.create([_row("Provider8|it|1.0.0")])
+        ((after, *_),) = store.lock_table.create([_row("Provider9|it|1.0.0")])
     assert last < number == after - 1
 
 
 @pytest.mark.sqlite
 def test_locks_that_are_no_copies_are_left_alone(run: Run, there: Service, here: str) -> None:
     with Store({"DATABASE_URL": here}) as own:
-        own.database.write(own.locks.restore, {99: _row("Own|it|1.0.0")})
+        own.database.write(restore, own, {99: _row("Own|it|1.0.0")})
         copied(run, there, "Locks: 6 copied, 0 removed. Jobs: 10 copied.")
         there.remove("Owner2", "instanceIds=Provider2%7CkelvinInfo%7C1.0.0")
         copied(run, there, "Locks: 0 copied, 1 removed. Jobs: 0 copied.")
@@ -176,7 +177,7 @@ def test_a_lock_of_its_own_that_is_in_the_way_is_named_and_no_lock_is_copied(
     run: Run, there: Service, here: str, number: int, instance: str, message: str
 ) -> None:
     with Store({"DATABASE_URL": here}) as own:
-        own.database.write(own.locks.restore, {number: _row(instance)})
+        own.database.write(restore, own, {number: _row(instance)})
     ended = run("mirror", there.url)
     assert (ended.returncode, ended.stdout) == (1, "")
     hint = "it is no copy; remove it, or mirror into another database"

@@ -512,7 +512,7 @@ def test_a_check_says_what_is_wrong_and_what_to_do(call: Run, tmp_path: Path) ->
 
 def test_a_check_finds_a_damaged_database(call: Run, database: Path) -> None:
     with Store({"DATABASE_URL": f"sqlite:///{database}"}) as store:
-        store.database.write(store.history.put, [job(number) for number in range(2000)])
+        store.database.write(store.job_table.put, [job(number) for number in range(2000)])
     pages = bytearray(database.read_bytes())
     whole = bytes(pages)
     middle = len(pages) // 2 // 4096 * 4096

@@ -21,8 +21,8 @@ BENCH = Path(__file__).parents[2] / "bench"
 def limit(tmp_path):
     with Store({"DATABASE_URL": f"sqlite:///{tmp_path}/limit.db"}) as store:
         jobs = [job(n, status=("DONE", "ERROR")[n % 2]) for n in range(30)]
-        store.database.write(store.history.put, jobs)
-        store.locks.create_rows(
+        store.database.write(store.job_table.put, jobs)
+        store.lock_table.create(
             [
                 NewLock("", f"P{n}|s|1.0.0", f"Owner{n % 3}", "2099-01-01T00:00:00Z")
                 for n in range(9)

@@ -131,8 +131,8 @@ def test_the_example_database_holds_valid_locks_and_jobs(tmp_path: Path) -> None
     settings = Settings(database_url=f"sqlite:///{tmp_path}/copy.db")
     with Store(settings) as store:
         for schema, rows in (
-            (LockEntry(settings), store.database.read(lambda: list(store.locks.stream()))),
-            (JobEntry(settings), store.database.read(lambda: list(store.history.stream()))),
+            (LockEntry(settings), store.database.read(lambda: list(store.lock_table.stream()))),
+            (JobEntry(settings), store.database.read(lambda: list(store.job_table.stream()))),
         ):
             entries = schema.dump(rows)
             assert len(entries) > 30

@@ -75,7 +75,7 @@ def test_locks_and_jobs_are_counted_as_they_are_now(start):
         "INSERT INTO orchestration_lock (orchestration_job_id, service_instance_id, owner,"
         f" expires_at, temporary) VALUES ('', 'E|f|1.0.0', 'Owner', '{PAST}', FALSE)",
     )
-    store.database.write(store.history.put, [job(1), job(2), job(3, status="PENDING")])
+    store.database.write(store.job_table.put, [job(1), job(2), job(3, status="PENDING")])
     found = metrics(service)
     assert found["active_locks",] == 2
     assert {key[1]: value for key, value in found.items() if key[0] == "jobs"} == {
@@ -117,7 +117,7 @@ def test_the_cleaner_is_told_of_and_the_page_names_every_metric(serve, cloud, tm
 
 def test_what_the_cleaner_deletes_is_counted(start, tmp_path):
     store = start().store
-    store.database.write(store.history.put, [job(1, finished_at=PAST), job(2, finished_at=PAST)])
+    store.database.write(store.job_table.put, [job(1, finished_at=PAST), job(2, finished_at=PAST)])
     cleaner = Cleaner(store, 0.01)
     cleaner.start()
     while not cleaner.jobs:

@@ -63,7 +63,7 @@ def page(service: Service, show: Callable[[Client], Browser]) -> Browser:
 
 
 def put(service: Service, *jobs: dict[str, str]) -> None:
-    service.store.database.write(service.store.history.put, jobs)
+    service.store.database.write(service.store.job_table.put, jobs)
 
 
 def reserved(service: Service, instance: str, owner: str = "Alice", seconds: int = 300) -> str:

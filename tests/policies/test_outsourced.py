@@ -401,7 +401,7 @@ def test_a_token_that_has_ended_is_refused_before_the_identity_service_cleans_up
         refused = service.post("/lock/create", create, **show)
         assert (refused.status, refused.error) == (401, INVALID)
         cloud.clean()
-    assert service.store.locks.find_rows({}, Page(0, 1))[1] == 0
+    assert service.store.lock_table.find({}, Page(0, 1))[1] == 0
 
 
 @pytest.mark.parametrize(("ahead", "status"), [(0.25, 200), (0, 401), (-0.25, 401)])

@@ -62,7 +62,7 @@ def test_requests_sent_at_once_are_answered_in_their_order(service):
 def test_clients_that_ask_for_much_and_read_nothing_hold_up_nobody(start):
     service = start(THREADS=2)
     names = [f"P{number}{'x' * 50}|s{'y' * 50}|1.0.0" for number in range(1000)]
-    service.store.locks.create_rows([NewLock("", name, "Owner", FUTURE) for name in names])
+    service.store.lock_table.create([NewLock("", name, "Owner", FUTURE) for name in names])
     with ExitStack() as stack:
         greedy = [stack.enter_context(connect(service, 4096)) for _ in range(6)]
         for client in greedy:
@@ -77,7 +77,7 @@ def test_clients_that_ask_for_much_and_read_nothing_hold_up_nobody(start):
 def test_requests_sent_ahead_leave_the_loop_to_the_others(start, monkeypatch, reads):
     service = start(THREADS=1)
     rows = [NewLock("", f"P{number}|s|1.0.0", "Owner", FUTURE) for number in range(300)]
-    service.store.locks.create_rows(rows)
+    service.store.lock_table.create(rows)
     writes = []
     write = Connection.handle_write
     monkeypatch.setattr(Connection, "handle_write", lambda it: writes.append(1) or write(it))
@@ -102,7 +102,7 @@ def test_what_one_client_has_not_read_is_one_answer(start, monkeypatch):
     service = start(THREADS=1)
     put(service, JOB, *(job_entry(number, message="x" * 100_000) for number in range(40)))
     answered = []
-    work = service.store.history.find_rows
+    work = service.store.job_table.find
     monkeypatch.setattr(
         service.store.history, "find_rows", lambda *wanted: answered.append(1) or work(*wanted)
     )
@@ -215,7 +215,7 @@ def test_a_client_that_has_said_all_gets_its_answers(service, requests):
 def test_a_client_that_has_said_all_gets_a_large_answer_and_a_slow_one(start, tmp_path):
     service = start(DATABASE_TIMEOUT_SECONDS=30)
     names = [f"P{number}{'x' * 50}|s{'y' * 50}|1.0.0" for number in range(1000)]
-    service.store.locks.create_rows([NewLock("", name, "Owner", FUTURE) for name in names])
+    service.store.lock_table.create([NewLock("", name, "Owner", FUTURE) for name in names])
     body = json.dumps({"locks": [lock("A|b|1.0.0")]}).encode()
     head = QUERY.replace(b"query", b"create")[:-2] + b"Content-Type: application/json\r\n"
     with (
@@ -325,7 +325,7 @@ def test_a_body_that_is_asked_about_and_too_large_is_refused_at_once(service):
 
 def test_a_damaged_database_is_a_503(start, tmp_path, caplog):
     service = start()
-    service.store.database.write(service.store.history.put, [job(n) for n in range(3000)])
+    service.store.database.write(service.store.job_table.put, [job(n) for n in range(3000)])
     service.store.close()
     with closing(sqlite3.connect(tmp_path / "orchmgmt.db")) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -138,7 +138,7 @@ def test_each_operation(service: Client, folder: Path) -> None:
     assert (removed.status, removed.body) == (200, b"")
     assert service.locks(owners=["Second"]).json["count"] == 0
     with Store({"DATABASE_URL": f"sqlite:///{folder}/orchmgmt.db"}) as store:
-        store.database.write(store.history.put, [job(1), job(2, status="ERROR")])
+        store.database.write(store.job_table.put, [job(1), job(2, status="ERROR")])
     assert [it["id"] for it in service.jobs(statuses=["ERROR"]).entries] == [job(2)["id"]]
     echo = service.send("GET", ECHO)
     assert (echo.status, echo.body) == (200, b"Got it!")

@@ -139,7 +139,7 @@ def test_sqlites_own_limit_leaves_nothing_half_written_either(tmp_path):
 
         def put():
             jobs = [job(kept + n) for n in range(50)]
-            store.database.write(store.history.put, jobs)
+            store.database.write(store.job_table.put, jobs)
             return len(jobs)
 
         with suppress(Unavailable):

@@ -39,7 +39,7 @@ def some_job(chance: random.Random, number: int) -> dict[str, str]:
 
 
 def put_and_fail(store: Store, row: dict[str, str]) -> None:
-    store.history.put([row])
+    store.job_table.put([row])
     raise ZeroDivisionError
 
 
@@ -58,13 +58,13 @@ def assert_counts_are_exact(store: Store) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_counts_stay_exact_whatever_happens_to_jobs(store, seed):
     chance = random.Random(seed)
-    store.database.write(store.history.put, [some_job(chance, n) for n in range(40)])
+    store.database.write(store.job_table.put, [some_job(chance, n) for n in range(40)])
     made = [store.history.create("PULL", "Alice", "Bob", "kelvinInfo") for _ in range(5)]
     for _ in range(120):
         number = chance.randrange(60)
         happening = chance.randrange(6)
         if happening == 0:
-            store.database.write(store.history.put, [some_job(chance, number)])
+            store.database.write(store.job_table.put, [some_job(chance, number)])
         elif happening == 1:
             store.history.start(chance.choice(made))
         elif happening == 2:
@@ -73,7 +73,7 @@ def test_counts_stay_exact_whatever_happens_to_jobs(store, seed):
             chance.choice([store.history.finish, store.history.fail])(started)
         elif happening == 3:
             some = [some_job(chance, chance.randrange(60)) for _ in range(10)]
-            store.database.write(store.history.put, some)
+            store.database.write(store.job_table.put, some)
         elif happening == 4:
             with pytest.raises(ZeroDivisionError):
                 store.database.write(put_and_fail, store, job(number))
@@ -94,23 +94,23 @@ def test_counts_stay_exact_whatever_happens_to_jobs(store, seed):
 
 def test_cleaning_takes_old_jobs_out_of_the_counts(store):
     old = [job(n, finished_at="2020-01-01T00:00:00Z") for n in range(30)]
-    store.database.write(store.history.put, [*old, job(99, status="PENDING")])
+    store.database.write(store.job_table.put, [*old, job(99, status="PENDING")])
     assert store.clean() == (0, 30)
     assert_counts_are_exact(store)
-    assert store.history.find_rows({}, Page(0, 1)) == store.history.find_rows(
+    assert store.job_table.find({}, Page(0, 1)) == store.job_table.find(
         {"statuses": ["PENDING"]}, Page(0, 1)
     )
 
 
 def test_counting_all_or_by_status_and_type_reads_no_jobs_and_no_active_locks(store):
     chance = random.Random(1)
-    store.database.write(store.history.put, [some_job(chance, n) for n in range(100)])
+    store.database.write(store.job_table.put, [some_job(chance, n) for n in range(100)])
     by_count = [{}, {"statuses": ["DONE"]}, {"type": "PULL"}]
     by_count.append({"type": "PUSH", "statuses": ["DONE", "ERROR"]})
     with traced(store) as statements:
         for wanted in by_count:
-            store.history.find_rows(wanted, Page(0, 1))
-        store.locks.find_rows({}, Page(0, 1))
+            store.job_table.find(wanted, Page(0, 1))
+        store.lock_table.find({}, Page(0, 1))
     jobs = [sql for sql in statements if '"orchestration_job" AS' in sql]
     assert len(jobs) == len(by_count)
     assert all("LIMIT 1" in sql for sql in jobs)
@@ -139,7 +139,7 @@ def test_as_many_kinds_of_jobs_as_jobs_cost_a_write_no_more(store):
     def put(numbers):
         kinds = ("requester_system", "target_system", "service_definition")
         jobs = [job(n, **{kind: f"{kind[:1]}{n}" for kind in kinds}) for n in numbers]
-        store.database.write(store.history.put, jobs)
+        store.database.write(store.job_table.put, jobs)
 
     def start():
         store.history.start(job(0)["id"])
@@ -158,7 +158,7 @@ def test_every_way_through_the_indexes_gives_the_same_page(store, sort, descendi
     jobs = [some_job(chance, n) for n in range(5000)]
     for number in range(0, 5000, 700):
         jobs[number]["requester_system"] = "Rare"
-    store.database.write(store.history.put, jobs)
+    store.database.write(store.job_table.put, jobs)
     by = sort or "created_at"
     in_order = sorted(jobs, key=lambda it: (it[by], it["id"]), reverse=descending)
     for _ in range(40):
@@ -176,7 +176,7 @@ def test_every_way_through_the_indexes_gives_the_same_page(store, sort, descendi
             for it in in_order
             if all(it[KINDS[name][0]] in some for name, some in wanted.items())
         ]
-        rows, count = store.history.find_rows(wanted, page)
+        rows, count = store.job_table.find(wanted, page)
         assert count == len(matching)
         start = page.number * page.size
         assert [row[0] for row in rows] == matching[start : start + page.size]
@@ -203,7 +203,7 @@ def test_a_database_of_an_earlier_version_is_upgraded_in_place(file, tmp_path):
     assert all(before)
     with Store({"DATABASE_URL": f"sqlite:///{path}"}) as store:
         assert_counts_are_exact(store)
-        assert store.history.find_rows({}, Page(0, 1))[1] == len(before[1])
+        assert store.job_table.find({}, Page(0, 1))[1] == len(before[1])
     assert contents() == before
     Store({"DATABASE_URL": f"sqlite:///{tmp_path}/new.db"}).close()
     assert schema(path) == schema(tmp_path / "new.db")

@@ -95,7 +95,7 @@ def test_created_job_is_pending_and_has_what_it_was_given(history, job):
 def test_malformed_job_is_refused(store, history, values, says):
     with pytest.raises(InvalidParameter, match=says):
         history.create(*values)
-    assert history.find_rows({}, Page(0, 10)) == ([], 0)
+    assert store.job_table.find({}, Page(0, 10)) == ([], 0)
 
 
 @pytest.mark.parametrize(("end", "status"), [("finish", "DONE"), ("fail", "ERROR")])
@@ -353,6 +353,6 @@ def test_life_without_a_file_and_without_a_server():
         store.history.start(job_id)
         store.locks.reserve(job_id, INSTANCE, "Owner", FUTURE)
         store.history.finish(job_id, "found")
-        ((found_id, status, *_),), count = store.history.find_rows({}, Page(0, 10))
+        ((found_id, status, *_),), count = store.job_table.find({}, Page(0, 10))
         assert (found_id, status, count) == (job_id, "DONE", 1)
         assert store.locks.release(job_id) == 1

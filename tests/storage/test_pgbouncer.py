@@ -206,7 +206,7 @@ def test_what_it_promises_is_for_its_own_transactions(
 
 
 def stream(store: Store) -> list[list[Any]]:
-    return store.database.read(lambda: list(store.history.stream()))
+    return store.database.read(lambda: list(store.job_table.stream()))
 
 
 def test_a_pooler_that_is_restarted_is_a_503_until_it_is_back(
@@ -221,5 +221,5 @@ def test_a_pooler_that_is_restarted_is_a_503_until_it_is_back(
     while (answer := service.create(lock("C|b|1"))).status == 503:  # it has to log in anew
         pass
     assert answer.status == 201
-    rows, _ = service.store.locks.find_rows({}, Page(0, 10))
+    rows, _ = service.store.lock_table.find({}, Page(0, 10))
     assert [row[2] for row in rows] == ["C|b|1.0.0", "A|b|1.0.0"]

@@ -14,6 +14,7 @@ from cluster import PASSWORD, Cluster, name_of
 from support import FUTURE, in_threads, job, lock
 from wire import JOB, LOCK, PAST, connect, execute, job_entry, job_id, lock_entry, put
 
+from orchmgmt.commands.transfer import restore
 from orchmgmt.databases import ATTEMPTS, Conflict
 from orchmgmt.databases.queries import Page
 from orchmgmt.locks import Conflicts
@@ -219,9 +220,9 @@ def test_language_and_time_zone_of_the_server_change_no_answer(start, tmp_path):
 def test_values_with_signs_of_sql_are_values(store):
     message = "100% '; DROP TABLE orchestration_job; -- %s {} \\ \x7f \ufffd"
     made = store.history.create("PULL", "Alice", "Alice", "kelvinInfo", message=message)
-    ((found, *_),), count = store.history.find_rows({"ids": [made]}, Page(0, 1))
+    ((found, *_),), count = store.job_table.find({"ids": [made]}, Page(0, 1))
     assert (found, count) == (made, 1)
-    assert store.history.find_rows({}, Page(0, 1))[0][0][7] == message
+    assert store.job_table.find({}, Page(0, 1))[0][0][7] == message
 
 
 def test_ids_go_on_while_locks_with_ids_are_imported(store):
@@ -230,7 +231,7 @@ def test_ids_go_on_while_locks_with_ids_are_imported(store):
     def create():
         try:
             for number in range(60):
-                store.locks.create_rows([NewLock("", f"New{number}|s|1.0.0", "Alice", FUTURE)])
+                store.lock_table.create([NewLock("", f"New{number}|s|1.0.0", "Alice", FUTURE)])
         except Exception as error:
             failed.append(error)
 
@@ -245,7 +246,7 @@ def test_ids_go_on_while_locks_with_ids_are_imported(store):
             for n in range(3)
         }
         with suppress(Conflicts):  # one may have gone to a new lock meanwhile
-            store.database.write_once(store.locks.restore, known)
+            store.database.write_once(restore, store, known)
     creator.join()
     assert failed == []
 
@@ -262,7 +263,7 @@ def test_as_many_connections_as_allowed_serve_any_number_of_threads(url, postgre
         def work(number):
             try:
                 for n in range(20):
-                    store.locks.create_rows(
+                    store.lock_table.create(
                         [NewLock("", f"P{number}x{n}|s|1.0.0", "Alice", FUTURE)]
                     )
             except Exception as error:
@@ -279,7 +280,7 @@ def test_as_many_connections_as_allowed_serve_any_number_of_threads(url, postgre
             thread.join()
         assert failed == []
         assert max(most) <= 2
-        assert store.locks.find_rows({}, Page(0, 1))[1] == 160
+        assert store.lock_table.find({}, Page(0, 1))[1] == 160
 
 
 def test_connection_limit_of_the_server_is_a_503_while_it_is_reached(start, postgresql, new_url):
@@ -353,7 +354,7 @@ def test_statement_that_takes_too_long_is_a_503(start, url):
 
 def test_what_two_writers_want_in_opposite_order_is_done_by_both(store):
     """Each locks a row, then wants the other's: PostgreSQL ends one of them."""
-    store.database.write(store.history.put, [job(1), job(2)])
+    store.database.write(store.job_table.put, [job(1), job(2)])
     both_have_one = threading.Barrier(2)
     tries: Counter[int] = Counter()
     failed = []
@@ -377,7 +378,7 @@ def test_what_two_writers_want_in_opposite_order_is_done_by_both(store):
     in_threads(work, (1, 2), (2, 1))
     assert failed == []
     assert sorted(tries.values()) == [1, 2]
-    messages = [row[7] for row in store.history.find_rows({}, Page(0, 2))[0]]
+    messages = [row[7] for row in store.job_table.find({}, Page(0, 2))[0]]
     assert [sorted(message) for message in messages] == [["1", "2"]] * 2
 
 
@@ -445,18 +446,18 @@ def test_cleaners_of_several_processes_do_not_wait_for_each_other(url):
     for thread in threads:
         thread.join()
     assert sum(found) == 4000
-    assert stores[0].locks.find_rows({}, Page(0, 1))[1] == 0
+    assert stores[0].lock_table.find({}, Page(0, 1))[1] == 0
     for store in stores:
         store.close()
 
 
 def test_cleaner_leaves_a_job_that_starts_anew_meanwhile(store, url):
-    store.database.write(store.history.put, [job(1, finished_at=PAST), job(2, finished_at=PAST)])
+    store.database.write(store.job_table.put, [job(1, finished_at=PAST), job(2, finished_at=PAST)])
     with closing(psycopg.connect(url)) as other:
         other.execute(f"UPDATE {JOB} SET finished_at = '' WHERE id = %s", (job_id(1),))
         assert store.clean() == (0, 1)
         other.commit()
-    assert [row[0] for row in store.history.find_rows({}, Page(0, 9))[0]] == [job_id(1)]
+    assert [row[0] for row in store.job_table.find({}, Page(0, 9))[0]] == [job_id(1)]
 
 
 def test_job_that_ends_meanwhile_gets_no_reservation(store, url):

@@ -132,7 +132,7 @@ CLIENT = f"""if True:
 
     def work():
         store.database.change(sys.argv[2])
-        list(store.locks.stream())  # as a mirror does, to compare
+        list(store.lock_table.stream())  # as a mirror does, to compare
         print("within", flush=True)
         sys.stdin.readline()
 
@@ -157,13 +157,13 @@ def test_client_that_stops_within_a_transaction_lets_go(start, url, client, stat
 def test_export_waits_for_its_reader_as_long_as_it_takes(url):
     with Store({"DATABASE_URL": url, "DATABASE_TIMEOUT_SECONDS": TIMEOUT}) as store:
         count = module.STREAM_BATCH + 1
-        store.locks.create_rows(
+        store.lock_table.create(
             [NewLock("", f"P{n}|s|1.0.0", "Alice", FUTURE) for n in range(count)]
         )
 
         def read():
             ids = []
-            for row in store.locks.stream():
+            for row in store.lock_table.stream():
                 ids.append(row[0])
                 if len(ids) in (1, count - 1):
                     time.sleep(1.5)  # longer than a transaction that holds others up may rest
@@ -537,7 +537,7 @@ def test_processes_that_are_forked_from_one_application_serve(url):
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     with Store({"DATABASE_URL": url}) as store:
-        assert store.locks.find_rows({}, Page(0, 1))[1] == 60
+        assert store.lock_table.find({}, Page(0, 1))[1] == 60
 
 
 def test_connection_is_found_fit_without_asking_the_server(proxy, url):

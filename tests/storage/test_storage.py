@@ -282,7 +282,7 @@ def plans(store, statements):
 @pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
 @pytest.mark.parametrize(("part", "name"), FILTERS)
 def test_each_filter_uses_an_index(store, part, name, several):
-    store.database.write(store.history.put, [job(number) for number in range(30)])
+    store.database.write(store.job_table.put, [job(number) for number in range(30)])
     value = {"locks": LOCK_FILTERS, "history": JOB_FILTERS}[part][name]
     if isinstance(value, list) and not several:
         value = value[:1]
@@ -304,7 +304,7 @@ def test_each_filter_uses_an_index(store, part, name, several):
 @pytest.mark.parametrize("descending", [False, True], ids=["ASC", "DESC"])
 @pytest.mark.parametrize(("part", "sort"), SORTS)
 def test_each_order_is_read_off_an_index(store, part, sort, descending):
-    store.locks.create_rows([NewLock("", "A|b|1.0.0", "Alice", FUTURE)])
+    store.lock_table.create([NewLock("", "A|b|1.0.0", "Alice", FUTURE)])
     store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
     with traced(store) as statements:
         getattr(store, part).find_rows({}, Page(0, 10, sort, descending))
@@ -327,9 +327,9 @@ def test_cleaner_finds_its_rows_through_an_index(store):
 
 
 def test_a_page_reads_no_more_rows_than_it_returns(store):
-    store.locks.create_rows([NewLock("", f"P{n}|s|1.0.0", "Alice", FUTURE) for n in range(300)])
+    store.lock_table.create([NewLock("", f"P{n}|s|1.0.0", "Alice", FUTURE) for n in range(300)])
     with traced(store) as statements:
-        rows, count = store.locks.find_rows({"owners": ["Alice"]}, Page(2, 7, "expires_at"))
+        rows, count = store.lock_table.find({"owners": ["Alice"]}, Page(2, 7, "expires_at"))
     assert (len(rows), count) == (7, 300)
     selects = [sql for sql in statements if sql.startswith("SELECT")]
     assert "LIMIT 7 OFFSET 14" in selects[0]
@@ -340,7 +340,7 @@ def test_a_page_reads_no_more_rows_than_it_returns(store):
 def test_bulk_create_is_one_insert_per_batch_in_one_transaction(store, locks):
     new = [NewLock("", f"Provider{n}|service|1.0.0", "Alice", FUTURE) for n in range(locks)]
     with traced(store) as statements:
-        store.locks.create_rows(new)
+        store.lock_table.create(new)
     batches = -(-locks // BATCH)
     # A statement is told of once more for each trigger that it fires.
     words = [sql.split()[0] for sql in dict.fromkeys(statements)]
@@ -351,16 +351,16 @@ def test_bulk_create_over_expired_and_held_locks_is_all_or_nothing(store, path):
     names = [f"Provider{n}|service|1.0.0" for n in range(3 * BATCH)]
     past = "2020-01-01T00:00:00Z"
     old = [NewLock("", name, "Alice", past) for name in names[:BATCH]]
-    store.database.write(store.locks.insert, old)
-    store.locks.create_rows([NewLock("", name, "Alice", FUTURE) for name in names[-2:]])
+    store.database.write(store.lock_table.insert, old)
+    store.lock_table.create([NewLock("", name, "Alice", FUTURE) for name in names[-2:]])
     dump = "SELECT * FROM orchestration_lock"
     with closing(sqlite3.connect(path)) as database:
         before = database.execute(dump).fetchall()
         with pytest.raises(AlreadyLocked) as caught:
-            store.locks.create_rows([NewLock("", name, "Bob", FUTURE) for name in names])
+            store.lock_table.create([NewLock("", name, "Bob", FUTURE) for name in names])
         assert caught.value.service_instance_ids == names[-2:]
         assert database.execute(dump).fetchall() == before
-        rows = store.locks.create_rows([NewLock("", name, "Bob", FUTURE) for name in names[:-2]])
+        rows = store.lock_table.create([NewLock("", name, "Bob", FUTURE) for name in names[:-2]])
     assert [row[2] for row in rows] == names[:-2]
     assert [row[0] for row in rows] == sorted({row[0] for row in rows})
     assert rows[0][0] > max(row[0] for row in before)
@@ -507,7 +507,7 @@ def test_relative_path_means_the_folder_of_the_start(tmp_path, monkeypatch):
         thread = threading.Thread(target=store.history.create, args=("PULL", "A", "B", "c"))
         thread.start()
         thread.join()
-        assert store.history.find_rows({}, Page(0, 10))[1] == 1
+        assert store.job_table.find({}, Page(0, 10))[1] == 1
     assert not (tmp_path / "elsewhere" / "relative.db").exists()
 
 
