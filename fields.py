@@ -11,6 +11,7 @@ from marshmallow import fields
 from marshmallow import missing as absent
 
 from orchmgmt import values
+from orchmgmt.entries import camel_case
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.models import STATUSES, TYPES
 
@@ -38,12 +39,6 @@ class Fault(InvalidParameter):
 def is_blank(value: Any) -> bool:
     """Return whether a JSON value is the same as none."""
     return value is None or (isinstance(value, str) and not values.strip(value))
-
-
-def camel_case(name: str) -> str:
-    """Return a field's name as the wire has it: `expires_at` is `expiresAt`."""
-    first, *others = name.split("_")
-    return first + "".join(map(str.capitalize, others))
 
 
 class Value(fields.Field[Any]):

@@ -13,8 +13,8 @@ from peewee import SQL, Case
 
 from orchmgmt.databases import Database, Row
 from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
+from orchmgmt.entries import camel_case
 from orchmgmt.errors import InvalidParameter, NotFound
-from orchmgmt.fields import camel_case
 from orchmgmt.models import FINISHED, IN_PROGRESS, PENDING, STATUSES, Job, JobCount
 from orchmgmt.schemas import JobEntry, payload_of
 from orchmgmt.settings import Settings

@@ -22,10 +22,10 @@ from orchmgmt.errors import (
     fault_of,
     origin_of,
 )
-from orchmgmt.json_text import parse_json, write_json
 from orchmgmt.logs.audit import attempt
 from orchmgmt.operations import Operation
 from orchmgmt.policies.gate import Gate
+from orchmgmt.schemas import parse_json, write_json
 from orchmgmt.store import Store
 
 log = logging.getLogger("orchmgmt")

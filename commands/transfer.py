@@ -19,10 +19,9 @@ from orchmgmt.databases import Row
 from orchmgmt.databases.unfinished import unfinished
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.history import StepBack
-from orchmgmt.json_text import parse_json, write_json
 from orchmgmt.locks import AlreadyLocked, Conflicts
 from orchmgmt.models import Lock, NewLock
-from orchmgmt.schemas import EntrySchema, JobEntry, LockEntry
+from orchmgmt.schemas import EntrySchema, JobEntry, LockEntry, parse_json, write_json
 from orchmgmt.store import Store
 
 #: Lines that are written at once, and of how many bytes at most.
