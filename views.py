@@ -126,7 +126,7 @@ def entries(
     """
     parts, separator = [b'{"entries":['], b""
     for start in range(0, len(rows), PART):
-        written = write_json(schema.dump(rows[start : start + PART]))
+        written = write_json(schema.entries_of(rows[start : start + PART]))
         parts.append(separator + written[1:-1].encode())
         separator = b","
     parts.append(b'],"count":%d}' % count)
