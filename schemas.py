@@ -97,13 +97,16 @@ class WireSchema(Schema):
                 raise Fault(UNKNOWN, f"Unknown key: {key}{meant(key, known)}")
 
     def _check(self, data: dict[str, Any], **kwargs: Any) -> None:
-        """Raise the Fault of values that contradict each other; bad ones are left out of `data`.
+        """Raise the Fault of values that contradict each other.
 
-        What overrides this is marshmallow's hook too.
+        What overrides this is a hook of marshmallow's, so that `load` calls it too.
+
+        Args:
+            data: the values that are good by themselves.
         """
 
     def _make(self, data: dict[str, Any], **kwargs: Any) -> Any:
-        """Return what the service works with, made of the values; likewise a hook."""
+        """Return what the service works with, made of good values; likewise a hook."""
         return data
 
 
@@ -419,13 +422,13 @@ class EntrySchema(WireSchema):
 
         Values are stored as the wire has them, apart from SQLite's booleans.
         """
-        entries = [dict(zip(self._columns, row, strict=True)) for row in rows]
+        found = [dict(zip(self._columns, row, strict=True)) for row in rows]
         for key in self._flags:
-            for entry in entries:
+            for entry in found:
                 entry[key] = bool(entry[key])
         if self.settings.omit_empty:
-            return [{key: it for key, it in entry.items() if it != ""} for entry in entries]
-        return entries
+            return [{key: it for key, it in entry.items() if it != ""} for entry in found]
+        return found
 
 
 class LockEntry(EntrySchema):
