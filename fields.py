@@ -1,16 +1,17 @@
 """The types of the contract's table "Values", as marshmallow fields.
 
-Each brings a JSON value to its canonical form, or says what is wrong with it.
+Each brings a JSON value to its canonical form, or raises a `Fault` that says what is wrong.
 """
 
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
-from marshmallow import fields
+from marshmallow import ValidationError, fields
 from marshmallow import missing as absent
 
 from orchmgmt import values
+from orchmgmt.entries import camel_case
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.models import STATUSES, TYPES
 
@@ -18,85 +19,89 @@ INTEGER_MAX = 2**63 - 1
 INTEGER_MIN = -(2**63)
 MESSAGE_MAX_LENGTH = 16_384
 
-# What counts first: a key that is not known, then a wrong JSON type, then what is missing, then a
-# value's form, then its name, then values that are good by themselves and not together.
+#: The ranks of faults: the first of these counts first. A key that is not known, a wrong JSON type,
+#: a value that is missing, one of the wrong form, a name against the naming convention, and values
+#: that are good by themselves but contradict each other.
 UNKNOWN, WRONG_TYPE, INCOMPLETE, MALFORMED, MISNAMED, CONTRADICTORY = range(6)
 
 
-class Fault(InvalidParameter):
-    """What is wrong with a value, in the contract's words.
+class Fault(InvalidParameter, ValidationError):
+    """What is wrong with a payload, in the contract's words.
 
     Attributes:
-        rank: how early it counts among several.
+        rank: how early it counts if a payload has several faults.
+        place: the element of the request's list that has the fault, from 0; `None` if it is not in
+            an element.
     """
 
     def __init__(self, rank: int, message: str) -> None:
         super().__init__(message)
         self.rank = rank
+        self.place: int | None = None
 
 
 def is_blank(value: Any) -> bool:
-    """Return whether a JSON value is the same as none."""
+    """Return whether a JSON value counts as absent."""
     return value is None or (isinstance(value, str) and not values.strip(value))
-
-
-def camel_case(name: str) -> str:
-    """Return a field's name as the wire has it: `expires_at` is `expiresAt`."""
-    first, *others = name.split("_")
-    return first + "".join(map(str.capitalize, others))
 
 
 class Value(fields.Field[Any]):
     """A value of the contract: `null`, the empty string and white space are the same as absent.
 
     Args:
-        missing: the message when there is no value; without one the value is optional.
-        invalid: the message when it is malformed, with `{}` for the value; by default the type's.
-        default: what stands for no value.
+        absent_message: the message when there is no value; without one the value is optional.
+        invalid_message: the message when the value is malformed, with `{}` for the value; by
+            default that of the type.
+        load_default: what stands for an absent value.
         data_key: the key, if it is not the field's name in camelCase.
     """
 
     type_name: ClassVar[str] = "a string"
-    invalid: str | None = None
+    invalid_message: str | None = None
 
     def __init__(
         self,
         *,
-        missing: str | None = None,
-        invalid: str | None = None,
-        default: Any = absent,
+        absent_message: str | None = None,
+        invalid_message: str | None = None,
+        load_default: Any = absent,
         data_key: str | None = None,
     ) -> None:
-        super().__init__(data_key=data_key, load_default=default)
-        self.missing = missing
-        self.invalid = invalid or self.invalid
+        super().__init__(
+            required=absent_message is not None,
+            load_default=load_default,
+            data_key=data_key,
+        )
+        self.absent_message = absent_message or ""
+        self.invalid_message = invalid_message or self.invalid_message
 
     def deserialize(self, value: Any, attr: Any = None, data: Any = None, **kwargs: Any) -> Any:
-        """Return the canonical form of `value`, or what stands for none.
+        """Return the canonical form of `value`, or what stands for an absent one.
 
         Raises:
-            Fault: there is no value and must be, or it is malformed.
+            Fault: the value is absent but required, or it is wrong.
         """
         if isinstance(value, str):
             value = values.strip(value)
         if value is absent or value is None or value == "":
-            if self.missing is not None:
-                raise Fault(INCOMPLETE, self.missing)
+            if self.required:
+                raise Fault(INCOMPLETE, self.absent_message)
             return self.load_default
-        return self._convert(value)
+        return self._from_json(value)
 
-    def _convert(self, value: Any) -> Any:
-        """Return the canonical form of what is not blank."""
+    def _from_json(self, value: Any) -> Any:
+        """Return the canonical form of a value that is not blank."""
         if not isinstance(value, str):
             raise self._wrong_type()
         try:
-            return self._canonical(value)
+            return self._from_text(value)
         except ValueError as error:
-            if self.invalid is None:
+            if self.invalid_message is None:
                 raise Fault(MISNAMED, str(error)) from None
-            raise Fault(MALFORMED, self.invalid.format(value)) from None
+            raise Fault(MALFORMED, self.invalid_message.format(value)) from None
 
-    def _canonical(self, text: str) -> Any:
+    def _from_text(self, text: str) -> Any:
+        """Return the canonical form of a string, or raise ValueError."""
         return text
 
     def _wrong_type(self, expected: str | None = None) -> Fault:
@@ -105,7 +110,7 @@ class Value(fields.Field[Any]):
 
 
 class Name(Value):
-    """A value that the application's naming normalises."""
+    """A value that is normalised as the setting `NORMALIZATION_MODE` says."""
 
     @cached_property
     def _naming(self) -> values.Naming:
@@ -116,69 +121,58 @@ class Name(Value):
 class SystemName(Name):
     """A system's name, PascalCase."""
 
-    def _canonical(self, text: str) -> str:
+    def _from_text(self, text: str) -> str:
         return self._naming.system_name(text)
 
 
 class ServiceName(Name):
     """A service definition's name, camelCase."""
 
-    def _canonical(self, text: str) -> str:
+    def _from_text(self, text: str) -> str:
         return self._naming.service_name(text)
 
 
 class ServiceInstanceId(Name):
     """`SystemName|ServiceName|Version`."""
 
-    def _canonical(self, text: str) -> str:
+    def _from_text(self, text: str) -> str:
         return self._naming.service_instance_id(text)
 
 
 class Uuid(Value):
     """A UUID, returned in lower case."""
 
-    def _canonical(self, text: str) -> str:
+    def _from_text(self, text: str) -> str:
         return values.uuid(text)
 
 
 class JobId(Uuid):
     """The id of an orchestration job."""
 
-    invalid = "Invalid orchestration job id: {}"
+    invalid_message = "Invalid orchestration job id: {}"
 
 
 class SubscriptionId(Uuid):
     """The id of the subscription that triggered a job."""
 
-    invalid = "Invalid subscription id: {}"
+    invalid_message = "Invalid subscription id: {}"
 
 
 class DateTime(Value):
     """A moment, in whole seconds of UTC.
 
     Args:
-        round_up: count a fraction as the whole second, instead of cutting it off.
-        stored: the moment must be one that can be returned: a year from 1 to 9999.
-        past: the message, with `{}` for the value, when it is past, as far as the schema knows.
+        round_up: round a fraction up to the next second, instead of cutting it off.
+        stored: accept only a moment that can be returned, of the years 1 to 9999.
     """
 
-    def __init__(
-        self,
-        *,
-        round_up: bool = False,
-        stored: bool = False,
-        past: str | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *, round_up: bool = False, stored: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._round_up = round_up
         self._stored = stored
-        self._past = past
 
-    def _canonical(self, text: str) -> str:
+    def _from_text(self, text: str) -> str:
         second = values.second(text, self._round_up)
-        if self._past and second <= self.root.present:  # type: ignore[union-attr]
-            raise Fault(MALFORMED, self._past.format(text))
         if self._stored and second in (values.START_OF_TIME, values.END_OF_TIME):
             raise ValueError
         return second
@@ -201,7 +195,7 @@ class Number(Value):
         self.minimum = minimum
         self.maximum = maximum
 
-    def _convert(self, value: Any) -> int:
+    def _from_json(self, value: Any) -> int:
         if isinstance(value, str):
             digits = value.removeprefix("-")
             if not (digits.isascii() and digits.isdigit() and len(digits) <= 20):
@@ -219,7 +213,7 @@ class Choice(Value):
 
     words: ClassVar[Sequence[str]]
 
-    def _canonical(self, text: str) -> str:
+    def _from_text(self, text: str) -> str:
         # Only ASCII letters have a case here: "ſ".upper() would be an S.
         word = text.upper() if text.isascii() else ""
         if word not in self.words:
@@ -231,21 +225,21 @@ class Direction(Choice):
     """Ascending or descending."""
 
     words = ("ASC", "DESC")
-    invalid = "Direction is invalid. Only ASC or DESC are allowed"
+    invalid_message = "Direction is invalid. Only ASC or DESC are allowed"
 
 
 class JobStatus(Choice):
-    """How far a job got."""
+    """How far a job has got."""
 
     words = STATUSES
-    invalid = "Invalid status: {}"
+    invalid_message = "Invalid status: {}"
 
 
 class JobType(Choice):
     """Who asked for a job: the requester itself, or a subscription."""
 
     words = TYPES
-    invalid = "Invalid type: {}"
+    invalid_message = "Invalid type: {}"
 
 
 class Flag(Value):
@@ -253,19 +247,19 @@ class Flag(Value):
 
     type_name = "true or false"
 
-    def _convert(self, value: Any) -> bool:
+    def _from_json(self, value: Any) -> bool:
         if not isinstance(value, bool):
             raise self._wrong_type()
         return value
 
 
 class Message(Value):
-    """Free text, of a limited length so that a page of jobs has one too.
+    """Free text. Its length is limited, and with it the size of a page of jobs.
 
-    What no database or JSON text can hold becomes U+FFFD: a message is never lost.
+    Characters that no database or JSON text can hold become U+FFFD: a message is never lost.
     """
 
-    def _canonical(self, text: str) -> str:
+    def _from_text(self, text: str) -> str:
         if len(text) > MESSAGE_MAX_LENGTH:
             raise Fault(MALFORMED, "Message is too long")
         text = text.replace("\0", "\ufffd")
@@ -273,19 +267,19 @@ class Message(Value):
 
 
 class SortField(Value):
-    """One of a table's fields that a query may sort by, returned as the model calls it.
+    """The field that a query sorts by, returned under the model's name for it.
 
     Args:
-        names: those fields, as the model calls them.
+        names: the fields that a query may sort by, under the model's names.
     """
 
     def __init__(self, *names: str, **kwargs: Any) -> None:
         self.names = {camel_case(name): name for name in names}
         allowed = ", ".join(self.names)
         message = f"Sort field is invalid. Only the following are allowed: [{allowed}]"
-        super().__init__(invalid=message, **kwargs)
+        super().__init__(invalid_message=message, **kwargs)
 
-    def _canonical(self, text: str) -> str:
+    def _from_text(self, text: str) -> str:
         if text not in self.names:
             raise ValueError
         return self.names[text]
@@ -296,27 +290,35 @@ class ListOf(fields.List[Any]):
 
     Args:
         element: the type of its elements.
-        what: what the messages call its elements.
-        needed: whether there must be some.
-        data_key: as `Value` has it.
+        what: what the messages call an element.
+        required: whether there must be an element.
+        data_key: as for `Value`.
     """
 
     def __init__(
-        self, element: Value, what: str, *, needed: bool = False, data_key: str | None = None
+        self,
+        element: type[Value],
+        what: str,
+        *,
+        required: bool = False,
+        data_key: str | None = None,
     ) -> None:
-        super().__init__(element, data_key=data_key)
-        self.missing = f"{what} list empty" if needed else None
-        self._empty = element.missing = f"{what} list contains empty element"
+        self.absent_message = f"{what} list empty"
+        self._blank_message = f"{what} list contains empty element"
+        super().__init__(
+            element(absent_message=self._blank_message), required=required, data_key=data_key
+        )
 
     def deserialize(self, value: Any, attr: Any = None, data: Any = None, **kwargs: Any) -> Any:
-        """Return the values in canonical form, or that there are none.
+        """Return the values in canonical form, or `missing` if there are none.
 
         Raises:
-            Fault: an element is missing, or what is wrong with the first bad one.
+            Fault: there must be an element and there is none, an element is blank, or what is wrong
+                with the first bad one.
         """
         if value is absent or value is None or value == []:
-            if self.missing is not None:
-                raise Fault(INCOMPLETE, self.missing)
+            if self.required:
+                raise Fault(INCOMPLETE, self.absent_message)
             return absent
         if not isinstance(value, list):
             raise Fault(WRONG_TYPE, f"{self.data_key} must be a list")
@@ -324,5 +326,5 @@ class ListOf(fields.List[Any]):
             return [self.inner.deserialize(element) for element in value]
         except Fault:
             if any(map(is_blank, value)):
-                raise Fault(INCOMPLETE, self._empty) from None
+                raise Fault(INCOMPLETE, self._blank_message) from None
             raise

@@ -13,14 +13,15 @@ from peewee import SQL, Case
 
 from orchmgmt.databases import Database, Row
 from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
+from orchmgmt.entries import camel_case
 from orchmgmt.errors import InvalidParameter, NotFound
-from orchmgmt.fields import camel_case
 from orchmgmt.models import FINISHED, IN_PROGRESS, PENDING, STATUSES, Job, JobCount
 from orchmgmt.schemas import JobEntry, payload_of
 from orchmgmt.settings import Settings
 from orchmgmt.values import write_instant
 
 COLUMNS = list(Job._meta.sorted_fields)
+NAMES = [column.name for column in COLUMNS]
 
 #: What a job has from its beginning to its end.
 FOR_LIFE = (
@@ -31,7 +32,7 @@ FOR_LIFE = (
     "subscription_id",
 )
 
-_ROW = itemgetter(*[column.name for column in COLUMNS])
+_ROW = itemgetter(*NAMES)
 
 
 class StepBack(InvalidParameter):
@@ -136,7 +137,7 @@ class JobTable:
         """Insert jobs, or update those whose id is there, within a `Database.write`.
 
         Args:
-            jobs: jobs as `JobEntry` loads them; one without an id is new, and of several with
+            jobs: jobs as `JobEntry` reads them; one without an id is new, and of several with
                 one id the last counts.
 
         Returns:
@@ -168,7 +169,7 @@ class JobTable:
     def _there(self, ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """Those of these jobs that are there; they stay as they are until the end of the write."""
         found = self._database.rows(self._select_among, {"ids": ids})
-        return {row[0]: dict(zip(self._entry.fields, row, strict=True)) for row in found}
+        return {row[0]: dict(zip(NAMES, row, strict=True)) for row in found}
 
     def _write(self, rows: Sequence[Row], there: Container[str]) -> None:
         # Writers come to new jobs in one order, as to others. One that another writer has put
@@ -183,7 +184,7 @@ class JobTable:
         given are the present.
 
         Args:
-            jobs: jobs as `HistoryRecord` loads them, each with the values that are given. One
+            jobs: jobs as `HistoryRecord` reads them, each with the values that are given. One
                 without an id, or with one that is not there, is new.
 
         Returns:
@@ -209,7 +210,7 @@ class JobTable:
                 whole = _stepped(job_id, job, there.get(job_id), now)
                 kept = whole.pop("message", "")  # earlier versions took longer ones
                 try:
-                    loaded = self._entry.load(payload_of({**whole, "message": job.get("message")}))
+                    loaded = self._entry.read(payload_of({**whole, "message": job.get("message")}))
                     rows.append(_ROW({**loaded, "message": loaded["message"] or kept}))
                 except InvalidParameter as error:
                     if "id" in job and job_id not in there:

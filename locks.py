@@ -13,7 +13,6 @@ from orchmgmt.databases import Database, Row
 from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import Job, Lock, LockCount, NewLock
-from orchmgmt.schemas import IN_THE_PAST
 
 COLUMNS = [getattr(Lock, name) for name in NewLock._fields]
 
@@ -51,10 +50,10 @@ def _held(instances: str) -> str:
 
 
 class InThePast(InvalidParameter):
-    """A lock would have expired before it is made."""
+    """A lock would have expired by the time that it is made."""
 
     def __init__(self, expires_at: str) -> None:
-        super().__init__(IN_THE_PAST.format(expires_at))
+        super().__init__(f"Expires at is in the past: {expires_at}")
 
 
 class DuplicatedInstance(InvalidParameter):
@@ -136,7 +135,7 @@ class LockTable:
         Contract: "Lock", "create".
 
         Args:
-            locks: what to make, in canonical form, as `LockCreate` loads it.
+            locks: what to make, in canonical form, as `LockCreate` reads it.
 
         Raises:
             InThePast: one of them has expired by the time that it is made.
@@ -152,7 +151,7 @@ class LockTable:
         Contract: "Extensions of ours", `reserve`.
 
         Args:
-            locks: what to make, in canonical form, as `LockReserve` loads it.
+            locks: what to make, in canonical form, as `LockReserve` reads it.
 
         Raises:
             NoUnfinishedJob: one of their jobs is not there, or has ended.

@@ -76,6 +76,10 @@ class NewLock(NamedTuple):
     temporary: bool = False
 
 
+if ("id", *NewLock._fields) != tuple(column.name for column in Lock._meta.sorted_fields):
+    raise TypeError("NewLock must have the columns of Lock, in their order")
+
+
 class Job(Model):
     """One orchestration that was asked for, and how far it got."""
 

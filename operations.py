@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from orchmgmt import schemas
 from orchmgmt.databases import Row
 from orchmgmt.errors import InvalidParameter
-from orchmgmt.locks import AlreadyLocked
+from orchmgmt.locks import AlreadyLocked, InThePast
 from orchmgmt.models import NewLock
 from orchmgmt.store import Store
 
@@ -80,13 +80,13 @@ def operations(store: Store) -> list[Operation]:
     removal = schemas.LockRemove(settings)
 
     def find_locks(payload: Any, tell: Tell) -> Result:
-        return locks.find(*lock_query.load(payload))
+        return locks.find(*lock_query.read(payload))
 
     def find_jobs(payload: Any, tell: Tell) -> Result:
-        return jobs.find(*history_query.load(payload))
+        return jobs.find(*history_query.read(payload))
 
     def remove(payload: Any, tell: Tell) -> None:
-        wanted = removal.load(payload)
+        wanted = removal.read(payload)
         owner, instances = wanted["owner"], wanted["service_instance_ids"]
         tell(locks=len(instances), instances=instances, owners=[owner])
         tell(removed=locks.remove(owner, instances))
@@ -142,11 +142,11 @@ def lock_maker(
         request_schema: what the payload looks like.
         make_rows: makes all of the locks, or none, and returns their rows.
     """
-    wanted_request = request_schema(store.settings)
+    request = request_schema(store.settings)
 
     def make(payload: Any, tell: Tell) -> Result:
         try:
-            wanted = wanted_request.load(payload)
+            wanted = request.read(payload)
             tell(
                 locks=len(wanted),
                 instances=[lock.service_instance_id for lock in wanted],
@@ -155,9 +155,9 @@ def lock_maker(
             rows = make_rows(wanted, tell)
         except AlreadyLocked:
             raise
-        except InvalidParameter:
-            # A time that is past may count before this fault, in the form in which it was sent.
-            request_schema(store.settings, present=store.now()).load(payload)
+        except InvalidParameter as fault:
+            if past := request.past_before(payload, fault, store.now()):
+                raise InThePast(past) from None
             raise
         tell(ids=[row[0] for row in rows])
         return rows, len(rows)

@@ -109,12 +109,12 @@ class _Entries(Generic[E]):
             InvalidParameter: a value is malformed, or there is no such filter.
             Unavailable: the database does not answer.
         """
-        wanted = self._query.load_arguments(filters, page, size, sort_field, descending)
+        wanted = self._query.read_arguments(filters, page, size, sort_field, descending)
         rows, count = self._rows(*wanted)
         return Found(self._read(rows), count)
 
     def _read(self, rows: Iterable[Row]) -> list[E]:
-        return [self._kind.from_wire(entry) for entry in self._entry.dump(rows)]
+        return [self._kind.from_wire(entry) for entry in self._entry.entries_of(rows)]
 
 
 class Locks(_Entries[Lock]):
@@ -149,7 +149,7 @@ class Locks(_Entries[Lock]):
             if lock.temporary or lock.orchestration_job_id:
                 raise InvalidParameter("A lock of a job is made with `reserve`")
             wanted.append(payload_of(vars(lock)))
-        return self._read(self._store.lock_table.create(self._new.load({"locks": wanted})))
+        return self._read(self._store.lock_table.create(self._new.read({"locks": wanted})))
 
     def add(self, locks: Iterable[Lock]) -> list[Lock]:
         """Put locks there as they are, also expired ones and those of any job, all or none.
@@ -172,8 +172,8 @@ class Locks(_Entries[Lock]):
 
     def put(self, locks: Iterable[Lock]) -> list[Lock]:
         """As `add`, within a `Database.write`."""
-        loaded = [self._entry.load(payload_of(vars(lock))) for lock in locks]
-        wanted = [NewLock(**{it: lock[it] for it in NewLock._fields}) for lock in loaded]
+        found = [self._entry.read(payload_of(vars(lock))) for lock in locks]
+        wanted = [NewLock(**{it: lock[it] for it in NewLock._fields}) for lock in found]
         return self._read(self._store.lock_table.put(wanted))
 
     def reserve(
@@ -199,7 +199,7 @@ class Locks(_Entries[Lock]):
             "owner": owner,
             "expires_at": expires_at,
         }
-        lock = NewLock(**self._reservation.load(payload_of(values)), temporary=True)
+        lock = self._reservation.read(payload_of(values))
         return self._read(self._store.lock_table.reserve([lock]))[0]
 
     def release(self, job_id: str) -> int:
@@ -230,7 +230,7 @@ class Locks(_Entries[Lock]):
             Unavailable: the database does not answer.
         """
         values = {"owner": owner, "instanceIds": service_instance_ids}
-        return self._store.lock_table.remove(**self._removal.load(payload_of(values)))
+        return self._store.lock_table.remove(**self._removal.read(payload_of(values)))
 
 
 class History(_Entries[Job]):
@@ -308,7 +308,7 @@ class History(_Entries[Job]):
         """As `add`, within a `Database.write`."""
         created = {"createdAt": self._store.database.now()}
         wanted = [{**created, **payload_of(vars(job))} for job in jobs]
-        return self._read(self._store.job_table.put([self._entry.load(job) for job in wanted]))
+        return self._read(self._store.job_table.put([self._entry.read(job) for job in wanted]))
 
     def start(self, job_id: str, message: str = "") -> None:
         """Put a job `IN_PROGRESS`, from now; a finished one starts anew.

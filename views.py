@@ -22,10 +22,10 @@ from orchmgmt.errors import (
     fault_of,
     origin_of,
 )
-from orchmgmt.json_text import parse_json, write_json
 from orchmgmt.logs.audit import attempt
 from orchmgmt.operations import Operation
 from orchmgmt.policies.gate import Gate
+from orchmgmt.schemas import parse_json, write_json
 from orchmgmt.store import Store
 
 log = logging.getLogger("orchmgmt")
@@ -126,7 +126,7 @@ def entries(
     """
     parts, separator = [b'{"entries":['], b""
     for start in range(0, len(rows), PART):
-        written = write_json(schema.dump(rows[start : start + PART]))
+        written = write_json(schema.entries_of(rows[start : start + PART]))
         parts.append(separator + written[1:-1].encode())
         separator = b","
     parts.append(b'],"count":%d}' % count)

@@ -251,7 +251,7 @@ class Mirror:
             wire["message"] = wire["message"][:MESSAGE_MAX_LENGTH]
             self.shortened.add(str(wire.get("id")))
         try:
-            loaded: Loaded = schema.load(wire)
+            loaded: Loaded = schema.read(wire)
             if loaded["id"] is None:
                 raise InvalidParameter("it has no id")
         except InvalidParameter as error:

@@ -19,10 +19,9 @@ from orchmgmt.databases import Row
 from orchmgmt.databases.unfinished import unfinished
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.history import StepBack
-from orchmgmt.json_text import parse_json, write_json
 from orchmgmt.locks import AlreadyLocked, Conflicts
 from orchmgmt.models import Lock, NewLock
-from orchmgmt.schemas import EntrySchema, JobEntry, LockEntry
+from orchmgmt.schemas import EntrySchema, JobEntry, LockEntry, parse_json, write_json
 from orchmgmt.store import Store
 
 #: Lines that are written at once, and of how many bytes at most.
@@ -47,7 +46,7 @@ class BadLine(Failure):
         super().__init__(printable(f"line {number}: {reason}"))
 
 
-#: The number of a line, from 1, and the entry that the schema loaded from it.
+#: The number of a line, from 1, and the entry that it holds.
 Line = tuple[int, dict[str, Any]]
 
 
@@ -243,7 +242,7 @@ def export_locks(store: Store, write: Write) -> int:
 def _export(schema: EntrySchema, rows: Iterable[Row], write: Write) -> int:
     count = 0
     for row in rows:
-        (entry,) = schema.dump([row])
+        (entry,) = schema.entries_of([row])
         write(f"{write_json(entry)}\n")
         count += 1
     return count
@@ -259,7 +258,7 @@ def _batches(schema: EntrySchema, lines: Iterable[bytes]) -> Iterator[list[Line]
         try:
             if len(text) > LONGEST_LINE:
                 raise InvalidParameter(f"it is longer than {LONGEST_LINE:,} bytes")
-            batch.append((number, schema.load(parse_json(text))))
+            batch.append((number, schema.read(parse_json(text))))
         except InvalidParameter as error:
             yield batch
             raise BadLine(number, error) from None

@@ -171,14 +171,12 @@ class Converter(OpenAPIConverter):
 
     def schema2jsonschema(self, schema: schemas.WireSchema) -> dict[str, Any]:
         """Return a schema as OpenAPI has it."""
-        settings = schema.settings
         result: dict[str, Any] = super().schema2jsonschema(schema)  # type: ignore[no-untyped-call]
         needed = [it.data_key for it in schema.fields.values() if _is_needed(it)]
         if needed:
             result["required"] = needed
-        result.pop("additionalProperties", None)  # marshmallow's own default does not count
-        if settings.unknown_keys == "refuse" and not isinstance(schema, schemas.EntrySchema):
-            result["additionalProperties"] = False
+        if isinstance(schema, schemas.EntrySchema):  # an answer may come to have more keys
+            result.pop("additionalProperties", None)
         if isinstance(schema, schemas.Pagination):
             result["dependentRequired"] = {"page": ["size"], "size": ["page"]}
         return {"description": (inspect.getdoc(type(schema)) or "").split("\n")[0], **result}
@@ -190,10 +188,10 @@ class Converter(OpenAPIConverter):
         if isinstance(field, fields.ListOf):
             least = {"minItems": 1} if _is_needed(field) else {}
             return {"type": "array", "items": self.field2property(field.inner), **least}
-        if isinstance(field, schemas.Objects):
+        if isinstance(field, schemas.NestedList):
             items = self.resolve_nested_schema(field.schema)  # type: ignore[no-untyped-call]
             return {"type": "array", "items": items, "minItems": 1}
-        if isinstance(field, schemas.Object):
+        if isinstance(field, schemas.Nested):
             nested: dict[str, Any] = self.resolve_nested_schema(field.schema)  # type: ignore[no-untyped-call]
             return nested
         described = self._value(field, answers)
@@ -563,7 +561,7 @@ def _is_needed(field: Any) -> bool:
     settings: Settings = field.root.settings
     if isinstance(field.root, schemas.EntrySchema):
         return not (settings.omit_empty and field.load_default == "")
-    return field.missing is not None
+    return bool(field.required)
 
 
 def _name(first: str) -> str:

@@ -22,7 +22,7 @@ class Recorder(Extension):
         releasing = schemas.LockRelease(settings)
 
         def record(payload: Any, tell: Tell) -> Result:
-            jobs = recording.load(payload)
+            jobs = recording.read(payload)
             statuses = dict.fromkeys(it["status"] for it in jobs if "status" in it)
             tell(jobs=len(jobs), statuses=statuses)
             rows = store.job_table.record(jobs)
@@ -34,7 +34,7 @@ class Recorder(Extension):
             return store.lock_table.reserve(locks)
 
         def release(payload: Any, tell: Tell) -> Result:
-            job_id = releasing.load(payload)["orchestration_job_id"]
+            job_id = releasing.read(payload)["orchestration_job_id"]
             tell(job_ids=[job_id])
             count = store.lock_table.release(job_id)
             tell(removed=count)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.wrappers import Request, Response
 
 from orchmgmt.errors import ServiceError
-from orchmgmt.json_text import parse_json
+from orchmgmt.schemas import parse_json
 from orchmgmt.testing.names import unknown
 from orchmgmt.testing.server import Server
 from orchmgmt.testing.service import Service

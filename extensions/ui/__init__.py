@@ -15,8 +15,8 @@ from flask import Blueprint, Response, request, send_from_directory
 from orchmgmt.app import Service
 from orchmgmt.errors import Unavailable
 from orchmgmt.extensions import Extension
-from orchmgmt.json_text import write_json
 from orchmgmt.policies.gate import Gate
+from orchmgmt.schemas import write_json
 from orchmgmt.store import Store
 
 FOLDER = Path(__file__).with_name("static")

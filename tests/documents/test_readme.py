@@ -134,11 +134,11 @@ def test_the_example_database_holds_valid_locks_and_jobs(tmp_path: Path) -> None
             (LockEntry(settings), store.database.read(lambda: list(store.lock_table.stream()))),
             (JobEntry(settings), store.database.read(lambda: list(store.job_table.stream()))),
         ):
-            entries = schema.dump(rows)
+            entries = schema.entries_of(rows)
             assert len(entries) > 30
             for entry in entries:
-                loaded = schema.load(entry)
-                assert schema.dump([tuple(loaded[name] for name in schema.fields)]) == [entry]
+                found = schema.read(entry)
+                assert schema.entries_of([tuple(found[name] for name in schema.fields)]) == [entry]
         query = "SELECT DISTINCT status, type FROM orchestration_job"
         statuses = store.database.read(store.database.rows, query)
     assert len(statuses) == len(models.STATUSES) * len(models.TYPES)
