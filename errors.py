@@ -87,11 +87,14 @@ class Unavailable(ServiceError):
     headers: ClassVar[dict[str, str]] = {"Retry-After": str(RETRY_AFTER_SECONDS)}
 
 
-_EXCEPTION_TYPES = {
-    HTTPStatus.UNAUTHORIZED: "AUTH",
-    HTTPStatus.FORBIDDEN: "FORBIDDEN",
-    HTTPStatus.NOT_FOUND: "DATA_NOT_FOUND",
-    HTTPStatus.SERVICE_UNAVAILABLE: "EXTERNAL_SERVER_ERROR",
+#: The `exceptionType` of each status. Others have that of 400, or of 500 from there on.
+EXCEPTION_TYPES = {
+    400: "INVALID_PARAMETER",
+    401: "AUTH",
+    403: "FORBIDDEN",
+    404: "DATA_NOT_FOUND",
+    500: "INTERNAL_SERVER_ERROR",
+    503: "EXTERNAL_SERVER_ERROR",
 }
 
 
@@ -103,12 +106,12 @@ def error_body(status: int, message: str, origin: str) -> bytes:
         message: the `errorMessage`.
         origin: the method, a space and the path as requested.
     """
-    other = "INVALID_PARAMETER" if status < 500 else "INTERNAL_SERVER_ERROR"
+    other = EXCEPTION_TYPES[400 if status < 500 else 500]
     return json.dumps(
         {
             "errorMessage": message,
             "errorCode": int(status),
-            "exceptionType": _EXCEPTION_TYPES.get(HTTPStatus(status), other),
+            "exceptionType": EXCEPTION_TYPES.get(status, other),
             "origin": origin,
         },
         separators=(",", ":"),

@@ -54,6 +54,7 @@ class Value(fields.Field[Any]):
             default that of the type.
         load_default: what stands for an absent value.
         data_key: the key, if it is not the field's name in camelCase.
+        description: what OpenAPI says beside what the type says.
     """
 
     type_name: ClassVar[str] = "a string"
@@ -66,11 +67,13 @@ class Value(fields.Field[Any]):
         invalid_message: str | None = None,
         load_default: Any = absent,
         data_key: str | None = None,
+        description: str = "",
     ) -> None:
         super().__init__(
             required=absent_message is not None,
             load_default=load_default,
             data_key=data_key,
+            metadata={"description": description} if description else None,
         )
         self.absent_message = absent_message or ""
         self.invalid_message = invalid_message or self.invalid_message
@@ -104,6 +107,14 @@ class Value(fields.Field[Any]):
         """Return the canonical form of a string, or raise ValueError."""
         return text
 
+    def describe(self, in_answer: bool) -> dict[str, Any]:
+        """Return what OpenAPI says of the value.
+
+        Args:
+            in_answer: whether an answer has it: such a value is in its canonical form.
+        """
+        return {"type": "string"}
+
     def _wrong_type(self, expected: str | None = None) -> Fault:
         key = self.data_key or f"an element of {self.parent.data_key}"  # type: ignore[union-attr]
         return Fault(WRONG_TYPE, f"{key} must be {expected or self.type_name}")
@@ -124,12 +135,20 @@ class SystemName(Name):
     def _from_text(self, text: str) -> str:
         return self._naming.system_name(text)
 
+    def describe(self, in_answer: bool) -> dict[str, Any]:
+        """Return what OpenAPI says of it."""
+        return {"type": "string", "pattern": f"^{_name('A-Z')}$"}
+
 
 class ServiceName(Name):
     """A service definition's name, camelCase."""
 
     def _from_text(self, text: str) -> str:
         return self._naming.service_name(text)
+
+    def describe(self, in_answer: bool) -> dict[str, Any]:
+        """Return what OpenAPI says of it."""
+        return {"type": "string", "pattern": f"^{_name('a-z')}$"}
 
 
 class ServiceInstanceId(Name):
@@ -138,12 +157,27 @@ class ServiceInstanceId(Name):
     def _from_text(self, text: str) -> str:
         return self._naming.service_instance_id(text)
 
+    def describe(self, in_answer: bool) -> dict[str, Any]:
+        """Return what OpenAPI says of it."""
+        number = "[0-9]{1,10}"
+        version = rf"{number}\.{number}\.{number}"
+        return {
+            "type": "string",
+            "pattern": rf"^{_name('A-Z')}\|{_name('a-z')}\|{version}$",
+            "description": f"A version has at most {values.VERSION_MAX_LENGTH} characters.",
+        }
+
 
 class Uuid(Value):
     """A UUID, returned in lower case."""
 
     def _from_text(self, text: str) -> str:
         return values.uuid(text)
+
+    def describe(self, in_answer: bool) -> dict[str, Any]:
+        """Return what OpenAPI says of it."""
+        pattern = {"pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"} if in_answer else {}
+        return {"type": "string", "format": "uuid", **pattern}
 
 
 class JobId(Uuid):
@@ -177,6 +211,12 @@ class DateTime(Value):
             raise ValueError
         return second
 
+    def describe(self, in_answer: bool) -> dict[str, Any]:
+        """Return what OpenAPI says of it."""
+        pattern = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"
+        canonical = {"pattern": pattern} if in_answer else {}
+        return {"type": "string", "format": "date-time", **canonical}
+
 
 class Number(Value):
     """A JSON integer of 64 bits, or a string of its digits.
@@ -207,6 +247,11 @@ class Number(Value):
             raise self._wrong_type(f"from {self.minimum} to {self.maximum}")
         return value
 
+    def describe(self, in_answer: bool) -> dict[str, Any]:
+        """Return what OpenAPI says of it."""
+        limits = {"minimum": self.minimum, "maximum": self.maximum}
+        return {"type": "integer", "format": "int64", **limits}
+
 
 class Choice(Value):
     """One of a few words, in any letter case."""
@@ -219,6 +264,10 @@ class Choice(Value):
         if word not in self.words:
             raise ValueError
         return word
+
+    def describe(self, in_answer: bool) -> dict[str, Any]:
+        """Return what OpenAPI says of it."""
+        return {"type": "string", "enum": list(self.words)}
 
 
 class Direction(Choice):
@@ -252,6 +301,10 @@ class Flag(Value):
             raise self._wrong_type()
         return value
 
+    def describe(self, in_answer: bool) -> dict[str, Any]:
+        """Return what OpenAPI says of it."""
+        return {"type": "boolean"}
+
 
 class Message(Value):
     """Free text. Its length is limited, and with it the size of a page of jobs.
@@ -264,6 +317,12 @@ class Message(Value):
             raise Fault(MALFORMED, "Message is too long")
         text = text.replace("\0", "\ufffd")
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+    def describe(self, in_answer: bool) -> dict[str, Any]:
+        """Return what OpenAPI says of it."""
+        # Earlier versions took longer ones.
+        limit = {} if in_answer else {"maxLength": MESSAGE_MAX_LENGTH}
+        return {"type": "string", **limit}
 
 
 class SortField(Value):
@@ -284,6 +343,10 @@ class SortField(Value):
             raise ValueError
         return self.names[text]
 
+    def describe(self, in_answer: bool) -> dict[str, Any]:
+        """Return what OpenAPI says of it."""
+        return {"type": "string", "enum": list(self.names)}
+
 
 class ListOf(fields.List[Any]):
     """A filter's list of values; absent, `null` and `[]` are the same.
@@ -293,6 +356,7 @@ class ListOf(fields.List[Any]):
         what: what the messages call an element.
         required: whether there must be an element.
         data_key: as for `Value`.
+        description: likewise.
     """
 
     def __init__(
@@ -302,11 +366,15 @@ class ListOf(fields.List[Any]):
         *,
         required: bool = False,
         data_key: str | None = None,
+        description: str = "",
     ) -> None:
         self.absent_message = f"{what} list empty"
         self._blank_message = f"{what} list contains empty element"
         super().__init__(
-            element(absent_message=self._blank_message), required=required, data_key=data_key
+            element(absent_message=self._blank_message),
+            required=required,
+            data_key=data_key,
+            metadata={"description": description} if description else None,
         )
 
     def deserialize(self, value: Any, attr: Any = None, data: Any = None, **kwargs: Any) -> Any:
@@ -328,3 +396,8 @@ class ListOf(fields.List[Any]):
             if any(map(is_blank, value)):
                 raise Fault(INCOMPLETE, self._blank_message) from None
             raise
+
+
+def _name(first: str) -> str:
+    """The pattern of a name that begins with one of these letters."""
+    return f"[{first}][0-9A-Za-z]{{0,{values.NAME_MAX_LENGTH - 1}}}"

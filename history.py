@@ -308,6 +308,9 @@ def _demand_forward(job: Mapping[str, str], there: Mapping[str, str] | None) -> 
             )
     before, status = there["status"], job["status"]
     if status != before and (before in FINISHED or status == PENDING):
-        raise InvalidParameter(
-            f"Orchestration job {job['id']} is {before}: it cannot become {status}"
-        )
+        raise InvalidParameter(cannot_become(job["id"], before, status))
+
+
+def cannot_become(job_id: str, status: str, wanted: str) -> str:
+    """Return the message for a job that would go back in its life."""
+    return f"Orchestration job {job_id} is {status}: it cannot become {wanted}"

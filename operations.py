@@ -43,7 +43,10 @@ class Operation:
             read-only server refuses it.
         takes: the payload.
         perform: does it, given the payload as JSON has it.
-        entry: the entries of the page that it returns, if it returns one.
+        returns: what the answer holds: the entries of a page, or one JSON object; `None` if the
+            answer is empty.
+        summary: what it does, on one line, for OpenAPI.
+        outcome: what its answer means, likewise.
         status: the HTTP status of its answer.
         method: the HTTP method.
         in_path: the part of the payload that HTTP has at the end of the path, if there is one.
@@ -55,7 +58,9 @@ class Operation:
     changes: bool
     takes: schemas.WireSchema
     perform: Callable[[Any, Tell], Result]
-    entry: schemas.EntrySchema | None = None
+    summary: str
+    outcome: str
+    returns: schemas.WireSchema | None = None
     status: int = 200
     method: str = "POST"
     in_path: str = ""
@@ -98,7 +103,9 @@ def operations(store: Store) -> list[Operation]:
             changes=True,
             takes=schemas.LockCreate(settings),
             perform=lock_maker(store, schemas.LockCreate, lambda new, _: locks.create(new)),
-            entry=lock_entry,
+            summary="Lock service instances, all or none",
+            outcome="The new locks, in the order of the request",
+            returns=lock_entry,
             status=201,
         ),
         Operation(
@@ -107,7 +114,9 @@ def operations(store: Store) -> list[Operation]:
             changes=False,
             takes=lock_query,
             perform=find_locks,
-            entry=lock_entry,
+            summary="Find the active locks that match every filter",
+            outcome="A page; `count` is of all that match",
+            returns=lock_entry,
         ),
         Operation(
             group="lock",
@@ -115,6 +124,8 @@ def operations(store: Store) -> list[Operation]:
             changes=True,
             takes=removal,
             perform=remove,
+            summary="Remove an owner's locks, but not temporary ones",
+            outcome="They are gone, if they were there",
             method="DELETE",
             in_path="owner",
             from_path=removal.from_path,
@@ -125,7 +136,9 @@ def operations(store: Store) -> list[Operation]:
             changes=False,
             takes=history_query,
             perform=find_jobs,
-            entry=job_entry,
+            summary="Find the orchestration jobs that match every filter",
+            outcome="A page; `count` is of all that match",
+            returns=job_entry,
         ),
     ]
 

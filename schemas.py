@@ -47,7 +47,12 @@ class WireSchema(Schema):
 
     Args:
         settings: the application's settings.
+
+    Attributes:
+        title: its name in the data models of Eclipse Arrowhead, or a name of ours.
     """
+
+    title: ClassVar[str] = ""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -113,8 +118,10 @@ class WireSchema(Schema):
 class Pagination(WireSchema):
     """The contract's section "Pagination", read as a `Page`."""
 
-    page = fields.Number(load_default=None)
-    size = fields.Number(load_default=None)
+    page = fields.Number(load_default=None, description="Pages count from 0.")
+    size = fields.Number(
+        load_default=None, description="Entries of a page; less than 1 stands for the maximum."
+    )
     direction = fields.Direction(load_default="DESC")
 
     @validates_schema(skip_on_field_errors=False)
@@ -144,6 +151,8 @@ class Pagination(WireSchema):
 class LockPagination(Pagination):
     """Pages of locks."""
 
+    title = "LockPagination"
+
     sort_field = fields.SortField(
         "id", "owner", "service_instance_id", "expires_at", load_default=None
     )
@@ -151,6 +160,8 @@ class LockPagination(Pagination):
 
 class HistoryPagination(Pagination):
     """Pages of jobs."""
+
+    title = "HistoryPagination"
 
     sort_field = fields.SortField(
         "id", "created_at", "started_at", "finished_at", load_default=None
@@ -214,7 +225,12 @@ def _expiration() -> fields.DateTime:
 
 
 class LockRequest(WireSchema):
-    """One element of a create request's `locks`, read as a `NewLock`."""
+    """One element of a create request's `locks`.
+
+    It is read as a `NewLock`.
+    """
+
+    title = "ServiceOrchestrationLockRequest"
 
     service_instance_id = fields.ServiceInstanceId(absent_message="Service instance id is missing")
     owner = fields.SystemName(absent_message="Owner is missing")
@@ -227,6 +243,8 @@ class LockRequest(WireSchema):
 
 class Reservation(LockRequest):
     """A temporary lock for a job."""
+
+    title = "Reservation"
 
     orchestration_job_id = fields.JobId(absent_message="Orchestration job id is missing")
 
@@ -263,7 +281,9 @@ class ListRequest(WireSchema):
 
 
 class LockCreate(ListRequest):
-    """The body of lock create: ServiceOrchestrationLockListRequest."""
+    """The body of lock create."""
+
+    title = "ServiceOrchestrationLockListRequest"
 
     locks = NestedList(LockRequest, absent_message="Request payload is empty")
 
@@ -295,6 +315,8 @@ class LockCreate(ListRequest):
 
 class LockReserve(LockCreate):
     """The body of lock reserve."""
+
+    title = "LockReserveRequest"
 
     locks = NestedList(Reservation, absent_message="Request payload is empty")
 
@@ -332,7 +354,9 @@ class QuerySchema(WireSchema):
 
 
 class LockQuery(QuerySchema):
-    """The body of lock query: ServiceOrchestrationLockQueryRequest."""
+    """The body of lock query."""
+
+    title = "ServiceOrchestrationLockQueryRequest"
 
     pagination = Nested(LockPagination)
     ids = fields.ListOf(fields.Number, "ID")
@@ -348,7 +372,11 @@ class LockRemove(WireSchema):
 
     owner = fields.SystemName(absent_message="Owner is missing")
     service_instance_ids = fields.ListOf(
-        fields.ServiceInstanceId, "Service instance id", required=True, data_key="instanceIds"
+        fields.ServiceInstanceId,
+        "Service instance id",
+        required=True,
+        data_key="instanceIds",
+        description="Service instances; one value may also hold several, separated by commas.",
     )
 
     def from_path(self, owner: str, query: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -389,8 +417,16 @@ class LockRelease(WireSchema):
         return {"orchestrationJobId": job_id}
 
 
+class Released(WireSchema):
+    """The answer of lock release."""
+
+    count = fields.Number(minimum=0, absent_message="Count is missing")
+
+
 class HistoryQuery(QuerySchema):
-    """The body of history query: ServiceOrchestrationHistoryQueryRequest."""
+    """The body of history query."""
+
+    title = "ServiceOrchestrationHistoryQueryRequest"
 
     pagination = Nested(HistoryPagination)
     ids = fields.ListOf(fields.JobId, "ID")
@@ -407,9 +443,11 @@ class EntrySchema(WireSchema):
 
     Attributes:
         model: the table whose rows are answered with.
+        page_title: the name of a page of such entries, as `title`.
     """
 
     model: ClassVar[type[Model]]
+    page_title: ClassVar[str]
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -434,6 +472,8 @@ class EntrySchema(WireSchema):
 class LockEntry(EntrySchema):
     """A lock, as queries return it and as `lock import` reads it."""
 
+    title = "Lock"
+    page_title = "ServiceOrchestrationLockListResponse"
     model = Lock
 
     id = fields.Number(minimum=1, maximum=LOCK_ID_MAX, load_default=None)
@@ -447,6 +487,8 @@ class LockEntry(EntrySchema):
 class JobEntry(EntrySchema):
     """A job, as queries return it and as `history import` reads it."""
 
+    title = "Job"
+    page_title = "ServiceOrchestrationHistoryResponse"
     model = Job
 
     id = fields.JobId(load_default=None)
@@ -479,6 +521,8 @@ class JobEntry(EntrySchema):
 class JobRecord(WireSchema):
     """One element of a record request's `jobs`, with the values that are given."""
 
+    title = "JobRecord"
+
     id = fields.JobId()
     status = fields.JobStatus()
     type = fields.JobType()
@@ -494,6 +538,8 @@ class JobRecord(WireSchema):
 
 class HistoryRecord(ListRequest):
     """The body of history record."""
+
+    title = "HistoryRecordRequest"
 
     jobs = NestedList(JobRecord, absent_message="Request payload is empty")
 

@@ -36,6 +36,8 @@ PART = 20
 #: An answer of fewer bytes goes out in one piece: in many it takes half as long again.
 WHOLE = 1_000_000
 
+NO_SUCH_PATH = "There is no such path"
+
 #: What a path holds unquoted (RFC 3986), beside letters, digits and `-._~`.
 _AS_THEY_ARE = "/!$&'()*+,;=:@"
 
@@ -70,9 +72,9 @@ def _view(operation: Operation, gate: Gate) -> Callable[..., Response]:
 
 
 def _answer(operation: Operation, result: Any) -> Response:
-    if operation.entry:
+    if isinstance(operation.returns, schemas.EntrySchema):
         rows, count = result
-        return entries(operation.entry, rows, count, operation.status)
+        return entries(operation.returns, rows, count, operation.status)
     if result is None:
         response = Response(status=operation.status)
         del response.headers["Content-Type"]  # there is no content
@@ -159,7 +161,7 @@ def add_error_handlers(app: Flask) -> None:
         if error.response is not None or error.code is None or error.code < 400:
             return error  # a redirection
         unknown = error.code == 404
-        message = "There is no such path" if unknown else error.description or error.name
+        message = NO_SUCH_PATH if unknown else error.description or error.name
         return respond(error.code, message, dict(error.get_headers()))
 
     @app.errorhandler(Exception)

@@ -1,12 +1,15 @@
 """`orchmgmt openapi`."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from orchmgmt.cli import OF_THE_LOG, begin, takes_settings
+from orchmgmt.operations import operations
 from orchmgmt.settings import EXTENSIONS
+from orchmgmt.store import Store
 
 
 @click.command()
@@ -15,7 +18,12 @@ from orchmgmt.settings import EXTENSIONS
 )
 def openapi(**options: Any) -> None:
     """Print what OpenAPI 3.1 says of the operations under these settings."""
+    settings = begin(options)
     EXTENSIONS["openapi"].load("the description of the operations")
-    from orchmgmt.extensions.openapi import document
+    from orchmgmt.extensions import openapi, recorder
 
-    click.echo(json.dumps(document(begin(options)), indent=2))
+    with Store(replace(settings, database_url="sqlite:///:memory:")) as store:
+        described = operations(store)
+        if settings.recorder:
+            described += recorder.operations(store)
+        click.echo(json.dumps(openapi.document(settings, described), indent=2))

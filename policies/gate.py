@@ -26,6 +26,8 @@ access = logging.getLogger("orchmgmt.access")
 
 log = logging.getLogger("orchmgmt")
 
+NO_PERMISSION = "Requester has no management permission"
+
 READ_ONLY = "This server answers queries alone: it was started with --read-only"
 
 
@@ -93,7 +95,7 @@ class Gate:
         """
         try:
             if not self._permission.admits(requester, operation):
-                raise Forbidden("Requester has no management permission")
+                raise Forbidden(NO_PERMISSION)
             if self._read_only and operation.changes:
                 raise Forbidden(READ_ONLY)
         except ServiceError as refusal:

@@ -3,8 +3,10 @@
 import json
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -13,17 +15,26 @@ from jsonschema_rs import validator_for
 from needs import program
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from pages import blocks
-from support import OPERATOR, Client
+from support import MANAGEMENT, OPERATOR, Client
 
-from orchmgmt.app import create_app, store_of
-from orchmgmt.extensions.openapi import NAMES, NEW_JOB_EXAMPLE, RECORDER_NAMES, document
-from orchmgmt.settings import Settings
+from orchmgmt.app import create_app, service_of, store_of
+from orchmgmt.extensions import openapi
+from orchmgmt.extensions.openapi import NEW_JOB_EXAMPLE
 
 pytestmark = pytest.mark.sqlite
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"
 EXAMPLE = COMMITTED.parent.parent / "db.sqlite.example"
-DOCUMENT = document(Settings(recorder=True))
+
+
+def document(**settings):
+    """What is published under these settings."""
+    service = service_of(create_app({"DATABASE_URL": "sqlite:///:memory:", **settings}))
+    with service.store as store:
+        return openapi.document(store.settings, service.operations)
+
+
+DOCUMENT = document(recorder=True)
 OPERATIONS = [
     (method, path, operation)
     for path, operations in DOCUMENT["paths"].items()
@@ -52,14 +63,16 @@ def test_every_operation_is_described(recorder):
             if not rule.defaults  # another spelling of an operation
             for method in rule.methods - {"HEAD", "OPTIONS"}
         }
-    described = document(Settings(recorder=recorder))["paths"].items()
+    described = document(recorder=recorder)["paths"].items()
     assert served == {(method, path) for path, methods in described for method in methods}
 
 
 @pytest.mark.parametrize("policy", ["declared", "certificate"])
 def test_the_document_is_as_openapi_defines_one(policy):
-    settings = Settings(recorder=True, omit_empty=True, authentication_policy=policy)
-    for described in (DOCUMENT, document(settings)):
+    other = document(
+        recorder=True, omit_empty=True, authentication_policy=policy, cloud="cloud.company"
+    )
+    for described in (DOCUMENT, other):
         OpenAPIV31SpecValidator(described).validate()
         (server,) = described["servers"]
         assert urljoin("https://host/arrowhead/openapi.json", server["url"]) == (
@@ -79,6 +92,15 @@ def resolve(described):
 
 def is_valid(example, schema):
     return validator_for({**schema, "components": DOCUMENT["components"]}).is_valid(example)
+
+
+LOCK = {
+    "serviceInstanceId": "TemperatureProvider2|kelvinInfo|1.0.0",
+    "owner": "Owner",
+    "expiresAt": "2099-01-01T00:00:00Z",
+}
+KNOWN = "00000000-0000-4000-8000-000000000001"
+UNKNOWN = "00000000-0000-4000-8000-000000000002"
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), OPERATIONS, ids=IDS)
@@ -119,6 +141,83 @@ def test_the_service_takes_the_examples(service, method, path, operation):
         assert answer.headers["Content-Type"].partition(";")[0] == media_type
         text = media_type == "text/plain"
         assert is_valid(answer.body.decode() if text else answer.json, content["schema"])
+
+
+#: Requests that are refused as the example of this name says.
+REFUSED = {
+    "createLocks": {
+        "locked": ("POST", "/lock/create", {"locks": [LOCK]}),
+        "empty": ("POST", "/lock/create", {"locks": []}),
+        "past": (
+            "POST",
+            "/lock/create",
+            {"locks": [{**LOCK, "expiresAt": "2020-01-01T00:00:00Z"}]},
+        ),
+    },
+    "queryLocks": {"owner": ("POST", "/lock/query", {"owners": [""]})},
+    "removeLocks": {"instances": ("DELETE", "/lock/remove/TemperatureManager", None)},
+    "queryJobs": {"id": ("POST", "/history/query", {"ids": ["abc123"]})},
+    "reserveLocks": {
+        "job": ("POST", "/lock/reserve", {"locks": [{"orchestrationJobId": UNKNOWN, **LOCK}]}),
+        "locked": ("POST", "/lock/reserve", {"locks": [{"orchestrationJobId": KNOWN, **LOCK}]}),
+    },
+    "releaseLocks": {"job": ("DELETE", "/lock/release/abc123", None)},
+    "recordJobs": {
+        "back": ("POST", "/history/record", {"jobs": [{"id": KNOWN, "status": "PENDING"}]}),
+        "new": ("POST", "/history/record", {"jobs": [{}]}),
+    },
+}
+
+
+def said(example):
+    """The message of an example, in which one job stands for all."""
+    return example["value"]["errorMessage"].replace(NEW_JOB_EXAMPLE["id"], "JOB")
+
+
+@pytest.mark.parametrize(("method", "path", "operation"), OPERATIONS, ids=IDS)
+def test_each_example_of_a_refusal_is_what_the_service_says(service, method, path, operation):
+    refused = operation["responses"].get("400")
+    requests = REFUSED.get(operation["operationId"], {})
+    examples = refused["content"]["application/json"]["examples"] if refused else {}
+    assert requests.keys() == examples.keys()
+    service.create(LOCK)
+    times = {"startedAt": "2026-11-01T00:00:00Z", "finishedAt": "2026-11-01T00:00:00Z"}
+    done = {**NEW_JOB_EXAMPLE, "id": KNOWN, "status": "DONE", **times}
+    if operation["operationId"] == "reserveLocks":
+        done = {**NEW_JOB_EXAMPLE, "id": KNOWN}
+    assert service.post("/history/record", {"jobs": [done]}).status == 201
+    for name, (verb, target, payload) in requests.items():
+        if verb == "DELETE":
+            answer = service.send(verb, MANAGEMENT + target)
+        else:
+            answer = service.post(target, payload)
+        message = re.sub(f"{KNOWN}|{UNKNOWN}", "JOB", answer.error)
+        assert (answer.status, message) == (400, said(examples[name]))
+        assert examples[name]["value"]["exceptionType"] == answer.json["exceptionType"]
+
+
+def test_each_example_of_another_error_is_what_the_service_says(start, tmp_path):
+    service = start(MAX_BODY_BYTES=500, OPENAPI=True, DATABASE_TIMEOUT_SECONDS=0)
+    shown = service.send("GET", "/openapi.json").json["components"]["responses"]
+    asked = {
+        "401": service.send("POST", f"{MANAGEMENT}/lock/query", headers={"Authorization": "x"}),
+        "403": Client(service.url, {"Authorization": "Bearer SYSTEM//Somebody"}).locks(),
+        "404": service.send("DELETE", f"{MANAGEMENT}/lock/remove/a/b"),
+        "413": service.post("/lock/query", {"owners": ["A" * 600]}),
+        "415": service.post("/lock/query", {}, **{"Content-Type": "text/plain"}),
+    }
+    with closing(sqlite3.connect(tmp_path / "orchmgmt.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        asked["503"] = service.create(LOCK)
+    table = service.store.lock_table
+    table.find = lambda *_: 1 / 0
+    asked["500"] = service.locks()
+    assert asked.keys() == shown.keys()
+    for status, answer in asked.items():
+        example = shown[status]["content"]["application/json"]["examples"]["example"]["value"]
+        assert answer.status == int(status)
+        assert answer.error == example["errorMessage"]
+        assert answer.json["exceptionType"] == example["exceptionType"]
 
 
 def test_an_entry_may_be_empty_where_it_is_said_to_be(service):
@@ -222,12 +321,9 @@ with AuthenticatedClient(sys.argv[1], token="SYSTEM//Sysop") as client:
 """
 
 
-LOCK = {"serviceInstanceId": "A|b|1", "owner": "Owner", "expiresAt": "2099-01-01T00:00:00Z"}
-
-
 def test_settings_change_what_is_said(run):
     def schemas(**settings):
-        return document(Settings(**settings))["components"]["schemas"]
+        return document(**settings)["components"]["schemas"]
 
     small = schemas(max_page_size=10)
     assert small["LockPagination"]["properties"]["size"]["maximum"] == 10
@@ -238,10 +334,11 @@ def test_settings_change_what_is_said(run):
     assert "additionalProperties" not in json.dumps(lean)
     strict = schemas(unknown_keys="refuse")
     refusing = {name for name, it in strict.items() if it.get("additionalProperties") is False}
-    assert refusing == set(NAMES.values()) - {"Lock", "Job"}
+    assert refusing == {it for it in strict if it.endswith(("Request", "Pagination"))}
     strict = schemas(unknown_keys="refuse", recorder=True)
-    refusing |= set(RECORDER_NAMES.values())
-    assert refusing == {n for n, it in strict.items() if it.get("additionalProperties") is False}
+    more = {n for n, it in strict.items() if it.get("additionalProperties") is False} - refusing
+    requests = {"LockReserveRequest", "Reservation", "HistoryRecordRequest", "JobRecord"}
+    assert more == requests
     assert run("openapi", "--recorder", "true").stdout == json.dumps(DOCUMENT, indent=2) + "\n"
     printed = json.loads(run("openapi", "--authentication-policy", "certificate").stdout)
     assert printed["components"]["securitySchemes"]["identity"]["type"] == "mutualTLS"
@@ -252,7 +349,7 @@ def test_no_identity_is_asked_for(start):
     answer = service.send("GET", "/openapi.json", headers={})
     assert answer.status == 200
     assert answer.headers["Content-Type"] == "application/json"
-    assert answer.json == document(Settings(max_page_size=7))
+    assert answer.json == document(max_page_size=7)
     assert service.send("GET", "/docs", headers={}).headers["Location"] == "docs/"
     page = service.send("GET", "/docs/", headers={})
     assert page.status == 200
