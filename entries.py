@@ -1,8 +1,7 @@
-"""Locks and jobs as Python programs see them: what the client and the embedded API return and take.
+"""Locks and jobs as Python programs see them: the client and the embedded API return and take them.
 
-And the paths below which they are asked for.
-
-The names are those of the wire in Python's letter case. Only the standard library is needed.
+Their names are those of the contract, in Python's letter case. The paths of the operations are here
+too. This module needs only the standard library.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,13 +18,13 @@ E = TypeVar("E", bound="Entry")
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What locks and jobs have in common: how they are written on the wire (contract, "Values")."""
+    """What locks and jobs have in common: their form in JSON (contract, "Values")."""
 
     TIMES: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def from_wire(cls: type[E], entry: Mapping[str, Any]) -> E:
-        """Return the entry of an answer, whose keys without a value may be empty or left out.
+        """Return the entry of an answer. Keys without a value may be empty or absent.
 
         Raises:
             ValueError: a time is malformed.
@@ -36,7 +35,7 @@ class Entry:
         return cls(**found)
 
     def to_wire(self) -> dict[str, Any]:
-        """Return what a request holds; what has no value is left out.
+        """Return the entry as a request has it, without the keys that have no value.
 
         Raises:
             ValueError: a time has no zone.
@@ -64,10 +63,10 @@ class Lock(Entry):
     Attributes:
         service_instance_id: `SystemName|ServiceName|Version`.
         owner: the system that holds it.
-        expires_at: the moment from which it is no more, with a zone.
-        temporary: whether a job holds it, so that nobody but the job or time removes it.
+        expires_at: when it ends, with a zone.
+        temporary: whether a job holds it. Only the job or its end removes such a lock.
         orchestration_job_id: that job's UUID; empty for others.
-        id: the number that the service gave it, above those of all locks before; `None` until then.
+        id: its number, larger than that of every lock before; `None` until the service gives it.
     """
 
     TIMES = ("expires_at",)
@@ -114,13 +113,11 @@ class Job(Entry):
 
 
 def all_of(find: Callable[..., Found[E]], **filters: Any) -> list[E]:
-    """Return all that match, the oldest first, from as many pages as it takes.
-
-    For what nobody changes meanwhile.
+    """Return all that match, the oldest first. Nobody may change them meanwhile.
 
     Args:
         find: `Locks.find` or `History.find`.
-        filters: as it takes them.
+        filters: as that method takes them.
     """
     found: list[E] = []
     for page in count():
@@ -132,7 +129,7 @@ def all_of(find: Callable[..., Found[E]], **filters: Any) -> list[E]:
 
 
 def to_wire(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by the keys of the wire; times as DateTimes, and without what has no value.
+    """Return values by their keys in JSON, times as DateTimes, and without empty ones.
 
     Raises:
         ValueError: a time has no zone.
@@ -152,16 +149,16 @@ def read_time(text: str) -> datetime:
     """Return the moment that a DateTime of an answer names, in UTC.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is no DateTime.
     """
     return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
 
 
 def write_time(moment: datetime) -> str:
-    """Return a moment as a DateTime, in UTC; a fraction of a second stays.
+    """Return a moment as a DateTime, in UTC, with its fraction of a second.
 
     Raises:
-        ValueError: it has no zone, so nobody knows which moment it is.
+        ValueError: it has no zone.
     """
     if moment.tzinfo is None:
         raise ValueError(f"{moment} has no zone, such as timezone.utc")
@@ -169,6 +166,6 @@ def write_time(moment: datetime) -> str:
 
 
 def camel_case(name: str) -> str:
-    """Return a name of an entry as the wire has it: `expires_at` is `expiresAt`."""
+    """Return the key of a field: `expiresAt` for `expires_at`."""
     first, *others = name.split("_")
     return first + "".join(map(str.capitalize, others))

@@ -28,12 +28,12 @@ _USUAL_PORTS = re.compile(r"http://.*:80|https://.*:443", re.I).fullmatch
 
 
 class SettingError(ValueError):
-    """A setting that cannot be used; its text names the setting and says what it must be."""
+    """A setting that cannot be used. The message names the setting and says what it must be."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A class that a setting chooses. It is imported only then: nobody needs others' packages.
+    """A class that a setting chooses. Only then is it imported, and are its packages needed.
 
     Attributes:
         where: the class, as `module:Class`.
@@ -304,12 +304,12 @@ class Settings:
 
     @property
     def own_name(self) -> str:
-        """The SystemName of this system; under `certificate` its certificate counts."""
+        """The SystemName of this system. Under `certificate`, its certificate decides instead."""
         return self.naming.system_name(strip(self.system_name))
 
     @property
     def usual_threads(self) -> int:
-        """How many threads answer requests while none of them waits long."""
+        """How many threads answer requests while no request waits for another system."""
         waits = (
             AUTHENTICATION_POLICIES[self.authentication_policy].asks
             or MANAGEMENT_POLICIES[self.management_policy].asks
@@ -347,7 +347,7 @@ class Settings:
                 default.
 
         Raises:
-            SettingError: a value is wrong, or a name is no setting: a misspelt policy would leave
+            SettingError: a value is wrong, or a name is no setting. A misspelt policy would leave
                 everything open.
         """
         known = {setting.name: setting for setting in fields(cls)}
@@ -365,7 +365,7 @@ class Settings:
         return cls(**values)
 
 
-#: What the commands that ask a running service read beside settings: where it is, and who asks.
+#: Variables of the commands that ask a running service: where it is, and who asks.
 OF_A_CLIENT = {
     "url": "ORCHMGMT_URL",
     "token_file": "ORCHMGMT_TOKEN_FILE",
@@ -378,7 +378,7 @@ VARIABLES = [PREFIX + setting.name.upper() for setting in fields(Settings)]
 
 
 def demand_known(environ: Iterable[str]) -> None:
-    """Raise SettingError where a variable of ours is misspelt: a setting would not be heard."""
+    """Raise SettingError if a variable of ours is misspelt: the setting would have no effect."""
     for name in sorted(name for name in environ if name.startswith(PREFIX)):
         known = [*VARIABLES, *OF_A_CLIENT.values()]
         if name not in known:

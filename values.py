@@ -1,4 +1,4 @@
-"""The value types of the wire contract: how each is normalised, checked and written.
+"""The value types of the contract: how each is normalised, checked and written.
 
 One function for each text of the contract's table "Values". Each takes a string whose surrounding
 white space is already gone (`strip`) and returns the canonical form, or raises `ValueError`, with
@@ -53,7 +53,7 @@ def strip(text: str) -> str:
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean X?)` for the known name that is like a misspelt one, or nothing."""
+    """Return ` (did you mean X?)` if a known name is like this misspelt one, else nothing."""
     near = get_close_matches(name, known, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
@@ -91,7 +91,9 @@ class Naming:
             ValueError: the contract's message for the identifier as a whole (not three parts, or
                 an empty system or service part), else for the first part that is wrong.
         """
-        if _SERVICE_INSTANCE_ID(text):  # at once: else 100 locks would take half as long again
+        if _SERVICE_INSTANCE_ID(
+            text
+        ):  # a short cut: without it, reading 100 locks takes half as long again
             return text
         parts = text.split("|")
         if len(parts) != 3 or not strip(parts[0]) or not strip(parts[1]):
@@ -158,7 +160,7 @@ def _complete_version(text: str) -> str:
 
 
 def _parts(number: str) -> list[str]:
-    """The parts of a version; trailing empty ones are none."""
+    """Return the parts of a version, without trailing empty ones."""
     return number.rstrip(".").split(".") if number.strip(".") else []
 
 
@@ -166,7 +168,7 @@ def uuid(text: str) -> str:
     """Return a UUID in its textual form of RFC 9562, lower case.
 
     Raises:
-        ValueError: without a message of its own: the contract has one for each place.
+        ValueError: it is none. There is no message: the contract has one for each place.
     """
     text = text.lower()
     if not _UUID(text):
@@ -177,16 +179,16 @@ def uuid(text: str) -> str:
 def second(text: str, round_up: bool = False) -> str:
     """Return the whole second of a DateTime, in UTC.
 
-    What lies beyond the year 9999 is `END_OF_TIME`; before the year 1, `START_OF_TIME`.
+    A moment after the year 9999 is `END_OF_TIME`, one before the year 1 is `START_OF_TIME`.
 
     Args:
         text: the DateTime.
-        round_up: count a fraction as the whole second, instead of cutting it off.
+        round_up: round a fraction up to the next second, instead of cutting it off.
 
     Raises:
-        ValueError: `text` is no DateTime of the contract; without a message of its own.
+        ValueError: `text` is no DateTime of the contract. There is no message.
     """
-    if _CANONICAL_INSTANT(text):  # at once: else 100 locks would take twice as long to load
+    if _CANONICAL_INSTANT(text):  # a short cut: without it, reading 100 locks takes twice as long
         datetime.fromisoformat(text[:-1])  # the calendar may have no such day
         return text
     match = _INSTANT(text)

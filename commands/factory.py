@@ -1,7 +1,7 @@
-"""A demonstration: the example's times brought to the present, and a small factory at work.
+"""The demonstration: it moves the example to the present, and simulates a small factory.
 
-Only imported by the command `orchmgmt demo`. The factory goes through the doors that every program
-has: jobs and reservations through the embedded API, an operator's locks over HTTP.
+The factory uses what every program can use: the embedded API for jobs and reservations, and HTTP
+for an operator's locks.
 """
 
 import heapq
@@ -25,11 +25,11 @@ from orchmgmt.store import Store
 
 log = logging.getLogger("orchmgmt")
 
-#: Within which the jobs of the example have been created, and their latest before the present.
+#: The jobs of the example are spread over this time, and the last one is so old.
 HISTORY, LATEST = timedelta(minutes=30), timedelta(seconds=5)
 
-#: How long the locks of the example still last, in seconds: eight, and the lock's number to this
-#: power. So one ends after the other, and the last after three minutes.
+#: The example's locks last eight seconds more than their number to this power. So they end one
+#: after the other, the last after three minutes.
 LASTING = 1.4
 
 #: For how long the factory reserves, and an operator locks, in seconds.
@@ -100,13 +100,13 @@ class Factory:
                 self._later((2, 30), self._end, job.id, held.get(job.id, ""))
 
     def start(self, url: str) -> None:
-        """Begin to work, at the service at this address."""
+        """Begin to work. `url` is where the service listens."""
         self._client = Client(url, name=OPERATOR_NAME)
         self._later((0, 0), self._create)
         self._thread.start()
 
     def stop(self) -> None:
-        """End the work, in the midst of whatever is under way."""
+        """Stop the work, whatever is going on."""
         self._ending.set()
         self._thread.join()
         self._client.close()
@@ -130,7 +130,7 @@ class Factory:
 
     def _create(self) -> None:
         pause = self._chance.uniform(0.3, 1.7) * self._pause * self._speed
-        self._later((pause, pause), self._create)  # the rate is one of real time
+        self._later((pause, pause), self._create)  # the rate counts real minutes
         requester = self._chance.choice(self._systems)
         service = self._chance.choice(list(self._instances))
         push = self._chance.random() < 0.35

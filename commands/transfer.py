@@ -24,7 +24,7 @@ from orchmgmt.models import Lock, NewLock
 from orchmgmt.schemas import EntrySchema, JobEntry, LockEntry, parse_json, write_json
 from orchmgmt.store import Store
 
-#: Lines that are written at once, and of how many bytes at most.
+#: How many lines are stored at once, and how many bytes they may have together.
 BATCH = 900
 BATCH_BYTES = 4 * 1024 * 1024
 
@@ -33,14 +33,14 @@ LONGEST_LINE = 1024 * 1024
 
 LONG_AGO = "1970-01-01T00:00:00Z"
 
-#: What an export says of the last lock that was ever made, if it is there no more, beside its id.
+#: What an export says of the newest lock that ever was, if it is gone. Only its id matters.
 REMOVED = NewLock("", "Removed|lock|1.0.0", "Nobody", LONG_AGO)
 
 Write = Callable[[str], object]
 
 
 class BadLine(Failure):
-    """A line that cannot be imported; the text names the line and says why."""
+    """A line that cannot be imported. The message names the line and says why."""
 
     def __init__(self, number: int, reason: object) -> None:
         super().__init__(printable(f"line {number}: {reason}"))
@@ -51,13 +51,13 @@ Line = tuple[int, dict[str, Any]]
 
 
 def import_jobs(store: Store, lines: Iterable[bytes], replace: bool = False) -> int:
-    """Insert jobs, or update those whose id is there; all of them or none.
+    """Insert jobs, or update those whose id is known: all of them or none.
 
     Args:
         store: where to.
         lines: JSON Lines, each an entry of history query; `id` may be absent.
-        replace: whether a job that is there becomes what a line says, also if that is a step back
-            in its life. By default it goes forward, as it does where jobs are recorded.
+        replace: whether a line may take a known job back in its life. By default a job only goes
+            forward, as with the operation `record`.
 
     Returns:
         How many jobs there were.
@@ -83,13 +83,13 @@ def import_jobs(store: Store, lines: Iterable[bytes], replace: bool = False) -> 
 
 
 def import_locks(store: Store, lines: Iterable[bytes]) -> tuple[int, int]:
-    """Create locks, all of them or none; those that have expired by now are passed over.
+    """Create locks, all of them or none. Locks that have expired are skipped.
 
     Args:
         store: where to.
-        lines: JSON Lines, each an entry of lock query; `id` may be absent. A lock whose id is
-            there already, for the same instance and owner, is replaced. Ids given out later are
-            above all ids in the lines, also of those that have expired.
+        lines: JSON Lines, each an entry of lock query; `id` may be absent. A lock with a known id
+            is replaced if instance and owner are the same. Later ids are larger than all ids in
+            the lines, including those of expired locks.
 
     Returns:
         How many locks were imported, and how many had expired.
@@ -101,13 +101,13 @@ def import_locks(store: Store, lines: Iterable[bytes]) -> tuple[int, int]:
 
     def put() -> tuple[int, int]:
         imported = expired = last_id = 0
-        # Lines come in any order: two that wait for each other's instances would never end.
+        # Lines come in any order, so two imports could wait for each other's instances for ever.
         store.lock_table.go_on_from(0)
         with closing(_open_places()) as places:
             for batch in _batches(LockEntry(store.settings), lines):
                 present = store.database.now()
                 live = [line for line in batch if line[1]["expires_at"] > present]
-                # Before new ids are given to those without one.
+                # Before locks without an id get one.
                 last_id = max([last_id, *(entry["id"] or 0 for _, entry in batch)])
                 store.lock_table.go_on_from(last_id)
                 _put_locks(store, live, places)
@@ -119,7 +119,7 @@ def import_locks(store: Store, lines: Iterable[bytes]) -> tuple[int, int]:
 
 
 def _open_places() -> sqlite3.Connection:
-    """The line of each instance and each id, in a file that goes away: there may be any number."""
+    """Open a temporary file for the line of each instance and each id: there may be millions."""
     places = sqlite3.connect("", isolation_level=None)
     places.execute("PRAGMA journal_mode = OFF")
     places.execute("CREATE TABLE place (key PRIMARY KEY, line) WITHOUT ROWID")
@@ -127,11 +127,11 @@ def _open_places() -> sqlite3.Connection:
 
 
 def _first_line(places: sqlite3.Connection, key: str | int, line: int) -> int:
-    """The line of a key; it is this one if the key is new."""
+    """Return the line that had a key first, which is `line` if the key is new."""
     sql = "INSERT INTO place VALUES (?, ?) ON CONFLICT DO UPDATE SET line = line RETURNING line"
     try:
         first: int = places.execute(sql, (key, line)).fetchone()[0]
-    except sqlite3.OperationalError as error:  # not the database's, which would be blamed for it
+    except sqlite3.OperationalError as error:  # an error of the temporary file, not of the database
         raise OSError(errno.ENOSPC, str(error), "temporary files") from None
     return first
 
@@ -148,7 +148,7 @@ def _put_locks(store: Store, lines: list[Line], places: sqlite3.Connection) -> N
             if first != number:
                 faults.setdefault(number, f"{key} is in line {first} already")
         if faults:
-            break  # what else is wrong counts only in an earlier line
+            break  # an earlier line may still have another fault
         if lock_id is None:
             new.append(lock)
         else:
@@ -216,9 +216,8 @@ def export_jobs(store: Store, write: Write) -> int:
 def export_locks(store: Store, write: Write) -> int:
     """Write every active lock as a line of JSON, the oldest first; return how many there were.
 
-    When later ones have been removed, a last line holds the id of the last, as that of a lock that
-    ended in 1970: an import, of this or an earlier version, passes it over, and this one gives out
-    only larger ids afterwards.
+    If the newest lock that ever was is gone, a last line carries its id, as a lock that ended in
+    1970. Imports skip that lock, and this version's import continues with larger ids.
     """
     schema = LockEntry(store.settings)
     largest = 0
@@ -249,7 +248,7 @@ def _export(schema: EntrySchema, rows: Iterable[Row], write: Write) -> int:
 
 
 def _batches(schema: EntrySchema, lines: Iterable[bytes]) -> Iterator[list[Line]]:
-    """Read entries, a batch at a time; what is before a bad line still comes before its error."""
+    """Read entries in batches. The entries before a bad line come before its error."""
     batch: list[Line] = []
     size = 0
     for number, text in enumerate(lines, 1):
@@ -271,16 +270,16 @@ def _batches(schema: EntrySchema, lines: Iterable[bytes]) -> Iterator[list[Line]
 
 @contextmanager
 def output(name: str) -> Iterator[TextIO]:
-    """Open what an export writes to; a file comes into its place once it is complete."""
+    """Open what an export writes to. A file appears under its name only when it is complete."""
     path = Path(name).resolve()
     try:
-        # Standard output, a device or a pipe stays what it is.
+        # Standard output, a device or a pipe is written to directly.
         if name == "-" or (path.exists() and not path.is_file()):
             target = sys.stdout.fileno() if name == "-" else path
             with open(target, "w", encoding="utf-8", closefd=name != "-") as stream:
                 yield stream
         else:
-            # click's own atomic files replace what was there even where the export fails.
+            # click's own atomic files replace the earlier file even if the export fails.
             with unfinished(path.parent) as folder:
                 whole = folder / "export"
                 with whole.open("w", encoding="utf-8") as file:
@@ -289,18 +288,18 @@ def output(name: str) -> Iterator[TextIO]:
                     shutil.copymode(path, whole)
                 whole.replace(path)
     except BrokenPipeError:
-        raise  # the reader has had enough: click ends the command without a word
+        raise  # the reader has left: click ends the command silently
     except OSError as error:
         raise Failure(f"cannot write to {name}: {error.strerror or error}") from None
 
 
 @contextmanager
 def progress(file: BinaryIO) -> Iterator[Iterator[bytes]]:
-    """Read a file's lines, showing how far it is if somebody watches."""
+    """Read the lines of a file, with a progress bar on a terminal."""
     watched = sys.stderr if sys.stderr.isatty() else StringIO()
     with tempfile.TemporaryFile() as spool:
         if not file.seekable():
-            # An import keeps all others from writing: it must not wait for a slow pipe.
+            # An import locks out other writers, so it must not wait for a slow pipe.
             try:
                 shutil.copyfileobj(file, spool)
                 spool.seek(0)

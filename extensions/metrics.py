@@ -24,7 +24,7 @@ from orchmgmt.errors import Unavailable
 from orchmgmt.extensions import Extension
 from orchmgmt.models import STATUSES
 
-#: Seconds; most requests take one to ten thousandths, one that waits for the database some seconds.
+#: Seconds. Most requests take less than one thousandth; waiting for the database takes seconds.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -35,8 +35,7 @@ FIRST = Page(0, 1)
 class Metrics(Extension, Collector):
     """The metrics of one application, in a registry of its own.
 
-    Requests are counted as they come; the rest when somebody asks: locks, jobs, and the figures
-    that parts of the process have put into `Store.figures`.
+    Requests are counted as they come. Locks, jobs and `Store.figures` are read when somebody asks.
     """
 
     def __init__(self, service: Service) -> None:
@@ -67,7 +66,7 @@ class Metrics(Extension, Collector):
     def _end(self, response: Response) -> Response:
         operation = request.endpoint or "unknown"
         if request.method == "OPTIONS" and response.status_code < 400:
-            operation = "preflight"  # a browser asks whether it may ask
+            operation = "preflight"  # a browser asks first whether it may ask
         self._requests.labels(operation, str(response.status_code)).inc()
         self._seconds.labels(operation).observe(perf_counter() - g.begun)
         return response
@@ -76,7 +75,7 @@ class Metrics(Extension, Collector):
         return Response(generate_latest(self._registry), content_type=CONTENT_TYPE)
 
     def describe(self) -> list[Metric]:
-        """Return nothing: prometheus-client would ask the database when it registers this."""
+        """Return nothing, so that prometheus-client does not ask the database at registration."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -98,7 +97,7 @@ class Metrics(Extension, Collector):
                 count = self._store.job_table.find({"statuses": [status]}, FIRST)[1]
                 jobs.add_metric((status,), count)
             count = self._store.lock_table.find({}, FIRST)[1]
-        except Unavailable:  # just then the other metrics are wanted
+        except Unavailable:  # the other metrics matter all the more
             return []
         return [
             GaugeMetricFamily("orchmgmt_active_locks", "Locks that have not expired", count),

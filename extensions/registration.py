@@ -1,8 +1,8 @@
 """Registration with the cloud's ServiceRegistry.
 
-Contract, "Registration with the cloud's ServiceRegistry". Every round begins with a look, and does
-only what is missing: a registration replaces what is there, and whoever looks it up at that moment
-does not find it. So a process remembers next to nothing of what it has done.
+Contract, "Registration with the cloud's ServiceRegistry". Each round first looks up what the
+registry has, and registers only what is missing: a registration replaces the earlier one, and for a
+moment nobody finds the service. So a process need not remember what it has registered.
 """
 
 import logging
@@ -23,17 +23,17 @@ from orchmgmt.store import Figure
 
 log = logging.getLogger("orchmgmt")
 
-#: The pause before the next look, in seconds.
+#: The pause between two rounds, in seconds.
 INTERVAL = 30.0
 
 #: The first pause after a failure, in seconds; each further one is twice as long.
 AGAIN = 1.0
 
-#: How soon a service may be registered again that has not been seen since, or that another process
-#: registers otherwise, in seconds.
+#: The pause before a service is registered again, in seconds, if the registry does not show it or
+#: another process has registered it differently.
 UNSEEN = 600.0
 
-#: How long the services' revocation may take at the end, in seconds.
+#: How long revoking the services may take at the end, in seconds.
 PATIENCE = 2.0
 
 #: Where a system registers.
@@ -43,18 +43,18 @@ SYSTEM = "system-discovery/register"
 class Registration(Extension):
     """Keeps this system and its services registered, in the background, until it is stopped.
 
-    Nothing is registered where the database is only read.
+    A read-only server registers nothing.
 
     Args:
-        service: whose operations are registered, and whose settings say where the registry is, and
-            where other systems reach this one.
+        service: its operations are registered. Its settings say where the registry is, and where
+            other systems reach this one.
         interval: the pause between two rounds, in seconds.
         again: the pause after a first failure, in seconds.
 
     Attributes:
         attempts: how many rounds there have been.
         failures: how many of them failed.
-        registered: whether the last one found, or left, everything as it should be.
+        registered: whether everything was registered at the end of the last round.
 
     Raises:
         SettingError: a setting is missing or wrong.
@@ -73,10 +73,16 @@ class Registration(Extension):
         }
         self._interval = interval
         self._again = self._pause = again
-        self._revoked = False  # whether this process has taken the system away, once in its life
-        self._sent: dict[str, float] = {}  # when it registered what it has not seen there since
-        self._replaced: dict[str, float] = {}  # when it replaced what another had registered
-        self._there = False  # whether anything of this system may be there
+        self._revoked = (
+            False  # whether this process has revoked the system, which it does once at most
+        )
+        self._sent: dict[
+            str, float
+        ] = {}  # when it registered the services that the registry has not shown since
+        self._replaced: dict[
+            str, float
+        ] = {}  # when it replaced the registration of another process
+        self._there = False  # whether the registry may have a service of this system
         self._trouble: str | None = None
         self.attempts = self.failures = 0
         self.registered = False
@@ -126,7 +132,7 @@ class Registration(Extension):
             self._leave()
 
     def _round(self) -> float:
-        """Look, mend what is missing, and return for how long to wait."""
+        """Register what is missing, and return the pause until the next round, in seconds."""
         self.attempts += 1
         before = self.registered
         try:
@@ -136,14 +142,14 @@ class Registration(Extension):
             self.registered = False
             trouble = str(error)
             if trouble != self._trouble:
-                log.warning("not registered: %s; it is tried again and again", trouble)
+                log.warning("not registered: %s; retrying", trouble)
             self._trouble = trouble
             pause, self._pause = self._pause, min(2 * self._pause, self._interval)
             return pause
         except Exception:
             self.failures += 1
             self.registered = False
-            log.exception("the registration failed; it is tried again")
+            log.exception("the registration failed; retrying")
             return self._interval
         self.registered, self._trouble, self._pause = True, None, self._again
         if not before:
@@ -154,7 +160,7 @@ class Registration(Extension):
         return self._interval
 
     def _mend(self) -> bool:
-        """Register what is missing; return whether the system itself was."""
+        """Register what is missing. Return whether the system itself was missing."""
         known = self._registry.known()
         if known is None:
             self._register_system(200, 201)
@@ -180,11 +186,11 @@ class Registration(Extension):
         return self._registry.ask("POST", SYSTEM, payload, *expected)
 
     def _replace_system(self, known: set[str]) -> None:
-        """Take the system away that is there with other addresses, and register it with ours.
+        """Revoke the system that has other addresses there, and register it with ours.
 
-        That takes away its services too. So it is done only once: two that disagree shall not go on
-        doing it. And it is not done for addresses that the registry does not take: it looks at
-        these before it says that the system is there already.
+        This revokes its services too. A process does it only once, so that two processes that
+        disagree do not go on doing it. It is not done for addresses that the registry refuses: the
+        registry checks them before it says that the system exists.
         """
         name, theirs = self._registry.name, self._registry.words(known)
         if self._revoked:
@@ -210,15 +216,15 @@ class Registration(Extension):
             self._register_system(200, 201)
 
     def _mend_service(self, name: str, there: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Register a service unless it is there; return whether it is, as far as can be seen."""
+        """Register a service if it is missing. Return whether it is there, as far as is known."""
         payload = self._registry.payload(name, self._registry.interface(*self._operations[name]))
         found = there.get(self._registry.instance(name))
         if found is not None and is_as(found, payload):
             self._sent.pop(name, None)
             self._there = True
             return True
-        # The registry may not show it, or another process may register it otherwise: each time it
-        # is replaced it is away for a moment.
+        # The registry may hide it, or another process may register it differently. Whenever it is
+        # replaced, nobody finds it for a moment.
         now = time.monotonic()
         last = self._sent if found is None else self._replaced
         if now < last.get(name, -UNSEEN) + UNSEEN:
@@ -232,7 +238,7 @@ class Registration(Extension):
         return True
 
     def _leave(self) -> None:
-        """Revoke the services, unless others serve them."""
+        """Revoke the services, unless another process serves them."""
         registry = self._registry
         try:
             for address in registry.addresses:
@@ -269,7 +275,7 @@ class Registration(Extension):
 
 def _paths(operations: Iterable[Operation]) -> dict[str, dict[str, str]]:
     """The method and the path of each operation, as the Java implementation registers them."""
-    # Remove has its parameter there, all others are without.
+    # The path of remove has its parameter; the others do not.
     ends = {"remove": "remove/{owner}"}
     return {
         it.scope: {"method": it.method, "path": f"/{ends.get(it.scope, it.scope)}"}

@@ -14,10 +14,9 @@ _PLAIN = re.compile(r"[!#-<>-\[\]-~]+").fullmatch  # ASCII but for space, quote,
 
 
 def written(fields: Mapping[str, Any]) -> str:
-    """Return `name=value name=value`, with what is not plain ASCII quoted as JSON quotes it.
+    """Return `name=value name=value`; a value that is not plain ASCII is quoted as in JSON.
 
-    A log call that is given the fields, too, as `extra={"fields": fields}`, has each as a key of
-    its own in a JSON log.
+    In a JSON log each field is a key, if the call to log also gets `extra={"fields": fields}`.
 
     Args:
         fields: texts, numbers, and lists of them.
@@ -30,12 +29,12 @@ def start_logging(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
     logging.basicConfig(level=settings.log_level, handlers=[handler])
-    # At DEBUG the access log says whom it let in; among each statement of SQL nobody would find it.
+    # At DEBUG the access log says who was let in. Every statement of SQL would bury that.
     logging.getLogger("peewee").setLevel(logging.INFO)
 
 
 class _Text(logging.Formatter):
-    """One line for each message, whatever a client sent; a traceback follows on further lines."""
+    """Writes each message on one line, whatever a client sent; a traceback has further lines."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -2,7 +2,7 @@
 
 For a request it names the requester; for a command, the user of the machine who runs it.
 
-Nothing in it is as somebody sent it, but for the values that an error's message repeats.
+Values are in canonical form, except those that an error message repeats.
 """
 
 import logging
@@ -39,7 +39,7 @@ class Asked(Protocol):
 
 
 class Line:
-    """The line about one request, as far as it is known.
+    """What is known so far for the line about one request.
 
     Attributes:
         requester: the system that asks, once it is known.
@@ -56,10 +56,10 @@ class Line:
 
 @contextmanager
 def attempt(operation: Asked) -> Iterator[Line]:
-    """Write a line about a request that may change something, once it is done or has failed.
+    """Write a line about a request that may change something, when it has ended.
 
     Yields:
-        what the line tells.
+        what the line will say.
     """
     line = Line()
     status, reason = operation.status, ""
@@ -84,14 +84,14 @@ def attempt(operation: Asked) -> Iterator[Line]:
 
 @contextmanager
 def command(operation: str, always: bool = True) -> Iterator[Callable[..., None]]:
-    """Write a line about a command that changes the database, once it has or has failed.
+    """Write a line about a command that changes the database, when it has ended.
 
     Args:
         operation: what it does.
-        always: also when nothing is added to the line, for then nothing has changed.
+        always: whether to write a line even if nothing was added to it, so nothing has changed.
 
     Yields:
-        what adds to the line, as `tell` does.
+        a function that adds to the line, as `Line.tell` does.
     """
     details: dict[str, Any] = {}
     end: dict[str, str] = {}
@@ -113,7 +113,7 @@ def command(operation: str, always: bool = True) -> Iterator[Callable[..., None]
 
 
 def _user() -> str:
-    """Who runs this process: not as the environment says, which anybody can set."""
+    """Return who runs this process. The environment may lie, so it is not asked."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

@@ -4,8 +4,8 @@ with Service() as service:
     service.add_lock("Boiler|heat|1.0.0", owner="BoilerControl", expires_in=60)
     service.clock.advance(61)
 
-`docs/testing.md` shows all of it. Nothing here is imported by a server in production, and
-pytest imports of it only `plugin/`, in every project of whoever has it installed.
+`docs/testing.md` shows all of it. A server in production imports nothing of it. Where the package
+is installed, pytest imports `plugin/` in every project, and nothing else of it.
 """
 
 from orchmgmt.testing.service import Service

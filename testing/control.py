@@ -1,7 +1,7 @@
 """The control of a service under test over HTTP, for tests in any language.
 
-Paths below `/test/`, without identity: whoever runs the tests reaches them, for the service
-listens on the loopback address.
+Its paths are below `/test/` and need no identity. Only programs on this machine reach them, because
+the service listens on the loopback address.
 """
 
 import inspect
@@ -30,15 +30,15 @@ DOWN = f"{PREFIX}down"
 
 
 class Control:
-    """Answers what is below `/test/`, and hands on the rest.
+    """Answers requests below `/test/`, and passes on the rest.
 
-    It also has an address of its own, which is there while that of the service is down.
+    It also has an address of its own, which answers even while the service is down.
 
     Args:
-        service: what is controlled; its requests come through here from now on.
+        service: what is controlled. From now on its requests come through here.
 
     Raises:
-        OSError: there is no address left.
+        OSError: no address is free.
     """
 
     def __init__(self, service: Service) -> None:
@@ -185,7 +185,7 @@ def _respond(status: int, answer: Any) -> Response:
 
 
 def _arguments(function: Callable[..., Any], values: Any) -> dict[str, Any]:
-    """Return what a method of the service is given by a JSON object, and by default."""
+    """Return the arguments of a method of the service, from a JSON object and the defaults."""
     if not isinstance(values, dict):
         raise ValueError("A JSON object was expected")
     parameters = inspect.signature(function).parameters
@@ -207,12 +207,12 @@ def is_loopback(host: str) -> bool:
 
 @contextmanager
 def tell_ready(path: Path | None, url: str, control: str) -> Iterator[None]:
-    """Say in a file, while the context lasts, that the service listens.
+    """Keep a file while the context lasts, which says that the service listens.
 
     Args:
-        path: the file, which appears once it is whole; `None` is no file.
+        path: the file, which appears when it is complete; `None` for no file.
         url: where the service is.
-        control: where the control is that stays while the service is down.
+        control: where the control answers while the service is down.
 
     Raises:
         OSError: the file cannot be written.

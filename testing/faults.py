@@ -1,4 +1,4 @@
-"""What shall go wrong: faults that a test asks for."""
+"""The faults that a test asks for."""
 
 import threading
 from collections.abc import Collection
@@ -11,13 +11,13 @@ from orchmgmt.testing.names import unknown
 DROPS = ("before", "after", "middle")
 STATUSES = {int(it) for it in HTTPStatus if it >= 400}
 
-#: Seconds, longer than any test: a thread cannot wait for much more than some hundred years.
+#: Seconds, longer than any test. A thread cannot wait much longer than some hundred years.
 LONGEST = 10**9
 
 
 @dataclass
 class Fault:
-    """What happens to a request instead of, or beside, its usual answer.
+    """Something that goes wrong with a request.
 
     Attributes:
         status: an error status to answer with; nothing is done then.
@@ -70,7 +70,7 @@ class Faults:
         retry_after: int | None = None,
         times: int = 1,
     ) -> None:
-        """Let the next request, or the next `times`, go wrong, as `Fault` says.
+        """Let the next request, or the next `times` requests, go wrong as `Fault` says.
 
         Raises:
             ValueError: no service could do that.
@@ -88,7 +88,7 @@ class Faults:
         operation: str | None = None,
         retry_after: int | None = None,
     ) -> None:
-        """Let every request go wrong until `clear`, as `Fault` says.
+        """Let every request go wrong as `Fault` says, until `clear`.
 
         Raises:
             ValueError: no service could do that.
@@ -110,7 +110,7 @@ class Faults:
             ]
 
     def assert_all_used(self) -> None:
-        """Do nothing if all faults have happened: `always` once, the others as often as asked.
+        """Check that all faults have happened, those of `always` once, others as often as asked.
 
         Raises:
             AssertionError: some have not; it names them.

@@ -1,21 +1,19 @@
-"""What an operator shows, so that the service under test lets it in."""
+"""The headers by which the service under test knows an operator."""
 
 from base64 import b64encode
 from datetime import UTC, datetime
 
-from orchmgmt.settings import SettingError, Settings
-
-OPERATOR = "Sysop"
+from orchmgmt.settings import OPERATOR_NAME, SettingError, Settings
 
 
 def operator_headers(settings: Settings) -> dict[str, str]:
     """Return the headers by which the service knows an operator.
 
     Raises:
-        SettingError: the policy leaves it to another system who is one.
+        SettingError: under this policy another system decides who is an operator.
     """
     if settings.authentication_policy == "declared":
-        return {"Authorization": f"Bearer SYSTEM//{OPERATOR}"}
+        return {"Authorization": f"Bearer SYSTEM//{OPERATOR_NAME}"}
     if settings.authentication_policy == "certificate":
         return {settings.client_certificate_header: _certificate(settings.cloud)}
     raise SettingError(
@@ -24,7 +22,7 @@ def operator_headers(settings: Settings) -> dict[str, str]:
 
 
 def _certificate(cloud: str) -> str:
-    """A certificate as a trusted proxy hands it on (RFC 9440): the proxy has verified it."""
+    """Return a certificate as a trusted proxy passes it on (RFC 9440)."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
@@ -34,7 +32,7 @@ def _certificate(cloud: str) -> str:
     key = generate_private_key(SECP256R1())
     subject = x509.Name(
         [
-            x509.NameAttribute(NameOID.COMMON_NAME, f"{OPERATOR}.{cloud}.arrowhead.eu"),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"{OPERATOR_NAME}.{cloud}.arrowhead.eu"),
             x509.NameAttribute(NameOID.DN_QUALIFIER, "op"),
         ]
     )

@@ -1,4 +1,4 @@
-"""What to say of a name that is none, so that a misspelt one is mended at once."""
+"""The message for an unknown name, which helps to correct a misspelt one."""
 
 from collections.abc import Collection
 

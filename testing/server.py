@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("orchmgmt.testing")
 
-#: How often the server looks whether it is to stop, in seconds.
+#: The pause between two looks whether the server must stop, in seconds.
 TICK = 0.01
 
 
@@ -29,8 +29,8 @@ class Server:
 
     Attributes:
         url: where it listens when it is up.
-        failures: what has ended requests without an answer, such as a `pytest.fail()`: it would be
-            lost in their threads.
+        failures: exceptions such as that of `pytest.fail()` that ended a request without an
+            answer. They would get lost in the threads.
 
     Raises:
         OSError: the address cannot be listened on.
@@ -48,8 +48,8 @@ class Server:
         self.up()
 
     def up(self) -> None:
-        """Take connections, if it does not."""
-        if self._serving:  # outside the turn: whoever goes down waits for who may be asking this
+        """Accept connections, if the server does not yet."""
+        if self._serving:  # outside the lock: `down` waits for threads that may call this
             return
         with self._turn:
             if self._serving:
@@ -75,11 +75,11 @@ class Server:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether this is a fork of the process whose threads serve."""
+        """Whether another process serves, of which this one is a fork."""
         return os.getpid() != self._process
 
     def stop(self) -> None:
-        """Drop all connections and give up the port; a fork gives up its copies of them alone."""
+        """Drop all connections and give up the port. A fork gives up only its own copies."""
         if self.elsewhere:
             self._socket.close()
             if self._serving:
@@ -97,7 +97,7 @@ class Server:
         self._serving = None
 
     def _reserve(self, port: int) -> None:
-        """Bind the port: connections are refused until somebody listens."""
+        """Bind the port. Connections are refused until `up`."""
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         self._socket = socket.socket(family)
         try:
@@ -114,14 +114,14 @@ class _Handler(WSGIRequestHandler):
     server_version = "orchmgmt.testing"
 
     def connection_dropped(self, *_: Any) -> None:
-        self.close_connection = True  # or it would wait for the next request
+        self.close_connection = True  # else it would wait for the next request
 
     def log(self, type: str, message: str, *args: Any) -> None:
-        log.debug(message, *args)  # werkzeug's own would make a handler for its logger
+        log.debug(message, *args)  # werkzeug would add a handler to its logger
 
 
 class _Werkzeug(ThreadedWSGIServer):
-    """Knows its connections, where werkzeug leaves them to their threads."""
+    """Keeps a list of its connections, which werkzeug does not."""
 
     failures: list[BaseException]
 
@@ -154,6 +154,6 @@ class _Werkzeug(ThreadedWSGIServer):
 
     def drop_all(self) -> None:
         for thread, connection in list(self._open.items()):
-            with suppress(OSError):  # it has ended by itself
+            with suppress(OSError):  # it has ended already
                 connection.shutdown(socket.SHUT_RDWR)
             thread.join()

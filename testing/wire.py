@@ -28,14 +28,14 @@ class Request:
     """A request that a service got.
 
     Attributes:
-        operation: `lock.create`, `history.query`, ...; empty for a path or method that is none.
+        operation: `lock.create`, `history.query`, ...; empty if there is no such path or method.
         method: the HTTP method.
         path: the path, unquoted and without query string.
         query: the query string's values, by name.
         headers: what the client sent, by name in any letter case.
         json: what the body says; `None` if it is empty or no JSON.
-        requester: the system that made it; empty while nobody was identified.
-        status: what it was answered with; `None` while, or because, the client got no answer.
+        requester: the system that sent it; empty if nobody was identified.
+        status: the status of its answer; `None` if the client has got none.
     """
 
     operation: str
@@ -56,13 +56,12 @@ class Request:
 
 
 class Wire:
-    """Keeps a log of the requests to an application, and lets them go wrong when it shall.
+    """Logs the requests to an application, and lets those go wrong that a fault is meant for.
 
-    A dropped connection is a `ConnectionResetError` to the server, which then answers no more, and
-    to Flask's test client.
+    A dropped connection raises `ConnectionResetError`, in the server and in Flask's test client.
 
     Args:
-        app: the application, whose requests come through here from now on.
+        app: the application. From now on its requests come through here.
 
     Attributes:
         faults: what shall go wrong.
@@ -80,17 +79,17 @@ class Wire:
         app.after_request(_note)
 
     def cut(self) -> None:
-        """Drop the connections of those that are delayed, until `mend`."""
+        """Drop the connections of delayed requests, until `mend`."""
         self._cut.set()
 
     def mend(self) -> None:
-        """Let requests be delayed again."""
+        """Delay requests again."""
         self._cut = threading.Event()
 
     def __call__(
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
-        """Answer a request, or do not."""
+        """Answer a request, unless a fault says otherwise."""
         line = environ[LINE] = self._read(environ)
         self.requests.append(line)
         fault = self.faults.take(line.operation)
@@ -115,13 +114,13 @@ class Wire:
         if fault.drop == "after":
             line.status = None
             raise ConnectionResetError("dropped before the answer")
-        # What has no body is promised one, so that there is a middle.
+        # An answer without a body announces one, so that there is a middle to drop it in.
         headers["Content-Length"] = str(len(body) or 1)
         start_response(status, headers.to_wsgi_list())
         return _half(body)
 
     def _read(self, environ: "WSGIEnvironment") -> Request:
-        """Read a request to its end: what is dropped unread would be a reset to the client."""
+        """Read a request to its end. Dropped unread, it would be a reset to the client."""
         incoming = HttpRequest(environ, populate_request=False)
         try:
             body = incoming.get_data(cache=False)
@@ -130,7 +129,7 @@ class Wire:
         environ["wsgi.input"] = BytesIO(body)
         try:
             payload = json.loads(body)
-        except (ValueError, RecursionError):  # the latter of a hundred thousand brackets
+        except (ValueError, RecursionError):  # RecursionError: a hundred thousand brackets
             payload = None
         try:
             operation = str(self._app.url_map.bind_to_environ(environ).match()[0])

@@ -1,6 +1,6 @@
-"""pytest's plugin: the service as fixtures, and what it was asked in the report of a failed test.
+"""The plugin for pytest: the service as fixtures, and its requests in the report of a failed test.
 
-Every project with this package installed imports it: it must stay cheap.
+pytest imports it in every project where this package is installed, so it must stay cheap.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from orchmgmt.testing import Service
 
-#: The services of a test, and where each was when the test got it.
+#: The services of a test, and how many requests each had when the test got it.
 SERVICES = pytest.StashKey["list[tuple[str, Service]]"]()
 
 #: A report shows the last so many requests of a service, and so many characters of each.
@@ -70,7 +70,7 @@ def _orchmgmt_session() -> Iterator[Service]:
 @pytest.fixture
 def orchmgmt_client(request: pytest.FixtureRequest, orchmgmt: Service) -> FlaskClient:
     """Flask's test client of the service `orchmgmt`, an operator unless told otherwise."""
-    if "fs" in request.fixturenames:  # pyfakefs hides the version that Flask's client tells
+    if "fs" in request.fixturenames:  # pyfakefs hides the version that Flask's client sends
         request.getfixturevalue("fs").add_package_metadata("werkzeug")
     client = orchmgmt.app.test_client()
     client.environ_base["HTTP_AUTHORIZATION"] = orchmgmt.headers["Authorization"]
@@ -91,9 +91,11 @@ def _said(service: Service) -> str:
     """Return the last requests of a service, whatever state the test has left it in."""
     try:
         lines = [_cut(str(it)) for it in service.requests[-SHOWN:]] or ["none"]
-        # What xdist cannot encode would cost the whole report.
+        # xdist would lose a report that it cannot encode.
         return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
-    except Exception as error:  # pytest would lose the failed test, and xdist would pass it
+    except (
+        Exception
+    ) as error:  # pytest would lose the failed test, and xdist would count it as passed
         return f"they cannot be shown: {error!r}"
 
 
