@@ -59,7 +59,11 @@ class Service:
         self.offer(operations(self.store))
         add_monitor(self.app, self.store, self.gate)
         add_error_handlers(self.app)
-        self.extensions: list[Extension] = [extension(self) for extension in extensions]
+        try:
+            self.extensions: list[Extension] = [extension(self) for extension in extensions]
+        except BaseException:
+            self.store.close()
+            raise
 
     def offer(self, operations: list[Operation]) -> None:
         """Serve these operations too."""

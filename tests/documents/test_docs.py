@@ -250,7 +250,7 @@ def test_the_page_about_compose_says_what_its_file_says() -> None:
 
 
 def test_the_registrations_log_lines_are_those_of_the_page() -> None:
-    code = (ROOT / "serving" / "registration.py").read_text()
+    code = (ROOT / "extensions" / "registration.py").read_text()
     rows = re.findall(r"^\| `(.*?)`", section("registration.md", "While it runs"), re.MULTILINE)
     assert len(rows) == 10
     known = ("registered as %s, to be reached at %s", "not registered: %s", "had forgotten this")

@@ -21,9 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from standin import NAME, PASSWORD, REGISTRY, Cloud
 from support import Answer, Client, Process, lock, until
 
-from orchmgmt.app import SERVICES, create_app, store_of
+from orchmgmt.app import create_app, service_of, store_of
 from orchmgmt.extensions.registration import Registration
-from orchmgmt.settings import SettingError, Settings
+from orchmgmt.settings import SettingError
 
 pytestmark = pytest.mark.sqlite
 
@@ -124,10 +124,10 @@ def keep(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., Registratio
         def keep(cloud: Cloud, interval: float = 0.02, **settings: Any) -> Registration:
             settings = {"DATABASE_URL": "sqlite:///:memory:", **cloud.registry, **settings}
             app = create_app(settings)
-            store = ending.enter_context(store_of(app))
-            registration = Registration(app, SERVICES, store.settings, interval, again=0.02)
+            ending.enter_context(store_of(app))
+            registration = Registration(service_of(app), interval, again=0.02)
             ending.callback(registration.stop)
-            registration.start(free_port())
+            registration.start(f"http://127.0.0.1:{free_port()}")
             return registration
 
         yield keep
@@ -634,8 +634,7 @@ def test_two_that_disagree_about_the_addresses_take_the_system_away_once_each(
     assert first.registered  # it was there first
     assert (
         f"not registered: the ServiceRegistry has {NAME} at 127.0.0.1, and not at locks.example: "
-        "give all processes of this name the same ORCHMGMT_SERVICE_ADDRESSES; it is tried again "
-        "and again"
+        "give all processes of this name the same ORCHMGMT_SERVICE_ADDRESSES; retrying"
     ) in messages(caplog)
 
 
@@ -668,8 +667,8 @@ def test_the_reason_of_a_refusal_is_told_in_one_line(
     until(lambda: registration.failures >= 3)
     assert messages(caplog) == [
         "not registered: the ServiceRegistry does not answer as it should: status 400 to "
-        "system-discovery/register: Address verification failure: 127.0.0.1 is not allowed; it is "
-        "tried again and again"
+        "system-discovery/register: Address verification failure: 127.0.0.1 is not allowed; "
+        "retrying"
     ]
 
 
@@ -913,10 +912,10 @@ WRONG = [
 def test_a_setting_that_is_missing_or_wrong_says_what_it_must_be(
     settings: dict[str, str], says: str
 ) -> None:
-    app = create_app({"DATABASE_URL": "sqlite:///:memory:"})
-    settings = {"SERVICE_REGISTRY_URL": "http://127.0.0.1:1/serviceregistry", **settings}
-    with store_of(app), pytest.raises(SettingError, match=says):
-        Registration(app, SERVICES, Settings.read(settings))
+    here = {"DATABASE_URL": "sqlite:///:memory:"}
+    registry = {"SERVICE_REGISTRY_URL": "http://127.0.0.1:1/serviceregistry"}
+    with pytest.raises(SettingError, match=says):
+        create_app({**here, **registry, **settings})
 
 
 @pytest.mark.parametrize("host", ["localhost", "::1", "192.0.2.7"], ids=["name", "IPv6", "IPv4"])
