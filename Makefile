@@ -23,6 +23,8 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/oxlint --config extensions/ui/.oxlintrc.json extensions/ui/static
+	$(BIN)/oxfmt --config extensions/ui/.oxfmtrc.json --check extensions/ui/static
 	rm -rf build/types && mkdir -p build/types/orchmgmt
 	ln -s $(addprefix ../../../,py.typed $(wildcard *.py) $(patsubst %/__init__.py,%,$(wildcard */__init__.py))) build/types/orchmgmt
 	MYPYPATH=build/types $(BIN)/mypy -p orchmgmt

@@ -286,7 +286,7 @@ def test_locks_are_shown_with_all_that_is_known_of_them(page: Browser, service: 
     page.see(".count", "2 locks")
     page.click("td a", job_id[:8])
     page.see("h1", "History")
-    page.see(".course", "It holds:")
+    page.see(".steps", "It holds:")
 
 
 def test_a_bar_runs_down_and_its_lock_leaves_by_itself(page: Browser, service: Service) -> None:
@@ -512,6 +512,20 @@ def test_a_refused_lock_shows_who_holds_it_and_points_at_the_row(
     page.unseen(".create .refused")
 
 
+def test_the_page_reads_which_instances_are_locked_from_the_services_message(
+    page: Browser, service: Service
+) -> None:
+    read = (
+        "return import('./service.js')"
+        ".then(({Refusal}) => new Refusal(400, arguments[0]).lockedInstances)"
+    )
+    page.open()
+    service.create(lock("A|s|1.0.0"), lock("B|s|1.0.0"))
+    refused = service.create(lock("B|s|1.0.0"), lock("C|s|1.0.0"), lock("A|s|1.0.0"))
+    assert page.run(read, refused.error) == ["B|s|1.0.0", "A|s|1.0.0"]
+    assert page.run(read, service.create(lock("no instance")).error) == []
+
+
 def test_a_refusal_ends_with_the_lock_that_stood_in_the_way(
     page: Browser, service: Service
 ) -> None:
@@ -535,13 +549,13 @@ def test_what_the_service_does_not_take_is_said_in_its_words(page: Browser) -> N
     page.fill("[name=instance]", "A|s|1.0.0")
     page.fill("[name=owner]", "1")
     page.click("button", "Lock it")
-    page.see("#wrong-owner", "A system's name: letters and digits, a capital first")
+    page.see("#wrong-owner", "A system's name: letters and digits, starting with a capital letter")
     page.unseen("#wrong-instance")
     page.filter("serviceInstanceIds", "a|1|1.0.0")
-    page.see("#problem", "with a small letter")
+    page.see("#problem", "the service with a small letter")
     page.click(".clear")
     page.filter("ids", "many")
-    page.see("#problem", "does not take what the filters ask for (400")
+    page.see("#problem", "does not accept these filters (400")
     page.click(".clear")
     page.unseen("#problem")
 
@@ -568,11 +582,11 @@ def test_several_locks_are_removed_at_once(page: Browser, service: Service) -> N
     page.open()
     for name in "ABC":
         page.one(f'[aria-label="Select {name}|s|1.0.0"]').click()
-    page.see(".chosen", "3 locks selected")
+    page.see(".selection", "3 locks selected")
     page.click("button", "Remove them")
     page.click("dialog button", "Remove 3 locks")
     page.see(".count", "1 lock")
-    page.unseen(".chosen")
+    page.unseen(".selection")
     assert [it["serviceInstanceId"] for it in service.locks().entries] == ["D|s|1.0.0"]
 
 
@@ -628,7 +642,7 @@ def test_the_timeline_shows_one_lock_after_the_other(page: Browser, service: Ser
     service.remove("Alice", "instanceIds=" + quote("Boiler|heating|1.0.0"))
     page.refresh()
     page.see(".lock.ended", "Alice")
-    assert "given back at" in page.one(".lock.ended").get_attribute("title")
+    assert "removed at" in page.one(".lock.ended").get_attribute("title")
     service.create(lock("Boiler|heating|1.0.0", "Bob", after(30)))
     page.refresh()
     page.see(".lock:not(.ended)", "Bob")
@@ -668,7 +682,7 @@ def recent(number: int, seconds: int, **more: str) -> dict[str, str]:
                finished_at=after(12 - seconds), **more)  # fmt: skip
 
 
-def test_jobs_are_shown_with_their_course_and_their_locks(page: Browser, service: Service) -> None:
+def test_jobs_are_shown_with_their_steps_and_their_locks(page: Browser, service: Service) -> None:
     put(service, recent(1, 100, target_system="Bob", type="PUSH"),
         recent(2, 90, status="ERROR", message="No provider is available"))  # fmt: skip
     held = reserved(service, "Thermometer|kelvinInfo|1.0.0", "Carol")
@@ -687,20 +701,20 @@ def test_jobs_are_shown_with_their_course_and_their_locks(page: Browser, service
     assert columns(page, "Ran")[-1] == "10 s"
     assert any("so far" in it for it in columns(page, "Waited"))
     page.click("tr.is-IN_PROGRESS .open")
-    course = page.see(".course", "It holds:").text
-    assert held in course
-    assert "was created by a request of Carol" in course
-    assert "now it runs" in course
+    steps = page.see(".steps", "It holds:").text
+    assert held in steps
+    assert "was created by a request of Carol" in steps
+    assert "now it runs" in steps
     page.see(".held", "Thermometer|kelvinInfo|1.0.0 for Carol")
     assert parse_qs(page.address)["open"] == [held]
     page.click("tr.is-PENDING .open")
-    page.see(".course", waiting)
+    page.see(".steps", waiting)
     page.click("tr.is-IN_PROGRESS .open")
-    page.unseen(".course", held)
+    page.unseen(".steps", held)
     page.open(f"view=history&open={job(2)['id']}")
-    page.see(".course", "it failed after 10 s")
+    page.see(".steps", "it failed after 10 s")
     page.open(f"view=history&open={job(1)['id']}")
-    page.see(".course", "by subscription")
+    page.see(".steps", "by subscription")
 
 
 def test_each_filter_of_jobs_works_for_the_plots_too(page: Browser, service: Service) -> None:
@@ -783,7 +797,7 @@ def test_who_is_declared_can_be_changed_for_the_tab(page: Browser, service: Serv
     page.click("#who", "Sysop")
     page.fill("dialog [name=name]", "RoomClimate")
     page.click("dialog button", "Use this name")
-    page.see("#problem", "RoomClimate is known here, but may not manage locks and history (403: "
+    page.see("#problem", "RoomClimate may not manage locks and history (403: "
              "Requester has no management permission)")  # fmt: skip
     assert columns(page, "Instance") == []
     page.driver.refresh()
@@ -806,7 +820,7 @@ def test_where_the_browser_keeps_nothing_the_page_works(service: Service) -> Non
         page.click("#who", "Sysop")
         page.fill("dialog [name=name]", "RoomClimate")
         page.click("dialog button", "Use this name")
-        page.see("#problem", "RoomClimate is known here")
+        page.see("#problem", "RoomClimate may not manage")
         page.click("#views a", "History")
         page.see("#who", "RoomClimate")
         assert page.faults() == []
@@ -834,7 +848,7 @@ def test_a_token_or_a_login_says_who_is_asking(
     page.fill("dialog [name=system]", "Carol")
     page.fill("dialog [name=password]", "open sesame")
     page.click("dialog button", "Log in")
-    page.see("dialog", "does not let pages of other addresses ask")
+    page.see("dialog", "does not allow requests from this page")
     page.driver.get_log("browser")  # of which the browser complains
     cloud.page = service.url
     page.fill("dialog [name=password]", "wrong")
@@ -976,7 +990,7 @@ def test_a_refresh_keeps_place_focus_selection_and_what_is_open(
     page.see(".count", "44 locks")
     assert page.run("return document.activeElement === window.kept")
     assert page.one('[aria-label="Select P05|s|1.0.0"]').is_selected()
-    page.see(".chosen", "1 lock selected")
+    page.see(".selection", "1 lock selected")
     moved = page.run("return document.activeElement.closest('tr').getBoundingClientRect().top")
     assert abs(moved - row) < 2
     service.remove("Owner", "instanceIds=" + quote("P05|s|1.0.0"))
@@ -987,11 +1001,11 @@ def test_a_refresh_keeps_place_focus_selection_and_what_is_open(
     page.open("view=history")
     page.see("td", "Done")
     page.click(".open")
-    page.see(".course", job(29)["id"])
+    page.see(".steps", job(29)["id"])
     put(service, *[recent(n, 100 - n) for n in range(30, 60)])
     page.refresh()
     page.see(".count", "60 jobs")
-    page.see(".course", job(29)["id"])  # although newer ones fill the page
+    page.see(".steps", job(29)["id"])  # although newer ones fill the page
 
 
 def test_it_says_when_the_service_is_away_and_recovers(
@@ -1004,8 +1018,8 @@ def test_it_says_when_the_service_is_away_and_recovers(
         page.open()
         page.see("td", "Owner")
         port = urlsplit(service.url).port
-    page.see("#problem", "The service is away since ")
-    page.see("#live-words", "Away")
+    page.see("#problem", "The service has been unavailable since ")
+    page.see("#live-words", "Unavailable")
     page.see("td", "Owner")
     with served(PORT=port, **settings) as service:
         service.create(lock("B|s|1.0.0"))
@@ -1057,7 +1071,7 @@ def test_small_pages_and_keys_left_out_are_no_trouble(
         page.see(".range", "11–15 of 15")
         if view == "history":
             page.click(".open")
-            page.see(".course", "now it waits")
+            page.see(".steps", "now it waits")
         assert not re.search("undefined|NaN|null", page.one("main").text)
     gone = ",".join(f"P{n:02}|s|1.0.0" for n in range(12))
     service.remove("Owner", f"instanceIds={quote(gone)}")
@@ -1079,7 +1093,7 @@ def test_nothing_of_the_database_is_read_as_html(page: Browser, service: Service
         ("view=locks", "td"),
         ("view=timeline", ".rows li"),
         ("view=history", ".message"),
-        (f"view=history&open={job(1)['id']}", ".course q"),
+        (f"view=history&open={job(1)['id']}", ".steps q"),
     ):
         page.open(query)
         page.see(selector, HOSTILE)
@@ -1173,7 +1187,7 @@ def test_axe_finds_nothing(page: Browser, service: Service) -> None:
     check("timeline")
     page.open("view=history")
     page.click(".open")
-    page.see(".course")
+    page.see(".steps")
     check("history")
     page.filter("serviceDefinitions", "1")
     page.see("#problem", "400")

@@ -1,182 +1,250 @@
-// Filters: their form, and the query that the address asks for. Those of the service are exact, so a
-// part of a value stands for the values that hold it, of those that the page has seen.
+// Filters: their form, and the query that the address asks for. The service's filters are exact. On
+// the page a part of a value stands for every value that contains it, of those that the page has seen.
 
-import { attribute, el, folder, reconcile, text } from "./dom.js";
-import { about } from "./service.js";
+import { el, foldButton, labelled, nameInput, reconcile, setText } from "./dom.js";
+import { queryLocks, serviceInfo } from "./service.js";
 
-const AT_MOST = 5000; // values of a kind
-const LOOKED_AT = 1000; // entries at most, to find the values that hold a part
-const LOOK_EVERY = 6000; // ms
+const MAX_VALUES = 5000; // of one key
+const LOOK_UP = 1000; // entries at most, to find the values that contain a part
+const LOOK_UP_AFTER = 6000; // ms
 
-const seen = new Map(); // by the key of the entries: its values
-let looked = { for: "", at: -Infinity };
+export const WHOLE_ID = /^.{36}/;
 
-/** The words between commas. */
-export const words = (value) => value.split(",").map((it) => it.trim()).filter(Boolean);
+/**
+ * What `List` needs to know of locks. A filter has a `name` in the query. If a part of a value will do,
+ * `key` is where entries have the value, and `whole` matches what is not a part. `more` folds it away.
+ */
+export const LOCKS = {
+	noun: "lock",
+	ask: queryLocks,
+	size: 50,
+	filters: [
+		{ name: "serviceInstanceIds", label: "Instance", key: "serviceInstanceId", whole: /\|.*\|/ },
+		{ name: "owners", label: "Owner", key: "owner" },
+		{
+			name: "orchestrationJobIds",
+			label: "Job",
+			key: "orchestrationJobId",
+			whole: WHOLE_ID,
+			more: true,
+		},
+		{ name: "ids", label: "Lock", more: true },
+		{ name: "expiresAfter", label: "Expires after (UTC)", kind: "time", more: true },
+		{ name: "expiresBefore", label: "Expires before (UTC)", kind: "time", more: true },
+	],
+};
 
-/** Remember the values of these entries. */
-export function see(filters, entries) {
-  for (const { of } of filters) {
-    if (!of) continue;
-    const values = seen.get(of) ?? new Set();
-    seen.set(of, values);
-    for (const entry of entries) if (entry[of]) values.add(entry[of]);
-    for (const value of values) {
-      if (values.size <= AT_MOST) break;
-      values.delete(value);
-    }
-  }
+const seenValues = new Map(); // by key
+let lastLookUp = { for: "", at: -Infinity };
+
+function splitWords(value) {
+	return (value ?? "")
+		.trim()
+		.split(/\s*,\s*/)
+		.filter(Boolean);
 }
 
-/** Nothing of it is for the next who asks. */
-export function unsee() {
-  seen.clear();
-  looked = { for: "", at: -Infinity };
+function seen(key) {
+	return [...(seenValues.get(key) ?? [])];
 }
 
-/** Offer these in a list. */
+export function rememberValues(filters, entries) {
+	for (const { key } of filters.filter((it) => it.key)) {
+		const values = seenValues.get(key) ?? new Set();
+		seenValues.set(key, values);
+		for (const entry of entries) if (entry[key]) values.add(entry[key]);
+		for (const value of values) {
+			if (values.size <= MAX_VALUES) break;
+			values.delete(value);
+		}
+	}
+}
+
+/** Forget everything: another requester may not be allowed to see it. */
+export function forgetValues() {
+	seenValues.clear();
+	lastLookUp = { for: "", at: -Infinity };
+}
+
 export function suggest(list, values) {
-  const offered = [...new Set(values)].sort().slice(0, 100);
-  reconcile(list, offered, (it) => it, (value) => el("option", { value }), () => {});
+	const offered = [...new Set(values)].sort().slice(0, 100);
+	reconcile(
+		list,
+		offered,
+		(it) => it,
+		(value) => el("option", { value }),
+	);
 }
 
-/** As the service compares names, however they are spelt. */
-const plain = (name) => name.replace(/[\s_-]/g, "").toLowerCase();
-
-/** Whether a filter's word is a whole value, not a part of one. */
-function isWhole({ of, whole }, word) {
-  return !of || whole?.test(word) || [...(seen.get(of) ?? [])].some((it) => plain(it) === plain(word));
+/** A name without what the service ignores when it compares names. */
+function normalize(name) {
+	return name.replace(/[\s_-]/g, "").toLowerCase();
 }
 
-/** What the service is to look for. A word that may be a name that the page has not seen is one more. */
-function meant(filter, word) {
-  if (isWhole(filter, word)) return [word];
-  const found = [...(seen.get(filter.of) ?? [])].filter((it) => plain(it).includes(plain(word)));
-  return filter.whole || (found.length && !/^[A-Za-z][\w-]*$/.test(word)) ? found : [...found, word];
+function isWhole({ key, whole }, word) {
+	if (!key || whole?.test(word)) return true;
+	return seen(key).some((it) => normalize(it) === normalize(word));
 }
 
-/** The part of a query that the filters of the address ask for. */
-export function filtered(filters, address) {
-  const body = {};
-  for (const filter of filters) {
-    const value = address.get(filter.name);
-    if (!value) continue;
-    const exact = filter.kind === "time" || filter.kind === "choice";
-    body[filter.name] = exact ? value : [...new Set(words(value).flatMap((it) => meant(filter, it)))];
-  }
-  return body;
+function matchingValues(filter, word) {
+	if (isWhole(filter, word)) return [word];
+	const found = seen(filter.key).filter((it) => normalize(it).includes(normalize(word)));
+	if (filter.whole) return found;
+	// The word may be a name that the page has not seen; or the service says what is wrong with it.
+	const mayBeName = /^[A-Za-z][\w-]*$/.test(word);
+	return mayBeName || !found.length ? [...found, word] : found;
 }
 
-/** Ask for what the filters ask for; `ask` is told the query, of which `rest` is a part. */
-export async function askFiltered(filters, address, ask, rest) {
-  const unclear = filters.filter((it) => words(address.get(it.name) ?? "").some((word) => !isWhole(it, word)));
-  if (unclear.length) await look(filters, unclear, address, ask);
-  const body = filtered(filters, address);
-  const nothing = unclear.some(({ name }) => !body[name].length && words(address.get(name)).length);
-  const answer = nothing ? { entries: [], count: 0 } : await ask({ ...body, ...rest });
-  see(filters, answer.entries);
-  return answer;
+export function filterQuery(filters, address) {
+	const query = {};
+	for (const filter of filters) {
+		const value = address.get(filter.name);
+		const words = splitWords(value);
+		if (!words.length) continue;
+		const isList = filter.kind !== "time" && filter.kind !== "choice";
+		const values = words.flatMap((word) => matchingValues(filter, word));
+		query[filter.name] = isList ? [...new Set(values)] : value;
+	}
+	return query;
 }
 
-/** See the newest entries, whatever they have where the filter is unclear. */
-async function look(filters, unclear, address, ask) {
-  const body = filtered(filters.filter((it) => !unclear.includes(it)), address);
-  const key = JSON.stringify([filters.map((it) => it.name), body]);
-  if (looked.for === key && performance.now() - looked.at < LOOK_EVERY) return;
-  const pagination = { page: 0, size: Math.min(LOOKED_AT, about.maxPageSize) };
-  see(filters, (await ask({ ...body, pagination })).entries);
-  looked = { for: key, at: performance.now() };
+/** `rest` is the part of the query that is not a filter. */
+export async function queryFiltered(filters, address, ask, rest) {
+	const partial = filters.filter((filter) =>
+		splitWords(address.get(filter.name)).some((word) => !isWhole(filter, word)),
+	);
+	if (partial.length) await lookUpValues(filters, partial, address, ask);
+	const query = filterQuery(filters, address);
+	if (matchesNothing(query)) return { entries: [], count: 0 };
+	const answer = await ask({ ...query, ...rest });
+	rememberValues(filters, answer.entries);
+	return answer;
 }
 
-export const LOCK_FILTERS = [
-  { name: "serviceInstanceIds", label: "Instance", hint: "System|service|1.0.0, or a part", of: "serviceInstanceId", whole: /\|.*\|/ },
-  { name: "owners", label: "Owner", hint: "name, or a part", of: "owner" },
-  { name: "orchestrationJobIds", label: "Job", hint: "id, or a part", of: "orchestrationJobId", whole: /^.{36}/, more: true },
-  { name: "ids", label: "Lock", hint: "number, …", more: true },
-  { name: "expiresAfter", label: "Expires after (UTC)", kind: "time", more: true },
-  { name: "expiresBefore", label: "Expires before (UTC)", kind: "time", more: true },
-];
-
-export const LOCK_COLUMNS = [
-  "id", "orchestrationJobId", "serviceInstanceId", "owner", "expiresAt", "temporary",
-];
-
-/** The form of the filters. `arrive` puts into it what the address holds. */
-export function filterForm(filters, go) {
-  const fields = filters.map((filter) => ({ filter, ...field(filter) }));
-  const apply = () => {
-    const changes = { page: null };
-    for (const { filter, read } of fields) changes[filter.name] = read();
-    go(changes);
-  };
-  const usual = fields.filter((it) => !it.filter.more).map((it) => it.element);
-  const others = fields.filter((it) => it.filter.more).map((it) => it.element);
-  const more = others.length
-    ? el("details", { class: "more" }, el("summary", {}, "More filters"), el("div", { class: "fields" }, ...others))
-    : null;
-  const fold = folder("Filters");
-  const clear = el("button", { class: "clear", onclick: () => {
-    for (const { write } of fields) write("");
-    apply();
-  } }, "Clear filters");
-  const form = el("form", { class: "filters", role: "search", "aria-label": "Filters" }, fold,
-    el("div", { class: "fields" }, ...usual, clear), more);
-  form.addEventListener("change", apply);
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    apply();
-  });
-  return {
-    element: form,
-    arrive(address) {
-      let used = 0;
-      for (const { filter, write, element } of fields) {
-        const value = address.get(filter.name) ?? "";
-        if (!element.contains(document.activeElement) || !value) write(value);
-        used += value ? 1 : 0;
-        if (value && filter.more) more.open = true;
-      }
-      clear.hidden = !used;
-      text(fold, used ? `Filters (${used})` : "Filters");
-    },
-  };
+/** Whether a filter matches no value. (An empty list would be no filter to the service.) */
+export function matchesNothing(query) {
+	return Object.values(query).some((it) => !it.length);
 }
 
-function field({ name, label, kind, options, hint, of }) {
-  if (kind === "checks") {
-    const boxes = options.map(([value, title]) => el("input", { type: "checkbox", name, value, "aria-label": title }));
-    const element = el("fieldset", { class: "field checks" }, el("legend", {}, label),
-      ...options.map(([, title], index) => el("label", {}, boxes[index], " ", title)));
-    return {
-      element,
-      read: () => boxes.filter((it) => it.checked).map((it) => it.value).join(","),
-      write: (value) => boxes.forEach((it) => (it.checked = words(value.toUpperCase()).includes(it.value))),
-    };
-  }
-  let input;
-  if (kind === "choice") {
-    input = el("select", { name }, ...options.map(([value, title]) => el("option", { value }, title)));
-  } else if (kind === "time") {
-    input = el("input", { name, type: "datetime-local", step: "1" });
-  } else {
-    input = el("input", { name, type: "text", autocomplete: "off", spellcheck: "false", placeholder: hint ?? "" });
-  }
-  const offered = of ? el("datalist", { id: `seen-${name}` }) : null;
-  if (of) {
-    attribute(input, "list", offered.id);
-    const offer = () => {
-      const before = input.value.slice(0, input.value.lastIndexOf(",") + 1);
-      suggest(offered, [...(seen.get(of) ?? [])].map((it) => before + it));
-    };
-    for (const event of ["focus", "input"]) input.addEventListener(event, offer);
-  }
-  return {
-    element: el("label", { class: "field" }, el("span", {}, label), input, offered),
-    read: () => (kind === "time" && input.value ? `${input.value.length === 16 ? `${input.value}:00` : input.value}Z` : input.value.trim()),
-    write: (value) => {
-      const shown = kind === "time" ? value.replace("Z", "") : value;
-      if (input.value !== shown) input.value = shown;
-    },
-  };
+async function lookUpValues(filters, partial, address, ask) {
+	const query = filterQuery(
+		filters.filter((it) => !partial.includes(it)),
+		address,
+	);
+	const key = JSON.stringify([filters.map((it) => it.name), query]);
+	if (lastLookUp.for === key && performance.now() - lastLookUp.at < LOOK_UP_AFTER) return;
+	const pagination = { page: 0, size: Math.min(LOOK_UP, serviceInfo.maxPageSize) };
+	rememberValues(filters, (await ask({ ...query, pagination })).entries);
+	lastLookUp = { for: key, at: performance.now() };
 }
 
+export function filterForm(filters, navigate) {
+	const fields = filters.map((filter) => ({ filter, ...createField(filter) }));
+	const apply = () => {
+		const changes = { page: null };
+		for (const { filter, read } of fields) changes[filter.name] = read();
+		navigate(changes);
+	};
+	const clearAll = () => {
+		for (const { write } of fields) write("");
+		apply();
+	};
+	const usual = fields.filter((it) => !it.filter.more).map((it) => it.element);
+	const others = fields.filter((it) => it.filter.more).map((it) => it.element);
+	const fold = foldButton("Filters");
+	const clear = el("button.clear", { onclick: clearAll }, "Clear filters");
+	const more = el("details.more", el("summary", "More filters"), el("div.fields", ...others));
+	const form = el(
+		"form.filters",
+		{ role: "search", "aria-label": "Filters" },
+		fold,
+		el("div.fields", ...usual, clear),
+		more,
+	);
+	form.addEventListener("change", apply);
+	form.addEventListener("submit", (event) => {
+		event.preventDefault();
+		apply();
+	});
+	return {
+		element: form,
+		show(address) {
+			let used = 0;
+			for (const { filter, write, element } of fields) {
+				const value = address.get(filter.name) ?? "";
+				if (!element.contains(document.activeElement) || !value) write(value);
+				if (value) used += 1;
+				if (value && filter.more) more.open = true;
+			}
+			clear.hidden = !used;
+			setText(fold, used ? `Filters (${used})` : "Filters");
+		},
+	};
+}
+
+/** The field of a filter: its `element`, and how to `read` and `write` its value in the address. */
+function createField(filter) {
+	if (filter.kind === "checks") return checksField(filter);
+	if (filter.kind === "choice") return choiceField(filter);
+	return filter.kind === "time" ? timeField(filter) : textField(filter);
+}
+
+function checksField({ name, label, options }) {
+	const boxes = options.map(([value, title]) =>
+		el("input", { type: "checkbox", name, value, "aria-label": title }),
+	);
+	const labels = options.map(([, title], index) => el("label", boxes[index], " ", title));
+	return {
+		element: el("fieldset.field.checks", el("legend", label), ...labels),
+		read: () =>
+			boxes
+				.filter((it) => it.checked)
+				.map((it) => it.value)
+				.join(","),
+		write: (value) => {
+			const chosen = splitWords(value.toUpperCase());
+			for (const box of boxes) box.checked = chosen.includes(box.value);
+		},
+	};
+}
+
+function choiceField({ name, label, options }) {
+	const choices = options.map(([value, title]) => el("option", { value }, title));
+	return inputField(label, el("select", { name }, ...choices));
+}
+
+function timeField({ name, label }) {
+	const input = el("input", { name, type: "datetime-local", step: "1" });
+	const { element, read, write } = inputField(label, input);
+	return {
+		element,
+		read: () => read() && `${read().padEnd(19, ":00")}Z`, // browsers leave out 0 seconds
+		write: (value) => write(value.replace("Z", "")),
+	};
+}
+
+function textField({ name, label, key }) {
+	const placeholder = key ? "all of it, or a part" : "number, …";
+	const offered = el("datalist", { id: `seen-${name}` });
+	const offer = () => {
+		const before = input.value.slice(0, input.value.lastIndexOf(",") + 1);
+		suggest(
+			offered,
+			seen(key).map((it) => before + it),
+		);
+	};
+	const offers = key ? { list: offered.id, onfocus: offer, oninput: offer } : {};
+	const input = nameInput({ name, placeholder, ...offers });
+	return inputField(label, input, offered);
+}
+
+function inputField(label, input, ...more) {
+	return {
+		element: labelled(label, input, ...more),
+		read: () => input.value.trim(),
+		write(value) {
+			// Only if it changes: the caret stays, and so does a time that is half typed.
+			if (input.value !== value) input.value = value;
+		},
+	};
+}

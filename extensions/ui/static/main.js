@@ -1,171 +1,196 @@
-// The page as a whole: which view is shown, what its address holds, and when it is brought up to date.
+// The page as a whole: which view is shown, what the address holds, and when the view is refreshed.
+//
+// A view has a `title`, and five functions:
+//   create(navigate, refresh)  returns its elements
+//   setAddress(address)        takes the URLSearchParams of the address
+//   load()                     returns a promise of the service's answer
+//   show(answer)               shows it; null if the service refused
+//   tick(now)                  updates what depends on the time, every second
 
-import { el, text, attribute } from "./dom.js";
-import { showOverview } from "./overview.js";
-import { about, identity, learn, now, Refusal } from "./service.js";
-import { askWho, showWho } from "./who.js";
-import { locks } from "./locks.js";
-import { timeline } from "./timeline.js";
+import { el, setAttribute, setText } from "./dom.js";
+import { formatUtc, namingHint } from "./format.js";
 import { history } from "./history.js";
-import { convention, utc } from "./words.js";
+import { locks } from "./locks.js";
+import { showOverview } from "./overview.js";
+import { identity, loadServiceInfo, Refusal, serviceInfo, serviceTime } from "./service.js";
+import { timeline } from "./timeline.js";
+import { askWho, showWho } from "./who.js";
 
-const EVERY = 2000; // ms between two refreshes
-const AGAIN = 3000; // ms until the next try while the service is away
+const REFRESH_AFTER = 2000; // ms
+const RETRY_AFTER = 3000; // ms, while the service is unavailable
+const STATES = { live: "Live", paused: "Paused", unavailable: "Unavailable", refused: "Refused" };
 
 const views = { locks, timeline, history };
-const by = (id) => document.getElementById(id);
+const byId = (id) => document.getElementById(id);
 
-const page = { address: new URLSearchParams(location.search), view: null, paused: false };
-let turn = 0; // of the refresh that counts: what an earlier one brings is out of date
+let address = new URLSearchParams();
+let view = null;
+let paused = false;
+let lastRefresh = 0; // its number: answers to earlier ones are out of date
 let timer = 0;
-let awaySince = null;
-let firstShown = false;
+let unavailableSince = null;
 
-/** Change what the address holds; null takes a key out. */
-function go(changes, { replace = false } = {}) {
-  const address = new URLSearchParams(location.search);
-  for (const [key, value] of Object.entries(changes)) {
-    if (value === null || value === "") address.delete(key);
-    else address.set(key, value);
-  }
-  window.history[replace ? "replaceState" : "pushState"](null, "", `?${address}`);
-  arrive();
+/** Change what the address holds; null removes a key. */
+function navigate(changes, { replace = false } = {}) {
+	const changed = new URLSearchParams(location.search);
+	for (const [key, value] of Object.entries(changes)) {
+		if (value === null || value === "") changed.delete(key);
+		else changed.set(key, value);
+	}
+	window.history[replace ? "replaceState" : "pushState"](null, "", `?${changed}`);
+	showAddress();
 }
 
-/** Show what the address says. */
-function arrive() {
-  page.address = new URLSearchParams(location.search);
-  const name = Object.hasOwn(views, page.address.get("view") ?? "") ? page.address.get("view") : "locks";
-  document.documentElement.classList.toggle("large", page.address.has("large"));
-  by("large").setAttribute("aria-pressed", page.address.has("large"));
-  for (const link of by("views").children) {
-    attribute(link, "aria-current", link.dataset.view === name ? "page" : null);
-    link.href = viewAddress(link.dataset.view);
-  }
-  if (page.view !== views[name]) {
-    page.view = views[name];
-    document.title = `${page.view.title} · orchmgmt`;
-    by("main").replaceChildren(page.view.element(go, refresh));
-  }
-  page.view.arrive(page.address);
-  refresh();
+function showAddress() {
+	address = new URLSearchParams(location.search);
+	const wanted = address.get("view") ?? "";
+	const name = Object.hasOwn(views, wanted) ? wanted : "locks";
+	document.documentElement.classList.toggle("large", address.has("large"));
+	byId("large").setAttribute("aria-pressed", address.has("large"));
+	for (const link of byId("views").children) {
+		setAttribute(link, "aria-current", link.dataset.view === name ? "page" : null);
+		link.href = viewAddress(link.dataset.view);
+	}
+	if (view !== views[name]) {
+		view = views[name];
+		document.title = `${view.title} · orchmgmt`;
+		const heading = el("h1", { id: "title" }, view.title);
+		const elements = view.create(navigate, refresh);
+		const section = el("section", { "aria-labelledby": "title" }, heading, ...elements);
+		byId("main").replaceChildren(section);
+	}
+	view.setAddress(address);
+	refresh();
 }
 
-function viewAddress(name, extra = {}) {
-  const large = page.address.has("large") ? { large: "1" } : {};
-  return `?${new URLSearchParams({ view: name, ...extra, ...large })}`;
+function viewAddress(name) {
+	return address.has("large") ? `?view=${name}&large=1` : `?view=${name}`;
 }
 
-/** Bring the view up to date, and again after a while. */
 async function refresh() {
-  clearTimeout(timer);
-  const mine = ++turn;
-  const { view, address } = page;
-  let pause = EVERY;
-  try {
-    await learn(awaySince !== null);
-    if (mine !== turn) return;
-    showWho();
-    showOverview();
-    by("unverified").hidden = about.authenticationPolicy !== "declared";
-    const answer = await view.load(address);
-    if (mine !== turn) return;
-    view.show(answer);
-    solved();
-    if (!firstShown) requestAnimationFrame(() => setTimeout(() => performance.mark("first-view")));
-    firstShown = true; // the mark is for who measures
-  } catch (error) {
-    if (mine !== turn) return;
-    if (!(error instanceof Refusal)) throw error;
-    if (error.away) pause = AGAIN;
-    tell(error, view);
-  }
-  if (!page.paused) timer = setTimeout(refreshIfSeen, pause);
+	clearTimeout(timer);
+	lastRefresh += 1;
+	const number = lastRefresh;
+	const isOutdated = () => number !== lastRefresh;
+	const refreshed = view;
+	let wait = REFRESH_AFTER;
+	try {
+		await loadServiceInfo(unavailableSince !== null);
+		if (isOutdated()) return;
+		showWho();
+		showOverview();
+		byId("unverified").hidden = serviceInfo.authenticationPolicy !== "declared";
+		const answer = await refreshed.load();
+		if (isOutdated()) return;
+		refreshed.show(answer);
+		showSuccess();
+	} catch (error) {
+		if (isOutdated()) return;
+		if (!(error instanceof Refusal)) throw error;
+		if (error.unavailable) wait = RETRY_AFTER;
+		showRefusal(error);
+	}
+	if (!paused) timer = setTimeout(refreshIfVisible, wait);
 }
 
-function refreshIfSeen() {
-  if (document.hidden) timer = setTimeout(refreshIfSeen, EVERY);
-  else refresh();
+function refreshIfVisible() {
+	if (document.hidden) timer = setTimeout(refreshIfVisible, REFRESH_AFTER);
+	else refresh();
 }
 
-function solved() {
-  awaySince = null;
-  by("problem").hidden = true;
-  text(by("problem-words"), "");
-  live(page.paused ? "paused" : "live");
+function showSuccess() {
+	unavailableSince = null;
+	byId("problem").hidden = true;
+	setText(byId("problem-words"), "");
+	showState(paused ? "paused" : "live");
+	if (performance.getEntriesByName("first-view").length) return;
+	// For measurements: the first view has been painted.
+	requestAnimationFrame(() => setTimeout(() => performance.mark("first-view")));
 }
 
-function tell(refusal, view) {
-  if (refusal.away) {
-    awaySince ??= now();
-    const since = utc(new Date(awaySince).toISOString().slice(0, 19), now());
-    problem(`The service is away since ${since} UTC: ${refusal.message}. What you see is from before; the page tries again by itself.`);
-    live("away");
-    return;
-  }
-  awaySince = null;
-  live("refused");
-  view.show(null); // nothing that this requester may not see stays
-  if (refusal.status === 403) {
-    const name = identity.value && about.authenticationPolicy === "declared" ? identity.value : "This system";
-    problem(`${name} is known here, but may not manage locks and history (403: ${refusal.message}). Operators may, and systems that the management policy lets in.`, true);
-  } else if (refusal.status === 401) {
-    problem(`The service does not know who is asking (401: ${refusal.message}).`, true);
-  } else {
-    const words = [`The service does not take what the filters ask for (${refusal.status}: ${refusal.message}).`, convention(refusal.message)];
-    problem(words.filter(Boolean).join(" "));
-  }
+function showRefusal({ status, message, unavailable }) {
+	if (unavailable) {
+		unavailableSince ??= serviceTime();
+		const since = formatUtc(unavailableSince, serviceTime());
+		showProblem(
+			`The service has been unavailable since ${since} UTC: ${message}. You see what it answered before. The page keeps trying.`,
+		);
+		showState("unavailable");
+		return;
+	}
+	unavailableSince = null;
+	showState("refused");
+	view.show(null);
+	if (status === 403) {
+		const name = serviceInfo.authenticationPolicy === "declared" ? identity.value : "This system";
+		showProblem(
+			`${name || "Nobody"} may not manage locks and history (403: ${message}). Operators may, and the systems that the management policy allows.`,
+			true,
+		);
+	} else if (status === 401) {
+		showProblem(`The service does not know who is asking (401: ${message}).`, true);
+	} else {
+		showProblem(
+			`The service does not accept these filters (${status}: ${message}). ${namingHint(message)}`,
+		);
+	}
 }
 
-function problem(words, whoHelps = false) {
-  text(by("problem-words"), words);
-  by("problem-action").hidden = !whoHelps;
-  by("problem").hidden = false;
+function showProblem(words, canBeSolvedByIdentity = false) {
+	setText(byId("problem-words"), words);
+	byId("problem-action").hidden = !canBeSolvedByIdentity;
+	byId("problem").hidden = false;
 }
 
-function live(state) {
-  const words = { live: "Live", paused: "Paused", away: "Away", refused: "Refused" }[state];
-  by("live").className = state;
-  text(by("live-words"), words);
+function showState(state) {
+	byId("live").className = state;
+	setText(byId("live-words"), STATES[state]);
 }
 
-/** Every second, as soon as the service's clock has come to it. */
+/** Call the view's `tick` at each full second of the service's clock. */
 function tick() {
-  if (!page.paused && !document.hidden) page.view?.tick(now());
-  setTimeout(tick, 1000 - (now() % 1000) + 5);
+	if (!paused && !document.hidden) view.tick(serviceTime());
+	setTimeout(tick, 1000 - (serviceTime() % 1000) + 5);
 }
 
-function pause() {
-  page.paused = !page.paused;
-  document.documentElement.classList.toggle("paused", page.paused);
-  by("pause").setAttribute("aria-pressed", page.paused);
-  if (page.paused) {
-    clearTimeout(timer);
-    if (awaySince === null) live("paused");
-  } else refresh();
+function togglePause() {
+	paused = !paused;
+	document.documentElement.classList.toggle("paused", paused);
+	byId("pause").setAttribute("aria-pressed", paused);
+	if (!paused) {
+		refresh();
+		return;
+	}
+	clearTimeout(timer);
+	if (unavailableSince === null) showState("paused");
 }
 
-for (const [name, view] of Object.entries(views)) {
-  const link = el("a", { "data-view": name, href: viewAddress(name) }, view.title);
-  by("views").append(link);
+function toggleLarge() {
+	navigate({ large: address.has("large") ? null : "1" }, { replace: true });
 }
 
-// A link to a view changes the address without loading the page anew.
-document.addEventListener("click", (event) => {
-  const link = event.target.closest("a[href^='?']");
-  if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
-  event.preventDefault();
-  window.history.pushState(null, "", link.href);
-  arrive();
-  by("main").focus({ preventScroll: true });
-  window.scrollTo(0, 0);
+function followLink(event) {
+	const link = event.target.closest("a[href^='?']");
+	if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
+	event.preventDefault();
+	window.history.pushState(null, "", link.href);
+	showAddress();
+	byId("main").focus({ preventScroll: true });
+	window.scrollTo(0, 0);
+}
+
+for (const [name, { title }] of Object.entries(views)) {
+	byId("views").append(el("a", { "data-view": name }, title));
+}
+document.addEventListener("click", followLink);
+document.addEventListener("visibilitychange", () => {
+	if (!document.hidden && !paused) refresh();
 });
-window.addEventListener("popstate", arrive);
-document.addEventListener("visibilitychange", () => document.hidden || page.paused || refresh());
-by("pause").addEventListener("click", pause);
-by("large").addEventListener("click", () => go({ large: page.address.has("large") ? null : "1" }, { replace: true }));
-by("who").addEventListener("click", () => askWho(refresh));
-by("problem-action").addEventListener("click", () => askWho(refresh));
-by("skip").addEventListener("click", () => by("main").focus());
-arrive();
+window.addEventListener("popstate", showAddress);
+byId("pause").addEventListener("click", togglePause);
+byId("large").addEventListener("click", toggleLarge);
+byId("who").addEventListener("click", () => askWho(refresh));
+byId("problem-action").addEventListener("click", () => askWho(refresh));
+byId("skip").addEventListener("click", () => byId("main").focus());
+showAddress();
 tick();

@@ -1,86 +1,90 @@
-// What the page remembers of locks, because no operation tells it: since when one is held.
+// What the page remembers of locks. No operation tells since when a lock is held, or when it ended.
 
-import { about, historyQuery, lockQuery, now, Refusal } from "./service.js";
-import { moment } from "./words.js";
+import { parseTime } from "./format.js";
+import { queryJobs, queryLocks, Refusal, serviceInfo, serviceTime } from "./service.js";
 
-const AT_MOST = 5000; // locks
+const MAX_LOCKS = 5000;
 
-/** By id: the entry, and in ms where it is known, its start and its end. */
-const known = new Map();
-let newest = null; // the largest id seen so far: what is above it is new
-const asked = new Set(); // jobs whose start has been asked for
+/** By id: `entry`, `seen` when the page first saw it, `end`, and `start` or null; in ms. */
+const locks = new Map();
+let newestId = null; // a lock with a larger id is new
+const jobsAskedFor = new Set(); // by id
 
-/** Remember the locks of an answer, and find out since when they are held. */
-export async function remember(entries) {
-  const present = now();
-  const highest = Math.max(newest ?? 0, ...entries.map((it) => it.id));
-  for (const entry of entries) {
-    const before = known.get(entry.id);
-    if (before) Object.assign(before, { entry, end: moment(entry.expiresAt) });
-    else {
-      const start = newest !== null && entry.id > newest ? present : null;
-      known.set(entry.id, { entry, seen: present, start, end: moment(entry.expiresAt) });
-    }
-  }
-  newest = highest;
-  for (const id of known.keys()) {
-    if (known.size <= AT_MOST) break;
-    known.delete(id);
-  }
-  await startsOfJobs(entries);
+export async function rememberLocks(entries) {
+	const now = serviceTime();
+	for (const entry of entries) {
+		const end = parseTime(entry.expiresAt);
+		const known = locks.get(entry.id);
+		if (known) Object.assign(known, { entry, end });
+		else {
+			const isNew = newestId !== null && entry.id > newestId;
+			locks.set(entry.id, { entry, seen: now, start: isNew ? now : null, end });
+		}
+	}
+	newestId = Math.max(newestId ?? 0, ...entries.map((it) => it.id));
+	for (const id of locks.keys()) {
+		if (locks.size <= MAX_LOCKS) break;
+		locks.delete(id);
+	}
+	await learnStarts(entries);
 }
 
-/** A job's lock is held since the job was started, or a little later. */
-async function startsOfJobs(entries) {
-  const unknown = entries.filter((it) => it.orchestrationJobId && known.get(it.id).start === null);
-  const ids = [...new Set(unknown.map((it) => it.orchestrationJobId))].filter((it) => !asked.has(it));
-  if (!ids.length) return;
-  let jobs = [];
-  try {
-    jobs = (await historyQuery({ ids })).entries;
-  } catch (error) {
-    if (!(error instanceof Refusal)) throw error; // one may see locks and not the history
-  }
-  if (asked.size > AT_MOST) asked.clear();
-  ids.forEach((it) => asked.add(it));
-  const starts = new Map(jobs.map((it) => [it.id, moment(it.startedAt)]));
-  for (const { id, orchestrationJobId } of unknown) {
-    const start = starts.get(orchestrationJobId);
-    if (start) known.get(id).start = start;
-  }
+/** A job's lock is held since the job started, or a little later. */
+async function learnStarts(entries) {
+	const unknown = entries.filter((it) => it.orchestrationJobId && locks.get(it.id).start === null);
+	const jobIds = new Set(unknown.map((it) => it.orchestrationJobId));
+	const ids = [...jobIds].filter((it) => !jobsAskedFor.has(it));
+	if (!ids.length) return;
+	let jobs = [];
+	try {
+		jobs = (await queryJobs({ ids })).entries;
+	} catch (error) {
+		if (!(error instanceof Refusal)) throw error; // a requester may see locks but no jobs
+	}
+	if (jobsAskedFor.size > MAX_LOCKS) jobsAskedFor.clear();
+	for (const id of ids) jobsAskedFor.add(id);
+	const starts = new Map(jobs.map((it) => [it.id, parseTime(it.startedAt)]));
+	for (const { id, orchestrationJobId } of unknown) {
+		const start = starts.get(orchestrationJobId);
+		if (start) locks.get(id).start = start;
+	}
 }
 
-/** Which part of its time a lock still has, from 1 to 0; what is unknown began when it was seen. */
-export function left(id, present) {
-  const lock = known.get(id);
-  if (!lock) return 1;
-  const start = lock.start ?? lock.seen;
-  return Math.min(1, Math.max(0, (lock.end - present) / Math.max(1, lock.end - start)));
+/**
+ * The share of its time that a lock has left, from 1 to 0. If its start is unknown, its time counts
+ * from when the page first saw it.
+ */
+export function shareLeft(id, now) {
+	const lock = locks.get(id);
+	if (!lock) return 1;
+	const start = lock.start ?? lock.seen;
+	return Math.min(1, Math.max(0, (lock.end - now) / Math.max(1, lock.end - start)));
 }
 
-/** What is known of the locks on these instances that touch a span of time. */
-export function between(instances, from, until) {
-  return [...known.values()].filter(
-    (it) => instances.has(it.entry.serviceInstanceId) && it.end > from && (it.start ?? from) < until,
-  );
+export function locksBetween(instances, from, until) {
+	return [...locks.values()].filter(
+		({ entry, start, end }) =>
+			instances.has(entry.serviceInstanceId) && end > from && (start ?? from) < until,
+	);
 }
 
-/** Learn which of the locks that an answer has no more were given back before their time. */
-export async function missed(entries, instances) {
-  const there = new Set(entries.map((it) => it.id));
-  const present = now();
-  const gone = [...known.values()]
-    .filter((it) => instances.has(it.entry.serviceInstanceId) && it.end > present && !there.has(it.entry.id))
-    .slice(0, about.maxPageSize); // the rest at the next refresh
-  if (!gone.length) return;
-  const ids = gone.map((it) => it.entry.id);
-  const still = new Set((await lockQuery({ ids })).entries.map((it) => it.id));
-  for (const it of gone) if (!still.has(it.entry.id)) it.end = present;
+/** Find out which locks that an answer no longer contains were removed before they expired. */
+export async function noticeRemoved(entries, instances) {
+	const now = serviceTime();
+	const answered = new Set(entries.map((it) => it.id));
+	const missing = [...locks.values()]
+		.filter((it) => instances.has(it.entry.serviceInstanceId))
+		.filter((it) => it.end > now && !answered.has(it.entry.id))
+		.slice(0, serviceInfo.maxPageSize); // the next refresh asks for the rest
+	if (!missing.length) return;
+	const ids = missing.map((it) => it.entry.id);
+	const held = new Set((await queryLocks({ ids })).entries.map((it) => it.id));
+	for (const it of missing) if (!held.has(it.entry.id)) it.end = now;
 }
 
-/** Nothing of it is for the next who asks. */
-export function forget() {
-  known.clear();
-  asked.clear();
-  newest = null;
+/** Forget everything: another requester may not be allowed to see it. */
+export function forgetLocks() {
+	locks.clear();
+	jobsAskedFor.clear();
+	newestId = null;
 }

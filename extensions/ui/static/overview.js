@@ -1,28 +1,32 @@
-// One line on the service: its version, its health, and how much it holds.
+// The line about the service: its version, its health, its locks and its jobs.
 
-import { text } from "./dom.js";
-import { WORDS } from "./plots.js";
-import { about, historyQuery, identity, lockQuery, Refusal } from "./service.js";
-import { counted, number } from "./words.js";
+import { setText } from "./dom.js";
+import { formatCount, formatNumber, STATUSES } from "./format.js";
+import { identity, queryJobs, queryLocks, Refusal, serviceInfo } from "./service.js";
 
-const EVERY = 10_000; // ms
-const ONE = { pagination: { page: 0, size: 1 } };
+const UPDATE_AFTER = 10_000; // ms
+const SMALLEST_PAGE = { pagination: { page: 0, size: 1 } };
 
-let asked = { as: null, at: -Infinity };
+let updated = { requester: null, at: -Infinity };
 
-/** Bring the line up to date, unless that was done a short while ago. */
 export async function showOverview() {
-  if (asked.as === identity.value && performance.now() - asked.at < EVERY) return;
-  asked = { as: identity.value, at: performance.now() };
-  const parts = [`orchmgmt ${about.version}`, about.health === "ok" ? "healthy" : `not healthy: ${about.health}`];
-  try {
-    const { count } = await lockQuery(ONE);
-    parts.push(counted(count, "active lock"));
-    const jobs = await Promise.all(Object.entries(WORDS).map(async ([status, word]) =>
-      `${number((await historyQuery({ statuses: [status], ...ONE })).count)} ${word}`));
-    parts.push(`jobs: ${jobs.join(", ")}`);
-  } catch (error) {
-    if (!(error instanceof Refusal)) throw error; // nothing is told to who may not see it
-  }
-  text(document.getElementById("overview"), parts.join(" · "));
+	const requester = identity.value;
+	if (updated.requester === requester && performance.now() - updated.at < UPDATE_AFTER) return;
+	updated = { requester, at: performance.now() };
+	const { version, health } = serviceInfo;
+	const parts = [`orchmgmt ${version}`, health === "ok" ? "healthy" : `not healthy: ${health}`];
+	try {
+		const { count } = await queryLocks(SMALLEST_PAGE);
+		parts.push(formatCount(count, "active lock"));
+		const jobs = await Promise.all(Object.keys(STATUSES).map(countJobs));
+		parts.push(`jobs: ${jobs.join(", ")}`);
+	} catch (error) {
+		if (!(error instanceof Refusal)) throw error; // this requester may not see the counts
+	}
+	setText(document.getElementById("overview"), parts.join(" · "));
+}
+
+async function countJobs(status) {
+	const { count } = await queryJobs({ statuses: [status], ...SMALLEST_PAGE });
+	return `${formatNumber(count)} ${STATUSES[status].word.toLowerCase()}`;
 }

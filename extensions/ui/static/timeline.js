@@ -1,171 +1,204 @@
 // The view of the locks over time: a row for each instance, and on it one bar after the other.
 
-import { el, reconcile, text, attribute } from "./dom.js";
-import { askFiltered, filtered, filterForm, LOCK_COLUMNS, LOCK_FILTERS } from "./filters.js";
-import { paged, pager, toolbar } from "./frame.js";
-import { between, missed, remember } from "./memory.js";
-import { about, curl, lockQuery, now } from "./service.js";
-import { moment, parts, utc } from "./words.js";
+import { el, reconcile, setAttribute, setText } from "./dom.js";
+import { LOCKS } from "./filters.js";
+import { formatUtc, parseTime, splitInstance } from "./format.js";
+import { List } from "./list.js";
+import { locksBetween, noticeRemoved, rememberLocks } from "./memory.js";
+import { serviceTime } from "./service.js";
 
-/** What can be seen at once, in s: its name and the distance of its lines. */
-const SPANS = { 120: ["2 minutes", 20], 600: ["10 minutes", 60], 3600: ["1 hour", 600], 86400: ["1 day", 14400] };
-const SIZES = { offered: [25, 50, 100], usual: 50 };
-const ORDER = { sizes: SIZES, sort: "serviceInstanceId", direction: "ASC" };
-const NOW_AT = 0.4; // where now begins on its way, and where the picture moves on
-const MOVE_AT = 0.75;
+/** The times that the picture may show, in s, and the seconds between two lines. */
+const SPANS = {
+	120: { name: "2 minutes", step: 20 },
+	600: { name: "10 minutes", step: 60 },
+	3600: { name: "1 hour", step: 600 },
+	86400: { name: "1 day", step: 14400 },
+};
+const KIND = {
+	...LOCKS,
+	none: "Nothing is locked.",
+	sizes: [25, 50, 100],
+	sort: "serviceInstanceId",
+	direction: "ASC",
+};
+const NOW_AT = 0.4; // of the picture's width: where now is when the picture has moved on
+const MOVE_AT = 0.75; // where now is when the picture moves on
+const LABEL_WIDTH = 0.06; // of the picture: the last line has no label if less is left
 const HUES = 12;
 
-let ui = null;
-let address = new URLSearchParams();
-let entries = [];
-let total = 0;
-let asked = ""; // the query whose instances these are
+let list;
+let spanChoice;
+let axis;
+let nowLine;
+let rows;
+let shownQuery = ""; // `instances` are those that have been in its answers
 let instances = new Set();
 let from = 0; // ms, where the picture begins
 
-function element(go) {
-  const form = filterForm(LOCK_FILTERS, go);
-  const span = el("select", { "aria-label": "Time shown", onchange: () => go({ span: span.value }) },
-    ...Object.entries(SPANS).map(([value, [name]]) => el("option", { value }, name)));
-  const tools = toolbar({ word: "lock", columns: LOCK_COLUMNS, shown: () => entries, curl: () => curl.lockQuery(query(address)) });
-  tools.element.querySelector(".tools").prepend(span);
-  const axis = el("div", { class: "axis", "aria-hidden": "true" });
-  const line = el("div", { class: "now", "aria-hidden": "true" }, el("span", {}, "now"));
-  const rows = el("ul", { class: "rows", tabindex: "-1", "aria-label": "Instances and their locks" });
-  const empty = el("p", { class: "empty", hidden: true }, "No lock to be seen here.");
-  const pages = pager(SIZES, go);
-  ui = { form, span, tools, axis, line, rows, empty, pages };
-  entries = [];
-  instances = new Set();
-  from = 0;
-  return el("section", { "aria-labelledby": "title" },
-    el("h1", { id: "title" }, "Timeline"),
-    el("p", { class: "lead" }, "Each instance has one lock at a time: on a row, bars never overlap. ",
-      el("span", { class: "key" }, el("span", { class: "sample" }), "managed "), el("span", { class: "key" }, el("span", { class: "sample temporary" }), "temporary, of a job "), el("span", { class: "key" }, el("span", { class: "sample ended" }), "ended")),
-    form.element, tools.element,
-    el("div", { class: "sheet timeline" }, el("div", { class: "over", "aria-hidden": "true" }, axis, line), rows, empty), pages.element);
+function create(navigate) {
+	const options = Object.entries(SPANS).map(([value, { name }]) => el("option", { value }, name));
+	const showSpan = () => navigate({ span: spanChoice.value });
+	spanChoice = el("select", { "aria-label": "Time shown", onchange: showSpan }, ...options);
+	list = new List(KIND, navigate, spanChoice);
+	axis = el("div.axis");
+	nowLine = el("div.now", el("span", "now"));
+	rows = el("ul.rows", { tabindex: "-1", "aria-label": "Instances and their locks" });
+	instances = new Set();
+	return [
+		el(
+			"p.lead",
+			"An instance has one lock at a time, so the bars of a row never overlap. ",
+			key("span.sample", "managed"),
+			key("span.sample.temporary", "temporary: a job holds it"),
+			key("span.sample.ended", "ended"),
+		),
+		list.form.element,
+		list.toolbar,
+		el(
+			"div.sheet.timeline",
+			el("div.over", { "aria-hidden": "true" }, axis, nowLine),
+			rows,
+			list.empty,
+		),
+		list.pager.element,
+	];
 }
 
-function query(address) {
-  return { ...filtered(LOCK_FILTERS, address), pagination: { ...paged(address, ORDER, about.maxPageSize), sortField: ORDER.sort, direction: ORDER.direction } };
+function key(sample, words) {
+	return el("span.key", el(sample), words);
 }
 
-async function load(address) {
-  const { pagination } = query(address);
-  const answer = await askFiltered(LOCK_FILTERS, address, lockQuery, { pagination });
-  const body = query(address);
-  await remember(answer.entries);
-  if (JSON.stringify(body) !== asked) {
-    asked = JSON.stringify(body);
-    instances = new Set();
-  }
-  for (const it of answer.entries) instances.add(it.serviceInstanceId);
-  await missed(answer.entries, instances);
-  return answer;
+function setAddress(address) {
+	from = 0;
+	list.setAddress(address);
+}
+
+async function load() {
+	const { address } = list;
+	const answer = await list.load();
+	await rememberLocks(answer.entries);
+	if (address !== list.address) return answer; // it is not shown
+	const query = JSON.stringify(list.query);
+	if (query !== shownQuery) {
+		shownQuery = query;
+		instances = new Set();
+	}
+	for (const { serviceInstanceId } of answer.entries) instances.add(serviceInstanceId);
+	await noticeRemoved(answer.entries, instances);
+	return answer;
 }
 
 function show(answer) {
-  entries = answer?.entries ?? [];
-  total = answer?.count ?? 0;
-  if (!answer) instances = new Set();
-  draw(now());
-  ui.tools.show(answer ? total : null);
-  ui.empty.hidden = !answer || ui.rows.children.length > 0;
+	if (!answer) instances = new Set();
+	list.show(answer);
+	tick(serviceTime());
+	if (rows.children.length) list.empty.hidden = true;
 }
 
-function seconds() {
-  const wanted = address.get("span");
-  return Object.hasOwn(SPANS, wanted ?? "") ? Number(wanted) : 120;
+function shownSeconds() {
+	const wanted = list.address.get("span") ?? "";
+	return Object.hasOwn(SPANS, wanted) ? Number(wanted) : 120;
 }
 
-/** Where a moment lies in the picture, in percent. */
+/** Where a time is in the picture, in percent. */
 function place(time) {
-  return ((time - from) / (seconds() * 1000)) * 100;
+	return ((time - from) / (shownSeconds() * 1000)) * 100;
 }
 
-function draw(present) {
-  const length = seconds() * 1000;
-  const step = SPANS[seconds()][1] * 1000;
-  if (present < from || present > from + MOVE_AT * length) {
-    from = Math.floor((present - NOW_AT * length) / step) * step;
-  }
-  const lines = [];
-  for (let time = Math.ceil(from / step) * step; time <= from + length; time += step) lines.push(time);
-  reconcile(ui.axis, lines, (it) => it, () => el("span", { class: "tick" }), (tick, time) => {
-    tick.style.left = `${place(time)}%`;
-    attribute(tick, "class", time + 0.06 * length > from + length ? "tick last" : "tick");
-    text(tick, utc(new Date(time).toISOString().slice(0, 19), present));
-  });
-  const rows = new Map();
-  for (const lock of between(instances, from, from + length)) {
-    const instance = lock.entry.serviceInstanceId;
-    rows.set(instance, [...(rows.get(instance) ?? []), lock]);
-  }
-  const sorted = [...rows].sort(([a], [b]) => (a < b ? -1 : 1));
-  reconcile(ui.rows, sorted, ([instance]) => instance, row, (element, [, locks]) => {
-    reconcile(element.lastChild, locks.sort((a, b) => a.entry.id - b.entry.id), (it) => it.entry.id, bar, (its, lock) => drawBar(its, lock, present));
-  });
-  drawLine(present);
-  ui.pages.show(query(address).pagination, total);
-  if (ui.span.value !== String(seconds())) ui.span.value = String(seconds());
+function tick(now) {
+	const length = shownSeconds() * 1000;
+	const step = SPANS[shownSeconds()].step * 1000;
+	if (now < from || now > from + MOVE_AT * length) {
+		from = Math.floor((now - NOW_AT * length) / step) * step;
+	}
+	drawAxis(from + length, step, now);
+	drawRows(from + length, now);
+	nowLine.style.left = `${place(now).toFixed(2)}%`;
+
+	if (spanChoice.value !== String(shownSeconds())) spanChoice.value = String(shownSeconds());
 }
 
-function row([instance]) {
-  const { system, service, version } = parts(instance);
-  return el("li", {},
-    el("span", { class: "instance" }, el("strong", {}, system), el("span", { class: "quiet" }, ` ${service} · ${version}`)),
-    el("span", { class: "track" }));
+function drawAxis(until, step, now) {
+	const times = [];
+	for (let time = Math.ceil(from / step) * step; time <= until; time += step) times.push(time);
+	const createLine = () => el("span.tick");
+	reconcile(
+		axis,
+		times,
+		(time) => time,
+		createLine,
+		(line, time) => {
+			line.style.left = `${place(time)}%`;
+			line.classList.toggle("last", time + LABEL_WIDTH * (until - from) > until);
+			setText(line, formatUtc(time, now));
+		},
+	);
 }
 
-function bar({ entry }) {
-  const element = el("span", { class: entry.temporary ? "lock temporary" : "lock" },
-    el("span", { class: "owner" }, entry.owner), el("span", { class: "unseen" }));
-  element.style.setProperty("--hue", String(hue(entry.owner)));
-  return element;
+function drawRows(until, now) {
+	const locksOf = new Map(); // by instance
+	for (const lock of locksBetween(instances, from, until)) {
+		const instance = lock.entry.serviceInstanceId;
+		locksOf.set(instance, [...(locksOf.get(instance) ?? []), lock]);
+	}
+	const sorted = [...locksOf].sort(([a], [b]) => (a < b ? -1 : 1));
+	reconcile(
+		rows,
+		sorted,
+		([instance]) => instance,
+		createRow,
+		(row, [, locks]) => {
+			locks.sort((a, b) => a.entry.id - b.entry.id);
+			const draw = (bar, lock) => drawBar(bar, lock, now);
+			reconcile(row.lastChild, locks, (lock) => lock.entry.id, createBar, draw);
+		},
+	);
 }
 
-function drawBar(element, lock, present) {
-  const { entry, start, end } = lock;
-  const begin = Math.max(0, start === null ? 0 : place(start));
-  const stop = Math.min(100, place(end));
-  const left = `${begin.toFixed(2)}%`;
-  const width = `${Math.max(0.3, stop - begin).toFixed(2)}%`;
-  if (element.style.left !== left) element.style.left = left;
-  if (element.style.width !== width) element.style.width = width;
-  const ended = end <= present;
-  element.classList.toggle("ended", ended);
-  element.classList.toggle("before", start === null || place(start) < 0);
-  element.classList.toggle("beyond", place(end) > 100);
-  const early = ended && moment(entry.expiresAt) > end;
-  const until = ended ? `${early ? "given back" : "expired"} at ${utc(new Date(end).toISOString().slice(0, 19), present)} UTC` : `until ${utc(entry.expiresAt, present)} UTC`;
-  text(element.lastChild, ` ${until}`);
-  attribute(element, "title", `${entry.owner}, ${until}${entry.temporary ? ", temporary" : ""} (#${entry.id})`);
+function createRow([instance]) {
+	const { system, service, version } = splitInstance(instance);
+	const rest = el("span.quiet", ` ${service} · ${version}`);
+	return el("li", el("span.instance", el("strong", system), rest), el("span.track"));
 }
 
-function drawLine(present) {
-  ui.line.style.left = `${place(present).toFixed(2)}%`;
+function createBar({ entry }) {
+	const bar = el(
+		"span",
+		{ class: entry.temporary ? "lock temporary" : "lock" },
+		el("span.owner", entry.owner),
+		el("span.unseen"),
+	);
+	bar.style.setProperty("--hue", String(hueOf(entry.owner)));
+	return bar;
 }
 
-function tick(present) {
-  draw(present);
+function drawBar(bar, { entry, start, end }, now) {
+	const startsBefore = start === null || place(start) < 0;
+	const begin = startsBefore ? 0 : place(start);
+	const left = `${begin.toFixed(2)}%`;
+	const width = `${Math.max(0.3, Math.min(100, place(end)) - begin).toFixed(2)}%`;
+	if (bar.style.left !== left) bar.style.left = left;
+	if (bar.style.width !== width) bar.style.width = width;
+	bar.classList.toggle("ended", end <= now);
+	bar.classList.toggle("before", startsBefore);
+	bar.classList.toggle("beyond", place(end) > 100);
+	const words = describeEnd(entry, end, now);
+	setText(bar.lastChild, ` ${words}`);
+	const kind = entry.temporary ? ", temporary" : "";
+	setAttribute(bar, "title", `${entry.owner}, ${words}${kind} (#${entry.id})`);
 }
 
-/** One of a few colours, always the same for an owner; red is for what goes wrong. */
-function hue(owner) {
-  let sum = 0;
-  for (const letter of owner) sum = (sum * 31 + letter.codePointAt(0)) % 9973;
-  return 35 + ((sum % HUES) * 290) / HUES;
+function describeEnd(entry, end, now) {
+	const time = `${formatUtc(end, now)} UTC`;
+	if (end > now) return `until ${time}`;
+	return end < parseTime(entry.expiresAt) ? `removed at ${time}` : `expired at ${time}`;
 }
 
-export const timeline = {
-  title: "Timeline",
-  element,
-  arrive(its) {
-    address = its;
-    from = 0;
-    ui.form.arrive(its);
-  },
-  load,
-  show,
-  tick,
-};
+/** One of a few colours, always the same for an owner. None is red, which stands for errors. */
+function hueOf(owner) {
+	let sum = 0;
+	for (const letter of owner) sum = (sum * 31 + letter.codePointAt(0)) % 9973;
+	return 35 + ((sum % HUES) * 290) / HUES;
+}
+
+export const timeline = { title: "Timeline", create, setAddress, load, show, tick };

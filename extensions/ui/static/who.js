@@ -1,113 +1,138 @@
 // Who is asking: shown at the top right, and changed in a dialog.
 
-import { el, text } from "./dom.js";
-import { dialog } from "./frame.js";
-import { unsee } from "./filters.js";
-import { forget } from "./memory.js";
-import { about, identity, logIn, Refusal, who } from "./service.js";
+import { el, labelled, nameInput, setText } from "./dom.js";
+import { forgetValues } from "./filters.js";
+import { forgetLocks } from "./memory.js";
+import { identity, logIn, Refusal, serviceInfo, whoAmI } from "./service.js";
+import { dialog } from "./widgets.js";
 
 const place = document.getElementById("who-name");
-let known = ""; // what has been asked about
+const NO_LOGIN =
+	"You cannot log in here: the identity service's address is not https, so others could read " +
+	"your password.";
+const UNREACHABLE =
+	"This page cannot reach the identity service. It may be down, or it does not allow requests " +
+	"from this page (CORS). Then log in elsewhere, and enter the token.";
 
-/** Show who the service takes this tab for. */
+let shownFor = ""; // the policy and the identity whose name is shown
+
 export async function showWho() {
-  if (about.authenticationPolicy === "declared") return text(place, identity.value || "nobody");
-  const key = `${about.authenticationPolicy} ${identity.value}`;
-  if (known === key) return;
-  known = key;
-  try {
-    const { name, operator } = await who();
-    text(place, operator ? `${name}, operator` : name);
-  } catch (error) {
-    if (!(error instanceof Refusal)) throw error;
-    text(place, "nobody");
-    known = error.away ? "" : key;
-  }
+	const policy = serviceInfo.authenticationPolicy;
+	if (policy === "declared") return setText(place, identity.value || "nobody");
+	const key = `${policy} ${identity.value}`;
+	if (shownFor === key) return;
+	shownFor = key;
+	try {
+		const { name, operator } = await whoAmI();
+		setText(place, operator ? `${name}, operator` : name);
+	} catch (error) {
+		if (!(error instanceof Refusal)) throw error;
+		setText(place, "nobody");
+		if (error.unavailable) shownFor = "";
+	}
 }
 
-/** Let the person say who they are; `changed` is called once they have. */
 export function askWho(changed) {
-  const said = el("p", { role: "alert", class: "refused" });
-  const close = el("button", { onclick: () => box.close() }, "Close");
-  const take = (value) => {
-    identity.value = value;
-    known = "";
-    forget();
-    unsee();
-    box.close();
-    changed();
-  };
-  const parts = { declared, outsourced, certificate }[about.authenticationPolicy]?.(take, said, close);
-  const box = dialog("Who am I", ...(parts ?? [el("p", {}, "The service has not told yet how requesters prove who they are."), close]));
-  box.showModal();
+	const policy = serviceInfo.authenticationPolicy;
+	const content = { declared, outsourced, certificate }[policy];
+	if (!content) return; // the service has not answered yet
+	const use = (value) => {
+		identity.value = value;
+		shownFor = "";
+		forgetLocks();
+		forgetValues();
+		box.close();
+		changed();
+	};
+	const intro = el("p", "The authentication policy is ", el("code", policy), ".");
+	const box = dialog("Who am I", intro, ...content(use));
+	const close = el("button", { onclick: () => box.close() }, "Close");
+	[...box.querySelectorAll(".buttons")].at(-1).prepend(close);
+	box.showModal();
 }
 
-function declared(take, said, close) {
-  const name = el("input", { name: "name", required: true, autocomplete: "off", spellcheck: "false", value: identity.value });
-  return [
-    el("p", {}, "The policy is ", el("code", {}, "declared"), ": the service believes the name that you give, and verifies nothing. ",
-      el("strong", {}, "Sysop"), " is the operator; with any other name you see what an ordinary system is told."),
-    form([field("My name", name)], said, close, "Use this name", () => {
-      if (/^[\x20-\x7e]+$/.test(name.value)) take(name.value.trim());
-      else text(said, "A name has ASCII letters and digits.");
-    }),
-  ];
+function declared(use) {
+	const name = nameInput({ name: "name", required: true, value: identity.value });
+	const submit = () => {
+		if (!/^[\x20-\x7e]+$/.test(name.value)) return "A name has ASCII letters and digits.";
+		return use(name.value.trim());
+	};
+	return [
+		el(
+			"p",
+			"The service believes the name that you enter, and verifies nothing. ",
+			el("strong", "Sysop"),
+			" is the operator; under another name you see what a system sees.",
+		),
+		form([labelled("My name", name)], "Use this name", submit),
+	];
 }
 
-function outsourced(take, said, close) {
-  const token = el("input", { name: "token", type: "password", required: true, autocomplete: "off", spellcheck: "false" });
-  const parts = [
-    el("p", {}, "The policy is ", el("code", {}, "outsourced"), ": the cloud's identity service vouches for you. What you give is kept for this tab only."),
-    form([field("My token", token)], said, about.identityUrl ? null : close, "Use this token", () => {
-      if (/^[\x21-\x7e]+$/.test(token.value.trim())) take(token.value.trim());
-      else text(said, "A token has no spaces, and ASCII characters only.");
-    }),
-  ];
-  if (!about.identityUrl) {
-    return [...parts, el("p", { class: "quiet" }, "A login from here is not offered: the address of the identity service is not https, so a password could be read on its way.")];
-  }
-  const name = el("input", { name: "system", required: true, autocomplete: "username" });
-  const password = el("input", { name: "password", type: "password", required: true, autocomplete: "current-password" });
-  const failed = el("p", { role: "alert", class: "refused" });
-  return [...parts, el("h3", {}, "Or log in"),
-    el("p", { class: "quiet" }, `At ${about.identityUrl}: the password goes there and nowhere else.`),
-    form([field("System", name), field("Password", password)], failed, close, "Log in", async () => {
-      text(failed, "");
-      try {
-        const { token } = await logIn(name.value.trim(), password.value);
-        take(token);
-      } catch (error) {
-        if (!(error instanceof Refusal)) throw error;
-        text(failed, error.status
-          ? `The identity service refuses: ${error.message}`
-          : "The identity service cannot be reached from this page. Perhaps it is away, or it does not let pages of other addresses ask (CORS): then log in elsewhere, and give the token.");
-      }
-    })];
+function outsourced(use) {
+	const token = nameInput({ name: "token", type: "password", required: true });
+	const submit = () => {
+		const value = token.value.trim();
+		if (!/^[\x21-\x7e]+$/.test(value)) return "A token has ASCII characters only, and no spaces.";
+		return use(value);
+	};
+	return [
+		el(
+			"p",
+			"The cloud's identity service confirms who you are. The token is kept for this tab only.",
+		),
+		form([labelled("My token", token)], "Use this token", submit),
+		...(serviceInfo.identityUrl ? login(use) : [el("p.quiet", NO_LOGIN)]),
+	];
 }
 
-function certificate(take, said, close) {
-  const words = el("p", { role: "status" }, "Asking …");
-  who().then(
-    ({ name, operator }) => text(words, `Your certificate names ${name}, ${operator ? "an operator of this cloud" : "a system of this cloud"}.`),
-    (error) => text(words, `The service says: ${error.message}.`),
-  );
-  return [
-    el("p", {}, "The policy is ", el("code", {}, "certificate"), ": the proxy verifies your browser's certificate, and hands on what it says."),
-    words,
-    el("p", { class: "quiet" }, "To be somebody else, choose another certificate in your browser."),
-    el("div", { class: "buttons" }, close),
-  ];
+function login(use) {
+	const name = el("input", { name: "system", required: true, autocomplete: "username" });
+	const password = el("input", {
+		name: "password",
+		type: "password",
+		required: true,
+		autocomplete: "current-password",
+	});
+	const submit = async () => {
+		try {
+			const { token } = await logIn(name.value.trim(), password.value);
+			return use(token);
+		} catch (error) {
+			if (!(error instanceof Refusal)) throw error;
+			return error.status ? `The identity service refuses: ${error.message}` : UNREACHABLE;
+		}
+	};
+	return [
+		el("h3", "Or log in"),
+		el("p.quiet", `The password is sent only to ${serviceInfo.identityUrl}.`),
+		form([labelled("System", name), labelled("Password", password)], "Log in", submit),
+	];
 }
 
-function field(label, input) {
-  return el("label", { class: "field" }, el("span", {}, label), input);
+function certificate() {
+	const words = el("p", { role: "status" }, "Asking …");
+	const kind = (operator) => (operator ? "an operator of this cloud" : "a system of this cloud");
+	whoAmI().then(
+		({ name, operator }) => setText(words, `Your certificate names ${name}, ${kind(operator)}.`),
+		(error) => setText(words, `The service says: ${error.message}.`),
+	);
+	return [
+		el("p", "The proxy verifies your browser's certificate, and passes on what it says."),
+		words,
+		el("p.quiet", "To be somebody else, choose another certificate in your browser."),
+		el("div.buttons"),
+	];
 }
 
-function form(fields, said, close, title, submit) {
-  const element = el("form", {}, ...fields, said, el("div", { class: "buttons" }, close, el("button", { type: "submit", class: "main" }, title)));
-  element.addEventListener("submit", (event) => {
-    event.preventDefault();
-    submit();
-  });
-  return element;
+/** A form. `submit` returns what is wrong, or nothing. */
+function form(fields, title, submit) {
+	const problem = el("p.refused", { role: "alert" });
+	const button = el("button.main", { type: "submit" }, title);
+	const element = el("form", ...fields, problem, el("div.buttons", button));
+	element.addEventListener("submit", async (event) => {
+		event.preventDefault();
+		setText(problem, "");
+		setText(problem, (await submit()) ?? "");
+	});
+	return element;
 }
