@@ -1,4 +1,4 @@
-// The view of the locks: who holds what and for how long. Here people lock instances and remove locks.
+// The view of the locks: who holds what and for how long.
 
 import { announce, el, focusRow, reconcile, setText } from "./dom.js";
 import { LOCKS } from "./filters.js";
@@ -71,6 +71,7 @@ function create(navigate, refresh) {
 /** Refresh, and show the lock that was in the way of a create. */
 async function refreshAndPoint() {
 	await refreshPage();
+	draw(serviceTime()); // a newer refresh may have replaced this one
 	table.body.querySelector(".pointed")?.scrollIntoView({ block: "nearest", behavior: "smooth" });
 }
 
