@@ -1,7 +1,7 @@
 """The page at `/ui/`, where people look at locks and history and operate them.
 
-It is one client more of the public operations. Beside its files it needs to know a little about the
-service, and who it is taken for.
+The page is an ordinary client of the public operations. Besides its files, it needs to know a
+little about the service, and by which name the service knows its requester.
 """
 
 import re
@@ -21,7 +21,7 @@ from orchmgmt.store import Store
 
 FOLDER = Path(__file__).with_name("static")
 
-# Said here, because a machine may have ideas of its own about the ending of a name.
+# A machine may be configured with other types for these endings.
 TYPES = {
     ".css": "text/css",
     ".html": "text/html",
@@ -29,12 +29,12 @@ TYPES = {
     ".svg": "image/svg+xml",
 }
 
-#: With nothing in it that could end a directive of the security policy.
+#: Contains nothing that could end a directive of the security policy.
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:_-]+").fullmatch
 
 
 class Page(Extension):
-    """The page, and what it asks of the service that no operation tells."""
+    """The page, and two answers that it needs and no operation gives."""
 
     def __init__(self, service: Service) -> None:
         service.app.register_blueprint(_blueprint(service.store, service.gate))
@@ -57,10 +57,10 @@ def _blueprint(store: Store, gate: Gate) -> Blueprint:
         return response
 
     @blueprint.get("/")
-    @blueprint.get("/ui")  # Flask's own redirect names host and scheme, and browsers keep it
-    def lead() -> Response:
+    @blueprint.get("/ui")  # Flask's own redirect contains host and scheme, and browsers cache it
+    def redirect() -> Response:
         query = request.query_string.decode("latin-1")
-        # Relative, for a proxy may put a path before it.
+        # Relative, because a proxy may add a path before it.
         return Response(status=302, headers={"Location": f"ui/?{query}" if query else "ui/"})
 
     @blueprint.get("/ui/", defaults={"name": "index.html"})
@@ -70,7 +70,7 @@ def _blueprint(store: Store, gate: Gate) -> Blueprint:
 
     @blueprint.get("/ui/service.json")
     def service() -> Response:
-        told = {
+        answer = {
             "authenticationPolicy": settings.authentication_policy,
             "identityUrl": identity_url,
             "maxPageSize": settings.max_page_size,
@@ -78,18 +78,18 @@ def _blueprint(store: Store, gate: Gate) -> Blueprint:
             "health": _health(store),
             "time": store.database.read(store.database.time),  # s since the epoch
         }
-        return _never_kept(told)
+        return _uncached(answer)
 
     @blueprint.get("/ui/who.json")
     def who() -> Response:
         requester = gate.admit(request, "ui.who")
-        return _never_kept({"name": requester.name, "operator": requester.operator})
+        return _uncached({"name": requester.name, "operator": requester.operator})
 
     return blueprint
 
 
 def _health(store: Store) -> str:
-    """What `/health` says, which a proxy may keep to itself: `ok`, or what is wrong."""
+    """Return `ok`, or what is wrong. A proxy may hide `/health`."""
     try:
         store.database.check()
     except Unavailable as error:
@@ -98,22 +98,22 @@ def _health(store: Store) -> str:
 
 
 def login_address(identity_url: str) -> str:
-    """Return the identity service's address if a password may be sent there from a browser.
+    """Return the identity service's address if a browser may send a password there, otherwise "".
 
-    That is over TLS, or within one machine; otherwise it is empty.
+    It may if the address is https, or on the same machine.
     """
     parts = urlsplit(identity_url)
     if not _ORIGIN(f"{parts.scheme}://{parts.netloc}"):
         return ""
     try:
-        within = ip_address(parts.hostname or "").is_loopback
+        local = ip_address(parts.hostname or "").is_loopback
     except ValueError:
-        within = parts.hostname == "localhost"
-    return identity_url.rstrip("/") if parts.scheme == "https" or within else ""
+        local = parts.hostname == "localhost"
+    return identity_url.rstrip("/") if parts.scheme == "https" or local else ""
 
 
 def _security_policy(identity_url: str) -> str:
-    """Own files alone, own requests and the login; nothing is ever made of text but text."""
+    """Allow only files of the service, and requests to it and to log in; text is never HTML."""
     login = urlsplit(identity_url)._replace(path="").geturl()
     return "; ".join(
         (
@@ -131,7 +131,7 @@ def _security_policy(identity_url: str) -> str:
     )
 
 
-def _never_kept(told: object) -> Response:
-    response = Response(write_json(told), content_type="application/json")
+def _uncached(answer: object) -> Response:
+    response = Response(write_json(answer), content_type="application/json")
     response.cache_control.no_store = True
     return response
