@@ -1,5 +1,5 @@
-// Filters: their form, and the query that the address asks for. The service's filters are exact. On
-// the page a part of a value stands for every value that contains it, of those that the page has seen.
+// Filters: their form, and the query that the address asks for. The service's filters are exact.
+// Here a part of a value stands for every value that contains it, of those that the page has seen.
 
 import { el, foldButton, labelled, nameInput, reconcile, setText } from "./dom.js";
 import { queryLocks, serviceInfo } from "./service.js";
@@ -11,8 +11,8 @@ const LOOK_UP_AFTER = 6000; // ms
 export const WHOLE_ID = /^.{36}/;
 
 /**
- * What `List` needs to know of locks. A filter has a `name` in the query. If a part of a value will do,
- * `key` is where entries have the value, and `whole` matches what is not a part. `more` folds it away.
+ * What `List` needs to know of locks. A filter has a `name` in the query. If a part of a value will
+ * do, `key` is where entries have it, and `whole` matches what is not a part. `more` folds it away.
  */
 export const LOCKS = {
 	noun: "lock",

@@ -7,8 +7,8 @@ import { asCurl, serviceInfo } from "./service.js";
 import { pager, showCurl } from "./widgets.js";
 
 /**
- * The entries that the address asks for. `kind` says what they are: the `noun` for one, what to say if
- * there are `none`, how to `ask` for them, their `filters`, and the usual page.
+ * The entries that the address asks for. `kind` says what they are: the `noun` for one, what to say
+ * if there are `none`, how to `ask` for them, their `filters`, and the usual page.
  */
 export class List {
 	address = new URLSearchParams();

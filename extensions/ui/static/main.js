@@ -113,7 +113,8 @@ function showRefusal({ status, message, unavailable }) {
 		unavailableSince ??= serviceTime();
 		const since = formatUtc(unavailableSince, serviceTime());
 		showProblem(
-			`The service has been unavailable since ${since} UTC: ${message}. You see what it answered before. The page keeps trying.`,
+			`The service has been unavailable since ${since} UTC: ${message}. ` +
+				"You see what it answered before. The page keeps trying.",
 		);
 		showState("unavailable");
 		return;
@@ -124,7 +125,8 @@ function showRefusal({ status, message, unavailable }) {
 	if (status === 403) {
 		const name = serviceInfo.authenticationPolicy === "declared" ? identity.value : "This system";
 		showProblem(
-			`${name || "Nobody"} may not manage locks and history (403: ${message}). Operators may, and the systems that the management policy allows.`,
+			`${name || "Nobody"} may not manage locks and history (403: ${message}). ` +
+				"Operators may, and the systems that the management policy allows.",
 			true,
 		);
 	} else if (status === 401) {
