@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from flask import Flask
 
 from orchmgmt.databases import Clock
+from orchmgmt.errors import BodyTooLarge
 from orchmgmt.logs import start_logging
 from orchmgmt.models import READY, TO_READ
 from orchmgmt.operations import Operation, operations
@@ -48,8 +49,7 @@ class Service:
         self.read_only = read_only
         self.app = Flask(__name__, static_folder=None)
         self.app.extensions["orchmgmt"] = self
-        # A body that comes in chunks is cut off here: what is as long is too large.
-        self.app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
+        self.app.config["MAX_CONTENT_LENGTH"] = BodyTooLarge.smallest(settings.max_body_bytes)
         # To the contract OPTIONS is a wrong method.
         self.app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
         # A path is right or unknown, never redirected.

@@ -53,12 +53,25 @@ class NotFound(ServiceError):
 
 
 class BodyTooLarge(ServiceError):
-    """The body has more bytes than the setting `MAX_BODY_BYTES` allows (413)."""
+    """The body has more bytes than the setting `MAX_BODY_BYTES` allows (413).
+
+    Args:
+        size: the smallest size that is too large.
+    """
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"The request body is larger than {limit} bytes")
+    def __init__(self, size: int) -> None:
+        super().__init__(f"The request body is larger than {size - 1} bytes")
+
+    @staticmethod
+    def smallest(max_body_bytes: int) -> int:
+        """Return the smallest size that is too large.
+
+        waitress refuses a body of its limit, and Flask cuts a body in chunks off at its limit. So
+        both are given this size, and a body that reaches it is too large.
+        """
+        return max_body_bytes + 1
 
 
 class NotJson(ServiceError):

@@ -98,17 +98,17 @@ def add_monitor(app: Flask, store: Store, gate: Gate) -> None:
 
 def read_payload() -> Any:
     """Return the request's JSON; `None` when there is no body."""
-    limit = (request.max_content_length or 0) - 1
-    if (request.content_length or 0) > limit:
-        raise BodyTooLarge(limit)
+    too_large = request.max_content_length or 0
+    if (request.content_length or 0) >= too_large:
+        raise BodyTooLarge(too_large)
     try:
         body = request.get_data(cache=False)
     except RequestEntityTooLarge:
-        raise BodyTooLarge(limit) from None
+        raise BodyTooLarge(too_large) from None
     except ClientDisconnected:
         raise InvalidParameter("The request body is not complete") from None
-    if len(body) > limit:
-        raise BodyTooLarge(limit)
+    if len(body) >= too_large:
+        raise BodyTooLarge(too_large)
     if not body:
         return None
     encoding = request.headers.get("Content-Encoding", IDENTITY)

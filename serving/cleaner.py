@@ -12,31 +12,33 @@ from orchmgmt.values import write_second
 
 log = logging.getLogger("orchmgmt")
 
-#: How long a round may go on when it is to stop, in seconds; then what it is at is undone.
-PATIENCE = 10
+#: How long `stop` waits for the current batch, in seconds. After that the batch is rolled back.
+STOP_TIMEOUT = 10
 
-#: What is deleted has been past for so long, in seconds. A clock that is off by less does no harm.
-GRACE = 5
+#: Only what has been past for this long is deleted, in seconds, so that a clock that is off by less
+#: does no harm. A clock that moves by this much at once has jumped.
+CLOCK_TOLERANCE = 5
 
-#: The clock is believed once it has gone as evenly as time does for so long, in seconds.
-EVEN = 60
+#: How long nothing is deleted after the clock has jumped, in seconds.
+STEADY_PERIOD = 60
 
 
 class Cleaner:
-    """Cleans a store now and then, in the background, until it is stopped.
+    """Cleans a store in the background, at intervals, until it is stopped.
 
-    While the clock of the database jumps, forward or back, nothing is deleted: it would be gone for
-    good when the clock is right again. A clock that the store was given jumps as it is meant to.
+    When the database's clock jumps, forward or back, nothing is deleted for a while: the clock may
+    be wrong, and what is deleted does not come back when it is right again. A clock that the store
+    was given may jump.
 
     Args:
         store: what to clean.
         interval: the pause between two rounds, in seconds.
 
     Attributes:
-        rounds: how many there have been.
-        failures: how many of them failed.
-        locks: how many expired locks they deleted.
-        jobs: how many old jobs they deleted.
+        rounds: the number of rounds.
+        failures: the number of rounds that failed.
+        locks: the number of expired locks deleted.
+        jobs: the number of old jobs deleted.
     """
 
     def __init__(self, store: Store, interval: float) -> None:
@@ -44,7 +46,7 @@ class Cleaner:
         self._interval = interval
         self.rounds = self.failures = self.locks = self.jobs = 0
         self._ahead: float | None = None
-        self._even_since = -inf
+        self._steady_since = -inf
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cleaner", daemon=True)
         store.figures += [
@@ -59,13 +61,13 @@ class Cleaner:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop the thread, and wait a while for the end of its batch."""
+        """Stop the thread, and wait for the end of its batch, up to `STOP_TIMEOUT`."""
         self._stopped.set()
-        self._thread.join(PATIENCE)
+        self._thread.join(STOP_TIMEOUT)
 
     def _run(self) -> None:
         with suppress(Unavailable):
-            self._believes(self._present())
+            self._note_clock(self._present())
         while not self._stopped.wait(self._interval):
             self.rounds += 1
             try:
@@ -76,9 +78,9 @@ class Cleaner:
 
     def _round(self) -> None:
         present = self._present()
-        if self._store.clock is None and not self._believes(present):
+        if self._store.clock is None and not self._note_clock(present):
             return
-        moment = write_second(int(present - GRACE))
+        moment = write_second(int(present - CLOCK_TOLERANCE))
         locks, jobs = self._store.clean(moment, self._stopped.wait)
         self.locks += locks
         self.jobs += jobs
@@ -88,15 +90,15 @@ class Cleaner:
     def _present(self) -> float:
         return self._store.database.read(self._store.database.time)
 
-    def _believes(self, present: float) -> bool:
-        """Whether the clock has gone as evenly as time does for a while, or as long as we know."""
+    def _note_clock(self, present: float) -> bool:
+        """Return whether the clock has run steadily for a while, or since it was first noted."""
         since = time.monotonic()
-        before, self._ahead = self._ahead, present - since
-        if before is not None and abs(self._ahead - before) >= GRACE:
+        before, self._ahead = self._ahead, present - since  # of the clock that nobody sets
+        if before is not None and abs(self._ahead - before) >= CLOCK_TOLERANCE:
             log.warning(
                 "the clock has jumped by %+.0f s: nothing is cleaned for %d s",
                 self._ahead - before,
-                EVEN,
+                STEADY_PERIOD,
             )
-            self._even_since = since
-        return since - self._even_since >= EVEN
+            self._steady_since = since
+        return since - self._steady_since >= STEADY_PERIOD

@@ -4,7 +4,6 @@ import logging
 import os
 import resource
 import signal
-import socket
 import sys
 import threading
 import time
@@ -17,37 +16,35 @@ from flask import Flask
 from waitress import create_server
 from waitress.server import BaseWSGIServer
 
+from orchmgmt.errors import BodyTooLarge
 from orchmgmt.serving.connections import Connection
 from orchmgmt.serving.sockets import BACKLOG, listen, listen_unix, remove_unused
-from orchmgmt.serving.threads import MORE, Threads
+from orchmgmt.serving.threads import EXTRA_THREADS, ThreadCountMiddleware
 from orchmgmt.settings import Settings
 
 log = logging.getLogger("orchmgmt")
 
-#: How long a stopping server waits for requests that are still being sent, in seconds.
-PATIENCE = 30
-
-#: How much longer it waits for those that wait for other programs, in seconds.
-GRACE = 5
+#: How long a stopping server waits for requests to arrive and to be answered, in seconds. Then it
+#: closes their connections; waitress waits five seconds more for its threads.
+DRAIN_TIMEOUT = 30
 
 #: Connections at once, if the process may open so many files; beyond it clients wait their turn.
 CONNECTIONS = 10_000
 
-#: Files that stay for all else: some for the process, and for each thread those of a connection to
-#: a database (SQLite's has two) and of one to a system that a policy asks.
+#: Files kept free of connections: some for the process, and for each thread those of a connection
+#: to a database (SQLite's has two) and of one to a system that a policy asks.
 RESERVED_FILES = 40
 FILES_OF_A_THREAD = 3
 
-#: Answers up to this size are sent once they are whole. In pieces, as they come, they cost up to a
-#: third of the throughput. waitress has deprecated the argument and has no other for it.
+#: Answers up to this size are sent as one piece. waitress alone sends head and body one by one,
 SEND_BYTES = 16 * 1024 * 1024
 
-#: An answer never keeps a thread waiting until its client reads: what is unread lies on disk.
+#: Unread answers beyond this size would keep a thread waiting for the client. There is no such
+#: size: what is unread lies on disk.
 HIGH_WATERMARK = sys.maxsize
 
-#: How often the server looks how its threads fare, and whether it is to stop, in seconds.
-TICK = 0.05
-
+#: How often the server checks its threads, and whether it is to stop, in seconds.
+CHECK_INTERVAL = 0.05
 
 #: What asks the process to stop.
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
@@ -56,9 +53,10 @@ SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 def hold_signals() -> None:
     """Let `SIGNALS` only ask `Server.run` to stop, now and until the process ends.
 
-    They stay pending: one that comes while the process starts counts once it serves, and a further
-    one cuts nothing short. Signals by which other programs open their logs anew do nothing. To be
-    called before there are threads, which inherit it.
+    waitress ends by an exception from a signal handler, wherever it strikes. Held signals stay
+    pending: one that comes while the process starts counts once it serves, and another one while it
+    stops changes nothing. SIGUSR1 and SIGUSR2, by which other programs reopen their logs, do
+    nothing. To be called before there are threads, which inherit it.
     """
     held = set(SIGNALS)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup: it outlives its terminal
@@ -69,7 +67,7 @@ def hold_signals() -> None:
 
 
 class Server:
-    """Listens from now on, and serves an application until it is told to stop.
+    """Listens as soon as it is made, and serves an application until it is told to stop.
 
     Args:
         settings: where to listen, and with how many threads.
@@ -79,7 +77,7 @@ class Server:
         reachable: whether other machines can reach it.
 
     Raises:
-        CannotListen: the address is taken, or is none of this machine's.
+        CannotListen: the address is taken, or is not one of this machine's.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -98,30 +96,14 @@ class Server:
         self._map: dict[int, Any] = {}
         self._stopping = False
         self._ended = threading.Event()
-        self._deadline: float | None = None  # once it takes no more connections
-        # One warning for every request that waits for a thread says nothing that matters.
+        self._drains_until: float | None = None
+        # waitress warns of every request that waits for a thread, which is normal.
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
     def run(self, app: Flask) -> None:
         """Serve an application until `stop`, then answer what has been received, and return."""
-        settings = self._settings
-        self._threads = Threads(app, settings.usual_threads)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of send_bytes
-            self._waitress = create_server(
-                self._threads,
-                map=self._map,
-                sockets=self._sockets,
-                threads=settings.usual_threads,
-                max_request_body_size=settings.max_body_bytes + 1,  # it refuses its limit itself
-                connection_limit=_connection_limit(settings.usual_threads + MORE),
-                backlog=BACKLOG,
-                send_bytes=SEND_BYTES,
-                outbuf_high_watermark=HIGH_WATERMARK,
-                asyncore_use_poll=True,  # `select` takes no more than 1,024 files
-                clear_untrusted_proxy_headers=False,  # the policies know whom to believe
-                ident="orchmgmt",
-            )
+        self._middleware = ThreadCountMiddleware(app, self._settings.usual_threads)
+        self._waitress = self._create_waitress()
         self._listeners = [it for it in self._map.values() if isinstance(it, BaseWSGIServer)]
         for listener in self._listeners:
             listener.channel_class = Connection
@@ -132,7 +114,7 @@ class Server:
         finally:
             self._ended.set()
             keeper.join()
-            self._waitress.task_dispatcher.shutdown(timeout=GRACE)
+            self._waitress.task_dispatcher.shutdown()
             for listener in self._listeners:
                 listener.close()
 
@@ -140,7 +122,7 @@ class Server:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Listen no longer, if it has never run."""
+        """Stop listening, in case it has never run."""
         for it in self._sockets:
             it.close()
         if self._path:
@@ -150,58 +132,73 @@ class Server:
         """Make `run` return soon. May be called again, and from any thread."""
         self._stopping = True
 
-    def _keep(self) -> None:
-        while not self._ended.wait(TICK):
-            self._threads.adapt(self._waitress.task_dispatcher.set_thread_count)
-            if self._stopping or SIGNALS & signal.sigpending():
-                self._listeners[0].trigger.pull_trigger(self._drain)
+    def _create_waitress(self) -> Any:
+        threads = self._settings.usual_threads
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of send_bytes
+            return create_server(
+                self._middleware,
+                map=self._map,
+                sockets=self._sockets,
+                threads=threads,
+                max_request_body_size=BodyTooLarge.smallest(self._settings.max_body_bytes),
+                connection_limit=_connection_limit(threads + EXTRA_THREADS),
+                backlog=BACKLOG,
+                send_bytes=SEND_BYTES,
+                outbuf_high_watermark=HIGH_WATERMARK,
+                asyncore_use_poll=True,  # `select` takes no more than 1,024 files
+                clear_untrusted_proxy_headers=False,  # the policies know which proxies to trust
+                ident="orchmgmt",
+            )
 
-    # waitress has no way to stop that answers what it has received. So its loop calls `_drain` at
-    # every tick, which needs names that waitress gives but does not document: of its listeners
-    # `trigger`, `readable`, `handle_accept`, `accepting`, `socket`; of its connections `requests`,
-    # `request`, `total_outbufs_len`, `will_close`, `handle_close`, `socket`; and the map of both.
+    def _keep(self) -> None:
+        """Do what is to be done now and then: waitress has no hook for it."""
+        while not self._ended.wait(CHECK_INTERVAL):
+            self._middleware.adapt(self._waitress.task_dispatcher.set_thread_count)
+            if self._stopping or SIGNALS & signal.sigpending():
+                self._listeners[0].trigger.pull_trigger(self._drain)  # waitress's loop calls it
+
     def _drain(self) -> None:
-        if self._deadline is None:
-            self._deadline = time.monotonic() + PATIENCE
-            for listener in self._listeners:
-                for _ in range(BACKLOG):  # what the kernel has accepted
-                    if listener.readable():
-                        listener.handle_accept()
-                listener.accepting = False
-                listener.socket.close()
-            if self._path:
-                remove_unused(self._path)
+        """Bring the end nearer; called at each check until waitress's loop ends.
+
+        waitress's own end drops what has not been answered: requests in the kernel's queue, bodies
+        that are still arriving, requests that wait for a thread, and unsent parts of answers.
+        """
+        if self._drains_until is None:
+            self._drains_until = time.monotonic() + DRAIN_TIMEOUT
+            self._stop_listening()
         connections = [it for it in self._map.values() if isinstance(it, Connection)]
-        late = time.monotonic() > self._deadline
+        late = time.monotonic() > self._drains_until
         for it in connections:
-            more = it.ahead or _has_unread(it.socket)
-            for last in it.requests if not more else ():  # its answer says so, and closes
-                last.headers["CONNECTION"] = "close"
-            receiving = it.request is not None and it.request.error is None
             if late:
                 it.handle_close()
-            elif not (it.requests or receiving or it.total_outbufs_len or more):
-                it.will_close = True
+            else:
+                it.finish()
         if late and connections:
-            log.warning("some requests were not done after %d s: they are dropped", PATIENCE)
+            log.warning("some requests were not done after %d s: they are dropped", DRAIN_TIMEOUT)
         if late or not connections:
             self._map.clear()  # ends the loop
 
-
-def _has_unread(connection: socket.socket) -> bool:
-    try:
-        return bool(connection.recv(1, socket.MSG_PEEK))
-    except OSError:  # nothing has come, or the connection is broken
-        return False
+    def _stop_listening(self) -> None:
+        for listener in self._listeners:
+            for _ in range(BACKLOG):  # connections that the kernel holds
+                if listener.readable():
+                    listener.handle_accept()
+            listener.accepting = False
+            listener.socket.close()
+        if self._path:
+            remove_unused(self._path)
 
 
 def _connection_limit(threads: int) -> int:
-    """Return how many connections there may be: some files must stay for other things.
+    """Return how many connections there may be, so that some files stay free for other things.
 
-    Most systems let a process open 1,024 files unless it asks for more.
+    waitress alone takes 100 connections. Given more than it has files for, it logs an error for
+    each attempt to accept one, and its loop spins. Most systems let a process open 1,024 files
+    unless it asks for more, so it asks.
 
     Args:
-        threads: how many there are at most.
+        threads: the largest number of threads.
     """
     reserved = RESERVED_FILES + threads * FILES_OF_A_THREAD
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)

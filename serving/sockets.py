@@ -7,25 +7,25 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: Connections that the kernel completes before the server has taken them.
+#: How many new connections the kernel holds until the server accepts them.
 BACKLOG = 1024
 
 
 class CannotListen(Exception):
-    """The address cannot be listened on; the text is one line that says why."""
+    """The server cannot listen on the address; the text is one line that says why."""
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """Listen on each address of `host` that this machine has, all on one port.
+    """Listen on each address of `host` that this machine has, all on the same port.
 
-    `::` is every address, also those of IPv4.
+    `::` stands for all addresses of the machine, those of IPv4 too.
 
     Args:
         host: an address or a name.
-        port: 0 picks a free one.
+        port: 0 takes a free one.
 
     Raises:
-        CannotListen: the port is taken, or no address is this machine's.
+        CannotListen: the port is taken, or the machine has none of the addresses.
     """
     sockets: list[socket.socket] = []
     with _one_clear_line(f"{host}, port {port}"):
@@ -50,13 +50,13 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def listen_unix(path: str) -> socket.socket:
-    """Listen on a Unix socket, in the place of one that a server left behind when it was killed.
+    """Listen on a Unix socket. If a server that was killed has left one there, replace it.
 
     Args:
         path: the file.
 
     Raises:
-        CannotListen: somebody listens there, or it cannot be made there.
+        CannotListen: another program listens there, or the socket cannot be made there.
     """
     with _one_clear_line(path):
         remove_unused(path)
@@ -64,14 +64,14 @@ def listen_unix(path: str) -> socket.socket:
             raise FileExistsError(errno.EEXIST, "it is there and no socket")
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(path)
-        # Whoever may open it is believed as a proxy: the owner, and the group that the proxy is in.
+        # Whoever can open it is trusted as a proxy: its owner, and the group, which has the proxy.
         os.chmod(path, 0o660)
-        listener.listen(BACKLOG)  # not until now can anybody open it
+        listener.listen(BACKLOG)  # before this, nobody can open it
     return listener
 
 
 def remove_unused(path: str) -> None:
-    """Remove a Unix socket, if there is one on which nobody listens."""
+    """Remove a Unix socket if no program listens on it."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         refused = probe.connect_ex(path) == errno.ECONNREFUSED
@@ -83,7 +83,7 @@ def remove_unused(path: str) -> None:
 def _one_clear_line(where: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as error:  # the latter of a name that no DNS or no disk can hold
+    except (OSError, ValueError) as error:  # ValueError: no DNS or disk can hold the name
         reason = str(getattr(error, "strerror", None) or error)
         reason = reason.partition(" (while")[0]  # create_server repeats the address
         raise CannotListen(f"cannot listen on {where}: {reason}") from None

@@ -7,29 +7,31 @@ from typing import Any
 
 from flask import Flask
 
-#: A request that takes longer, in seconds, may be waiting for another program.
-LONG = 0.2
+#: A call that takes longer, in seconds, may be waiting for another program.
+LONG_CALL = 0.2
 
-#: How many more threads than usual there may be while requests wait.
-MORE = 64
+#: How many threads there may be beyond the usual number.
+EXTRA_THREADS = 64
 
 
-class Threads:
-    """Sees to it that there are threads to answer with, whatever requests wait for.
+class ThreadCountMiddleware:
+    """WSGI middleware that notes how long calls take, and sets the number of threads by it.
 
-    Threads that compute only take the interpreter from each other, so usually there are few. For
-    each one that waits for another program, such as a busy database, there are two more.
+    In waitress's pool of a fixed size, as many requests as it has threads, each waiting for a busy
+    database or a hanging identity server, keep all others waiting: `/health` took 19 s. A pool of
+    many threads would answer all requests more slowly, because threads that compute take the
+    interpreter from each other. So there are usually few, and two more for each call that waits.
 
     Args:
-        app: the application, whose calls are watched.
-        usual: how many threads there are to begin with.
+        app: the application.
+        usual: how many threads there are while no call waits.
     """
 
     def __init__(self, app: Flask, usual: int) -> None:
         self._app = app
         self._usual = self._count = usual
-        self._begun: dict[int, float] = {}  # when, by the thread of each call
-        self._looked = self._computed = 0.0
+        self._begun: dict[int, float] = {}  # when the call of each thread began
+        self._adapted = self._computed = 0.0
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer a request."""
@@ -41,16 +43,16 @@ class Threads:
             del self._begun[thread]
 
     def adapt(self, set_count: Callable[[int], object]) -> None:
-        """Set the number of threads, as it has gone since the last call.
+        """Set the number of threads by what has happened since the last time.
 
         Args:
-            set_count: sets it.
+            set_count: sets the number.
         """
         now, computed = time.monotonic(), time.process_time()
-        idle = computed - self._computed < (now - self._looked) / 2
-        self._looked, self._computed = now, computed
-        waiting = sum(now - begun > LONG for begun in list(self._begun.values()))
-        wanted = self._usual + min(2 * waiting, MORE)
-        if idle or wanted < self._count:  # while it is not idle, what takes long computes
+        idle = computed - self._computed < (now - self._adapted) / 2
+        self._adapted, self._computed = now, computed
+        waiting = sum(now - begun > LONG_CALL for begun in list(self._begun.values()))
+        wanted = self._usual + min(2 * waiting, EXTRA_THREADS)
+        if idle or wanted < self._count:  # in a busy process, long calls compute and do not wait
             self._count = wanted
             set_count(wanted)

@@ -26,8 +26,13 @@ from nginx import Nginx
 from pages import marked
 from support import MANAGEMENT, Client, Process, in_threads, lock
 
-from orchmgmt.serving.server import CONNECTIONS, FILES_OF_A_THREAD, PATIENCE, RESERVED_FILES
-from orchmgmt.serving.threads import MORE
+from orchmgmt.serving.server import (
+    CONNECTIONS,
+    DRAIN_TIMEOUT,
+    FILES_OF_A_THREAD,
+    RESERVED_FILES,
+)
+from orchmgmt.serving.threads import EXTRA_THREADS
 from orchmgmt.settings import PREFIX, Settings, describe
 from orchmgmt.store import Store
 
@@ -159,9 +164,9 @@ def test_the_units_command_starts_and_its_limits_suffice(tmp_path):
         assert server.create(lock("A|b|1.0.0")).status == 201
         assert server.stop() == 0
     assert (tmp_path / "orchmgmt.db").exists()
-    assert int(unit_values("TimeoutStopSec")[0]) > PATIENCE + 30
+    assert int(unit_values("TimeoutStopSec")[0]) > DRAIN_TIMEOUT + 30
     assert int(unit_values("LimitNOFILE")[0]) >= (
-        CONNECTIONS + RESERVED_FILES + FILES_OF_A_THREAD * (MORE + 4)
+        CONNECTIONS + RESERVED_FILES + FILES_OF_A_THREAD * (EXTRA_THREADS + 4)
     )
 
 
@@ -375,7 +380,7 @@ def test_compose_fits_the_image():
         assert service["environment"][name] == variables[name]
     upstream = (COMPOSE / "orchmgmt-upstream.conf").read_text()
     assert f"server orchmgmt:{variables['ORCHMGMT_PORT']};" in upstream
-    assert int(service["stop_grace_period"].removesuffix("s")) > PATIENCE + 30
+    assert int(service["stop_grace_period"].removesuffix("s")) > DRAIN_TIMEOUT + 30
 
 
 def test_in_compose_the_service_believes_nginx_alone():

@@ -104,8 +104,7 @@ def test_clients_that_go_away_while_they_are_answered_end_nothing(serve, databas
 
 @pytest.mark.sqlite
 def test_a_server_whose_threads_all_wait_can_be_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(server, "PATIENCE", 0.5)
-    monkeypatch.setattr(server, "GRACE", 0.5)
+    monkeypatch.setattr(server, "DRAIN_TIMEOUT", 0.5)
     url = f"sqlite:///{tmp_path}/orchmgmt.db"
     settings = Settings(database_url=url, database_timeout_seconds=60, threads=1, port=0)
     running = server.Server(settings)
