@@ -38,7 +38,7 @@ class _Request(HTTPRequestParser):  # type: ignore[misc]
         if self.error is None:
             try:
                 consumed: int = super().received(data)
-            except ValueError:  # a Content-Length of 5,000 digits, to which waitress answers nothing
+            except ValueError:  # a Content-Length of 5,000 digits; waitress answers nothing
                 self.error, self.completed = BadRequest("The request cannot be read"), True
             if self.error is not None:
                 self.expect_continue = False  # waitress asks for the body that it refuses
