@@ -104,7 +104,7 @@ def test_what_one_client_has_not_read_is_one_answer(start, monkeypatch):
     answered = []
     work = service.store.job_table.find
     monkeypatch.setattr(
-        service.store.history, "find_rows", lambda *wanted: answered.append(1) or work(*wanted)
+        service.store.job_table, "find", lambda *wanted: answered.append(1) or work(*wanted)
     )
     with connect(service, 4096) as client:
         client.sendall(QUERY.replace(b"/lock/", b"/history/") * 30)
