@@ -119,7 +119,7 @@ def test_what_the_cleaner_deletes_is_counted(start, tmp_path):
     store = start().store
     store.database.write(store.job_table.put, [job(1, finished_at=PAST), job(2, finished_at=PAST)])
     cleaner = Cleaner(store, 0.01)
-    cleaner.start()
+    cleaner.start("")
     while not cleaner.jobs:
         time.sleep(0.01)
     cleaner.stop()

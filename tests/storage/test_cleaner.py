@@ -163,7 +163,7 @@ def test_failure_that_nobody_foresaw_is_logged_and_the_next_round_runs(path, ope
         database.execute("ALTER TABLE orchestration_lock RENAME TO aside")
     cleaner = Cleaner(store, 0.01)
     with caplog.at_level(logging.ERROR, "orchmgmt"):
-        cleaner.start()
+        cleaner.start("")
         try:
             until(lambda: sum("round failed" in it.message for it in caplog.records) >= 2)
             with closing(sqlite3.connect(path)) as database:
@@ -228,7 +228,7 @@ def test_writers_are_served_while_much_is_cleaned(start, path):
     fill(path, [(f"Provider{n}|old|1.0.0", PAST) for n in range(20_000)])
     cleaned = []
     cleaner = threading.Thread(target=lambda: cleaned.append(service.store.clean()))
-    cleaner.start()
+    cleaner.start("")
     statuses = {service.create(lock(f"Provider{n}|new|1.0.0")).status for n in range(20)}
     cleaner.join()
     assert statuses == {201}
@@ -247,7 +247,7 @@ def test_create_app_starts_no_thread(path):
 def test_cleaner_is_a_daemon_and_stops_at_once(open_store):
     before = set(threading.enumerate())
     cleaner = Cleaner(open_store(), 3600)
-    cleaner.start()
+    cleaner.start("")
     (thread,) = set(threading.enumerate()) - before
     assert thread.daemon
     cleaner.stop()

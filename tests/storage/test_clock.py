@@ -76,7 +76,7 @@ def test_the_cleaner_goes_by_the_clock_given_however_it_jumps(store, clock):
     store.history.start(job)
     store.history.finish(job)
     cleaner = Cleaner(store, 0.01)
-    cleaner.start()
+    cleaner.start("")
     try:
         while not cleaner.rounds:
             time.sleep(0.01)
