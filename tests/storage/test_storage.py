@@ -279,6 +279,10 @@ def plans(store, statements):
     ]
 
 
+def tables(store):
+    return {"locks": store.lock_table, "history": store.job_table}
+
+
 @pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
 @pytest.mark.parametrize(("part", "name"), FILTERS)
 def test_each_filter_uses_an_index(store, part, name, several):
@@ -290,7 +294,7 @@ def test_each_filter_uses_an_index(store, part, name, several):
     # index when that is the order, too; in any other order it may be read in that order.
     sort = "expires_at" if name.startswith("expires") else None
     with traced(store) as statements:
-        getattr(store, part).find_rows({name: value}, Page(1, 10, sort))
+        tables(store)[part].find({name: value}, Page(1, 10, sort))
     found = plans(store, statements)
     assert len(found) >= 2
     for sql, steps in found:
@@ -307,7 +311,7 @@ def test_each_order_is_read_off_an_index(store, part, sort, descending):
     store.lock_table.create([NewLock("", "A|b|1.0.0", "Alice", FUTURE)])
     store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
     with traced(store) as statements:
-        getattr(store, part).find_rows({}, Page(0, 10, sort, descending))
+        tables(store)[part].find({}, Page(0, 10, sort, descending))
     *_, (sql, steps) = plans(store, statements)
     assert len(steps) == 1, (sql, steps)
     by_row_id = part == "locks" and sort in (None, "id")

@@ -201,9 +201,9 @@ def test_a_refusal_in_pieces_knows_its_origin(service: Service) -> None:
     ("method", "path", "part", "operation"),
     [
         ("POST", "/lock/create", "database", "write"),
-        ("POST", "/lock/query", "locks", "find_rows"),
-        ("DELETE", "/lock/remove/Owner?instanceIds=A%7Cb%7C1", "locks", "remove_rows"),
-        ("POST", "/history/query", "history", "find_rows"),
+        ("POST", "/lock/query", "lock_table", "find"),
+        ("DELETE", "/lock/remove/Owner?instanceIds=A%7Cb%7C1", "lock_table", "remove"),
+        ("POST", "/history/query", "job_table", "find"),
     ],
 )
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, KeyError, MemoryError])
@@ -243,7 +243,7 @@ def test_a_crash_leaves_the_service_as_it_was(
 ) -> None:
     service = start(THREADS=1)
     with monkeypatch.context() as patch:
-        patch.setattr(service.store.locks, "find_rows", lambda *args: 1 / 0)
+        patch.setattr(service.store.lock_table, "find", lambda *args: 1 / 0)
         for _ in range(3):
             assert service.locks().status == 500
     assert service.locks().json == {"entries": [], "count": 0}
