@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from peewee import SQL, Case
 
-from orchmgmt.databases import Database, Row
+from orchmgmt.databases import Backend, Row
 from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
 from orchmgmt.entries import camel_case
 from orchmgmt.errors import InvalidParameter, NotFound
@@ -62,7 +62,7 @@ class JobTable:
         settings: how jobs are normalised, and how long they are kept.
     """
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Backend, settings: Settings) -> None:
         self._database = database
         self._entry = JobEntry(settings)
         self._max_age = timedelta(days=settings.history_max_age_days)
@@ -130,11 +130,11 @@ class JobTable:
         return self._jobs.find(wanted, page)
 
     def stream(self) -> Iterator[Row]:
-        """Return all jobs, the oldest first, as they are read. For use inside `Database.read`."""
+        """Return all jobs, the oldest first, as they are read. For use inside `Backend.read`."""
         return self._jobs.stream()
 
     def put(self, jobs: Sequence[Mapping[str, Any]]) -> list[Row]:
-        """Insert jobs, or update those whose id is there, within a `Database.write`.
+        """Insert jobs, or update those whose id is there, within a `Backend.write`.
 
         Args:
             jobs: jobs as `JobEntry` reads them; one without an id is new, and of several with

@@ -9,7 +9,7 @@ from typing import Any
 
 from peewee import SQL, fn
 
-from orchmgmt.databases import Database, Row
+from orchmgmt.databases import Backend, Row
 from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import Job, Lock, LockCount, NewLock
@@ -77,7 +77,7 @@ class LockTable:
         database: where they are kept.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Backend) -> None:
         self._database = database
         place = database.place
         self._active = Selection(
@@ -179,7 +179,7 @@ class LockTable:
         return rows
 
     def put(self, locks: Sequence[NewLock]) -> list[Row]:
-        """Insert locks as they are, also expired ones, within a `Database.write`.
+        """Insert locks as they are, also expired ones, within a `Backend.write`.
 
         Returns:
             Their rows, in the same order.
@@ -197,7 +197,7 @@ class LockTable:
         return [(ids[lock.service_instance_id], *lock) for lock in locks]
 
     def insert(self, locks: Sequence[NewLock]) -> dict[str, int]:
-        """Insert locks on different instances, within a `Database.write`.
+        """Insert locks on different instances, within a `Backend.write`.
 
         Returns:
             The new locks' ids by service instance, rising in the order of `locks`.
@@ -210,7 +210,7 @@ class LockTable:
         in_turn = locks
         if not self._database.one_writer:
             in_turn = sorted(locks, key=attrgetter(IN_TURN.name))
-        rows = [(self._database.passing_id(), *lock) for lock in in_turn]
+        rows = [(self._database.provisional_id(), *lock) for lock in in_turn]
         ids: dict[str, int] = dict(self.insert_rows(rows))
         held = [it.service_instance_id for it in locks if it.service_instance_id not in ids]
         if held:
@@ -220,7 +220,7 @@ class LockTable:
         )
 
     def insert_rows(self, rows: Sequence[Row]) -> list[Row]:
-        """Insert rows on free instances, within a `Database.write`.
+        """Insert rows on free instances, within a `Backend.write`.
 
         Returns:
             The service instance and the id of each that is there now.
@@ -232,7 +232,7 @@ class LockTable:
         return self._database.last_id(Lock.id)
 
     def go_on_from(self, last_id: int) -> None:
-        """See that ids to come are larger than this, within a `Database.write`."""
+        """See that ids to come are larger than this, within a `Backend.write`."""
         self._database.keep_others_off(Lock.id, last_id)
 
     def find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
@@ -251,7 +251,7 @@ class LockTable:
         return self._active.find(wanted, page)
 
     def stream(self) -> Iterator[Row]:
-        """Return all active locks, the oldest first, as they are read, within `Database.read`."""
+        """Return all active locks, the oldest first, as they are read, within `Backend.read`."""
         return self._active.stream()
 
     def release(self, job_id: str) -> int:

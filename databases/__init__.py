@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import peewee
 
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import Schema
+from orchmgmt.models import SchemaVersion
 from orchmgmt.values import write_second
 
 log = logging.getLogger("orchmgmt")
@@ -44,11 +44,11 @@ SILENT = "The database does not answer; try again later"
 NO_ROOM = "The database has no room"
 
 
-class Conflict(Unavailable):
+class Overtaken(Unavailable):
     """Another writer was in the way and nothing was written: a second try may succeed."""
 
 
-class Database(ABC):
+class Backend(ABC):
     """Runs work in transactions, and says `Unavailable` when the database cannot.
 
     Attributes:
@@ -88,7 +88,7 @@ class Database(ABC):
         for attempt in range(1, ATTEMPTS):
             try:
                 return self.write_once(work, *args, **kwargs)
-            except Conflict:
+            except Overtaken:
                 # Those who were in each other's way shall not meet again.
                 time.sleep(random.uniform(0, PAUSE * 2**attempt))
         return self.write_once(work, *args, **kwargs)
@@ -97,7 +97,7 @@ class Database(ABC):
         """As `write`, for work that cannot run twice.
 
         Raises:
-            Conflict: another writer was in the way.
+            Overtaken: another writer was in the way.
             Unavailable: the database does not answer, is full or stays busy.
         """
         with self._transaction(writing=True):
@@ -109,7 +109,7 @@ class Database(ABC):
         Raises:
             Unavailable: it does not, or cannot.
         """
-        self.read(self.rows, f"SELECT version FROM {Schema._meta.table_name}")
+        self.read(self.rows, f"SELECT version FROM {SchemaVersion._meta.table_name}")
 
     def inspect(self, thorough: bool) -> str:
         """Look closer than `check`, as is good only where a person asks for it.
@@ -205,7 +205,7 @@ class Database(ABC):
         """
         return self.sql(key.model.delete().where(key.in_(chosen)))
 
-    def passing_id(self) -> int | None:
+    def provisional_id(self) -> int | None:
         """Return what to insert as the id of a row that `settle_ids` will give its id for good."""
         return None
 

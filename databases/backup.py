@@ -11,9 +11,10 @@ from typing import BinaryIO
 import peewee
 
 from orchmgmt.databases.files import demand_whole
+from orchmgmt.databases.schema import Permitted, check_schema
 from orchmgmt.databases.sqlite import MEMORY, may_write, sqlite_path, state_of, uri_of
 from orchmgmt.databases.unfinished import unfinished
-from orchmgmt.models import Opening, UnusableDatabase, check_schema
+from orchmgmt.models import UnusableDatabase
 
 
 class CannotBackUp(Exception):
@@ -84,7 +85,7 @@ def _copy(path: str, partial: Path, timeout: float) -> None:
     source = peewee.SqliteDatabase(uri_of(path), uri=True)
     try:
         with source.atomic("DEFERRED"):
-            check_schema(source, Opening(create=False))
+            check_schema(source, Permitted(create=False))
         with closing(sqlite3.connect(partial)) as copy:
             copy.execute("PRAGMA journal_mode = MEMORY")  # what fails is thrown away
             # In one step it is of one moment; in several it would begin again at each write.

@@ -12,7 +12,7 @@ from typing import Any
 
 from peewee import SQL, Expression, Field, Insert, Model, Select, fn
 
-from orchmgmt.databases import Database, Row
+from orchmgmt.databases import Backend, Row
 
 MAX_OFFSET = 2**63 - 1
 
@@ -51,7 +51,7 @@ class Page:
 
 
 def delete_in_batches(
-    database: Database, delete: str, values: Mapping[str, Any], pause: Pause
+    database: Backend, delete: str, values: Mapping[str, Any], pause: Pause
 ) -> int:
     """Run a DELETE with a limit until nothing is left, each time in a short transaction of its own.
 
@@ -90,11 +90,11 @@ class BulkInsert:
         database: where they run.
         columns: the columns of a row.
         complete: makes the whole query of a plain one (what to do with a conflict, what to return).
-            For a value of its own it has `Database.next_place`.
+            For a value of its own it has `Backend.next_place`.
     """
 
     def __init__(
-        self, database: Database, columns: Sequence[Field], complete: Callable[[Insert], Insert]
+        self, database: Backend, columns: Sequence[Field], complete: Callable[[Insert], Insert]
     ) -> None:
         self._database = database
         self._columns = columns
@@ -139,7 +139,7 @@ class Selection:
 
     def __init__(
         self,
-        database: Database,
+        database: Backend,
         model: type[Model],
         filters: Mapping[str, Field],
         default_sort: str,
@@ -169,7 +169,7 @@ class Selection:
     def stream(self) -> Iterator[Row]:
         """Return every row, in ascending default order, as they are read.
 
-        For use inside `Database.read`.
+        For use inside `Backend.read`.
         """
         values = {"now": self._database.now(), "limit": MAX_OFFSET, "offset": 0}
         select = self._select((), None, self._default_sort, False)

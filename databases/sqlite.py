@@ -16,17 +16,11 @@ from urllib.parse import quote, unquote
 
 import peewee
 
-from orchmgmt.databases import BUSY, NO_ROOM, SILENT, Clock, Database, Row, Values, log
+from orchmgmt.databases import BUSY, NO_ROOM, SILENT, Backend, Clock, Row, Values, log
 from orchmgmt.databases.files import LOG, Files, demand_whole, in_the_way, owned
+from orchmgmt.databases.schema import Permitted, check_schema, prepare_schema
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import (
-    MissingDatabase,
-    Opening,
-    UnusableDatabase,
-    WrongUrl,
-    check_schema,
-    prepare_schema,
-)
+from orchmgmt.models import MissingDatabase, UnusableDatabase, WrongUrl
 
 WAL_PAUSE = 0.01  # seconds
 SQLITE_MINIMUM = (3, 35, 0)  # the first with RETURNING
@@ -56,13 +50,13 @@ class _TakenBack(Exception):
     """Ends a transaction that was only a trial."""
 
 
-class SqliteDatabase(Database):
+class SqliteBackend(Backend):
     """A database in SQLite.
 
     Args:
         url: `sqlite:///FILE`, `sqlite:////FILE` from the root, or `sqlite:///:memory:`.
         timeout: how long a statement waits for a busy database, in seconds.
-        opening: what may be done to the file so that it can be used.
+        permitted: what may be done to the file so that it can be used.
         clock: what tells the time.
 
     Raises:
@@ -72,7 +66,7 @@ class SqliteDatabase(Database):
     one_writer = True
     _place = ":{}"
 
-    def __init__(self, url: str, timeout: float, opening: Opening, clock: Clock) -> None:
+    def __init__(self, url: str, timeout: float, permitted: Permitted, clock: Clock) -> None:
         self._clock = clock
         self._timeout = timeout
         self._files: Files | None = None
@@ -85,13 +79,13 @@ class SqliteDatabase(Database):
                 path = os.path.realpath(path)
             except FileNotFoundError:
                 raise UnusableDatabase("the current folder is no longer there") from None
-            if not opening.create and not os.path.exists(path):
+            if not permitted.create and not os.path.exists(path):
                 if obstacle := in_the_way(path, to_write=False):
                     raise UnusableDatabase(obstacle)
                 raise MissingDatabase("there is no such file")
         self._in_memory = path == MEMORY
         self._path = path
-        self.read_only = not opening.write
+        self.read_only = not permitted.write
         self._uri = ""
         self._seen: list[tuple[int, ...]] = []
         if self.read_only and not self._in_memory:
@@ -119,20 +113,20 @@ class SqliteDatabase(Database):
             if not self._in_memory and os.path.exists(path):
                 demand_whole(path, timeout)
             with self.engine.atomic("DEFERRED"):  # before the file is changed in any way
-                check_schema(self.engine, opening)
-            if opening.upgrade and not self._in_memory:
+                check_schema(self.engine, permitted)
+            if permitted.upgrade and not self._in_memory:
                 _use_write_ahead_log(self.engine, timeout)
-            if opening.write:
+            if permitted.write:
                 with self.engine.atomic("IMMEDIATE") as transaction:
-                    prepare_schema(self.engine, opening)
-                    if not opening.upgrade:
+                    prepare_schema(self.engine, permitted)
+                    if not permitted.upgrade:
                         transaction.rollback()  # that it could be written to was all to find out
         except UnusableDatabase:
             self.close()
             raise
         except (peewee.DatabaseError, sqlite3.Error, OSError, ValueError) as error:
             self.close()
-            raise UnusableDatabase(_explain(path, error, opening.write)) from error
+            raise UnusableDatabase(_explain(path, error, permitted.write)) from error
         if self._in_memory:
             self._connections.append(self.engine.connection())
             self._idle.append(self.engine.connection())

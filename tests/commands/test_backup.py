@@ -17,7 +17,7 @@ from needs import terminal
 from pages import blocks, marked
 from support import job, lock
 
-from orchmgmt.models import SCHEMA_VERSION
+from orchmgmt.databases.schema import SCHEMA_VERSION
 from orchmgmt.store import Store
 
 EARLIER = Path(__file__).parents[1] / "data" / "schema-1.sqlite"

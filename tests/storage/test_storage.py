@@ -18,8 +18,9 @@ from support import FUTURE, connection_of, in_threads, job, lock, traced
 
 from orchmgmt.app import create_app, store_of
 from orchmgmt.databases.queries import BATCH, Page
+from orchmgmt.databases.schema import SCHEMA_VERSION
 from orchmgmt.locks import AlreadyLocked
-from orchmgmt.models import SCHEMA_VERSION, NewLock, UnusableDatabase
+from orchmgmt.models import NewLock, UnusableDatabase
 from orchmgmt.store import Store
 
 pytestmark = pytest.mark.sqlite
