@@ -156,12 +156,16 @@ class UnusableDatabase(Exception):
     """The database cannot be used; its text is one line that says why and what to do."""
 
 
+class BusyDatabase(UnusableDatabase):
+    """Another process has been writing to the database for longer than the timeout."""
+
+
 class WrongUrl(UnusableDatabase):
     """The setting `DATABASE_URL` names no database."""
 
 
 class MissingDatabase(UnusableDatabase):
-    """There is no database there, and none shall be made."""
+    """There is no database there, and none may be made."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what}; `orchmgmt serve` or an import makes a database")

@@ -13,11 +13,12 @@ import click
 
 from orchmgmt.cli import AS_IT_IS, OF_EVERYTHING, printable, takes_settings
 from orchmgmt.commands.asking import say
+from orchmgmt.databases import Busy
 from orchmgmt.databases.files import in_the_way
 from orchmgmt.databases.schema import SCHEMA_VERSION
 from orchmgmt.databases.sqlite import MEMORY, sqlite_path
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import MissingDatabase, UnusableDatabase
+from orchmgmt.models import BusyDatabase, MissingDatabase, UnusableDatabase
 from orchmgmt.operations import SERVICES
 from orchmgmt.policies.gate import Gate
 from orchmgmt.settings import ANY_ORIGIN, PREFIX, SettingError, Settings
@@ -88,7 +89,7 @@ def check(
             reasons.clear()
             try:
                 result = f"ok     {what}: {look()}"
-            except Doubtful as doubt:
+            except (Doubtful, Busy, BusyDatabase) as doubt:
                 result = f"warn   {what}: {doubt}"
             except (Wrong, SettingError, UnusableDatabase, Unavailable) as error:
                 # The log says more than an answer to a client may.

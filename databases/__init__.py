@@ -39,12 +39,18 @@ STREAM_BATCH = 100
 ATTEMPTS = 6
 PAUSE = 0.02
 
-BUSY = "The database is busy; try again later"
 SILENT = "The database does not answer; try again later"
 NO_ROOM = "The database has no room"
 
 
-class Overtaken(Unavailable):
+class Busy(Unavailable):
+    """Others use the database for longer than the timeout."""
+
+    def __init__(self) -> None:
+        super().__init__("The database is busy; try again later")
+
+
+class Overtaken(Busy):
     """Another writer was in the way and nothing was written: a second try may succeed."""
 
 

@@ -94,7 +94,7 @@ def _copy(path: str, partial: Path, timeout: float) -> None:
             copy.execute("PRAGMA journal_mode = DELETE")
             found = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
             if found != "ok":
-                raise sqlite3.DatabaseError(f"the database is damaged: {found}")
+                raise sqlite3.DatabaseError(f"the database is damaged: {found.splitlines()[-1]}")
     finally:
         source.close()
     if not may_write(path) and state_of(path) != before:

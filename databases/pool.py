@@ -19,8 +19,7 @@ from psycopg.abc import RV, PQGen
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from orchmgmt.databases import BUSY, Row
-from orchmgmt.errors import Unavailable
+from orchmgmt.databases import Busy, Row
 
 _pool_log = logging.getLogger("psycopg.pool")
 _pool_log.setLevel(logging.WARNING)  # below that it tells of every connection
@@ -121,7 +120,7 @@ class Pool:
         """Lend a connection for a block.
 
         Raises:
-            Unavailable: all connections are in use, for longer than the timeout.
+            Busy: all connections are in use, for longer than the timeout.
             PoolTimeout: no connection can be made.
         """
         pool = self._pool
@@ -160,7 +159,7 @@ class Pool:
                     raise
                 if time.monotonic() >= deadline:
                     self._in_vain = True
-                    raise Unavailable(BUSY) from None
+                    raise Busy from None
             else:
                 self._in_vain = False
                 return connection

@@ -26,11 +26,11 @@ from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 
 from orchmgmt.databases import (
-    BUSY,
     NO_ROOM,
     SILENT,
     STREAM_BATCH,
     Backend,
+    Busy,
     Clock,
     Overtaken,
     Row,
@@ -66,7 +66,7 @@ class _KeyTaken(Overtaken):
     """
 
     def __init__(self, table: str | None) -> None:
-        super().__init__(BUSY)
+        super().__init__()
         self.table = table
 
 
@@ -144,10 +144,10 @@ class PostgresqlBackend(Backend):
         except errors.UniqueViolation as error:
             raise _KeyTaken(error.diag.table_name) from error
         except COLLISIONS as error:
-            raise Overtaken(BUSY) from error
+            raise Overtaken from error
         except WAITS as error:
             log.warning("the database is busy: %s", _line(error))
-            raise Unavailable(BUSY) from error
+            raise Busy from error
         except errors.DiskFull as error:
             log.error("the database has no room: %s", _line(error))
             raise Unavailable(NO_ROOM) from error

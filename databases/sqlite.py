@@ -16,11 +16,11 @@ from urllib.parse import quote, unquote
 
 import peewee
 
-from orchmgmt.databases import BUSY, NO_ROOM, SILENT, Backend, Clock, Row, Values, log
-from orchmgmt.databases.files import LOG, Files, demand_whole, in_the_way, owned
+from orchmgmt.databases import NO_ROOM, SILENT, Backend, Busy, Clock, Row, Values, log
+from orchmgmt.databases.files import INDEX, LOG, Files, demand_whole, in_the_way, owned
 from orchmgmt.databases.schema import Permitted, check_schema, prepare_schema
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import MissingDatabase, UnusableDatabase, WrongUrl
+from orchmgmt.models import BusyDatabase, MissingDatabase, UnusableDatabase, WrongUrl
 
 WAL_PAUSE = 0.01  # seconds
 SQLITE_MINIMUM = (3, 35, 0)  # the first with RETURNING
@@ -69,34 +69,27 @@ class SqliteBackend(Backend):
     def __init__(self, url: str, timeout: float, permitted: Permitted, clock: Clock) -> None:
         self._clock = clock
         self._timeout = timeout
+        self.read_only = not permitted.write
+        self._path = _find(url, permitted)
+        self._in_memory = self._path == MEMORY
+        self._uri = ""  # what a reader opens, whose files are never changed
+        self._seen: list[tuple[int, ...]] = []  # their state then
+        if self.read_only and not self._in_memory:
+            self._uri, self._seen = uri_to_read(self._path), state_of(self._path)
         self._files: Files | None = None
         self._told = ""  # what harm to them the log tells of already
         self._trouble = 0  # why the last write failed, in SQLite's code, until one succeeds
-        path = sqlite_path(url)
-        if path != MEMORY:
-            try:
-                # The same file if the process changes its folder, and where its log lies.
-                path = os.path.realpath(path)
-            except FileNotFoundError:
-                raise UnusableDatabase("the current folder is no longer there") from None
-            if not permitted.create and not os.path.exists(path):
-                if obstacle := in_the_way(path, to_write=False):
-                    raise UnusableDatabase(obstacle)
-                raise MissingDatabase("there is no such file")
-        self._in_memory = path == MEMORY
-        self._path = path
-        self.read_only = not permitted.write
-        self._uri = ""
-        self._seen: list[tuple[int, ...]] = []
-        if self.read_only and not self._in_memory:
-            self._uri = uri_to_read(path)
-            self._seen = state_of(path)
         self._connections: list[sqlite3.Connection] = []
         self._idle: list[sqlite3.Connection] = []
         self._connecting = threading.Lock()
         self._current = threading.local()
+        # SQLite lets in one writer at a time; threads that wait for each other here are served in
+        # turn, where SQLite would have them sleep and try again. A database in memory has a single
+        # connection, so there readers wait too.
+        self._writing = threading.RLock()
+        self._reading = self._writing if self._in_memory else None
         self.engine = peewee.SqliteDatabase(
-            self._uri or path,
+            self._uri or self._path,
             uri=bool(self._uri),
             pragmas=PRAGMAS,
             timeout=timeout,
@@ -104,36 +97,36 @@ class SqliteBackend(Backend):
             check_same_thread=False,
             returning_clause=True,
         )
-        # One writer at a time is all that SQLite lets in; threads that wait for each other here
-        # are served in turn, where SQLite would have them sleep and try again. A file-less
-        # database has a single connection, so there readers wait too.
-        self._writing = threading.RLock()
-        self._reading = self._writing if self._in_memory else None
         try:
-            if not self._in_memory and os.path.exists(path):
-                demand_whole(path, timeout)
-            with self.engine.atomic("DEFERRED"):  # before the file is changed in any way
-                check_schema(self.engine, permitted)
-            if permitted.upgrade and not self._in_memory:
-                _use_write_ahead_log(self.engine, timeout)
-            if permitted.write:
-                with self.engine.atomic("IMMEDIATE") as transaction:
-                    prepare_schema(self.engine, permitted)
-                    if not permitted.upgrade:
-                        transaction.rollback()  # that it could be written to was all to find out
+            self._prepare(permitted)
         except UnusableDatabase:
             self.close()
             raise
         except (peewee.DatabaseError, sqlite3.Error, OSError, ValueError) as error:
             self.close()
-            raise UnusableDatabase(_explain(path, error, permitted.write)) from error
+            raise _unusable(self._path, error, permitted.write) from error
+
+    def _prepare(self, permitted: Permitted) -> None:
+        """Make or upgrade the tables, and keep what the transactions need of that."""
+        engine = self.engine
+        if not self._in_memory and os.path.exists(self._path):
+            demand_whole(self._path, self._timeout)
+        with engine.atomic("DEFERRED"):  # before the file is changed in any way
+            check_schema(engine, permitted)
+        if permitted.upgrade and not self._in_memory:
+            _use_write_ahead_log(engine, self._timeout)
+        if permitted.write:
+            with engine.atomic("IMMEDIATE") as transaction:
+                prepare_schema(engine, permitted)
+                if not permitted.upgrade:
+                    transaction.rollback()  # this was only to see that it can be written to
         if self._in_memory:
-            self._connections.append(self.engine.connection())
-            self._idle.append(self.engine.connection())
+            self._connections.append(engine.connection())
+            self._idle.append(engine.connection())
         else:
             if not self.read_only:
-                self._files = Files(path)
-            self.engine.close()  # the thread that starts a server may fork it
+                self._files = Files(self._path)
+            engine.close()  # the thread that starts a server may fork it
 
     def time(self) -> float:
         return self._clock()
@@ -173,7 +166,7 @@ class SqliteBackend(Backend):
         """Raise where a reader may have seen parts of what others were writing meanwhile."""
         changed = self._uri.endswith(IMMUTABLE) and state_of(self._path) != self._seen
         if changed or connection not in self._connections:
-            raise Unavailable(BUSY)
+            raise Busy
 
     def _demand_files(self, committed: bool = False) -> None:
         """Raise where nobody else would see what is written; SQLite would notice nothing."""
@@ -210,7 +203,7 @@ class SqliteBackend(Backend):
         self._demand_files()
         turn = self._writing if writing else self._reading
         if turn is not None and not turn.acquire(timeout=self._timeout):
-            raise Unavailable(BUSY)
+            raise Busy
         try:
             with self._borrowed() as connection:
                 before = connection.total_changes
@@ -235,7 +228,7 @@ class SqliteBackend(Backend):
                 log.error(_REASONS.get(code, "the database does not answer: %s"), error)
                 if writing or code in _DAMAGED:
                     self._trouble = code
-                raise Unavailable(_answer(code)) from error
+                raise _unavailable(code) from error
             raise
         finally:
             if turn is not None:
@@ -275,14 +268,16 @@ class SqliteBackend(Backend):
             log.error("%s or its folder cannot be written to", path)
             raise Unavailable(SILENT)
         if self._trouble:
-            raise Unavailable(_answer(self._trouble))
+            raise _unavailable(self._trouble)
 
     def inspect(self, thorough: bool) -> str:
         super().inspect(thorough)
         look = "PRAGMA integrity_check(1)" if thorough else "PRAGMA quick_check(1)"
         ((found,),) = self.read(self.rows, look)
         if found != "ok":
-            raise UnusableDatabase(f"the database is damaged: {found}: restore a backup")
+            raise UnusableDatabase(
+                f"the database is damaged: {found.splitlines()[-1]}: restore a backup"
+            )
         ((mode,),) = self.read(self.rows, "PRAGMA journal_mode")
         if mode == "wal":  # otherwise what is tried would go into the file itself
             with suppress(_TakenBack):
@@ -334,8 +329,27 @@ class SqliteBackend(Backend):
         self.engine.close()
 
 
-def _answer(code: int) -> str:
-    return NO_ROOM if code == sqlite3.SQLITE_FULL else SILENT
+def _unavailable(code: int) -> Unavailable:
+    if code == sqlite3.SQLITE_BUSY:
+        return Busy()
+    return Unavailable(NO_ROOM if code == sqlite3.SQLITE_FULL else SILENT)
+
+
+def _find(url: str, permitted: Permitted) -> str:
+    """Return the file that a URL names, from the root, which is there if it must; or `:memory:`."""
+    path = sqlite_path(url)
+    if path == MEMORY:
+        return path
+    try:
+        # The same file if the process changes its folder, and where its log lies.
+        path = os.path.realpath(path)
+    except FileNotFoundError:
+        raise UnusableDatabase("the current folder is no longer there") from None
+    if not permitted.create and not os.path.exists(path):
+        if obstacle := in_the_way(path, to_write=False):
+            raise UnusableDatabase(obstacle)
+        raise MissingDatabase("there is no such file")
+    return path
 
 
 def may_write(path: str) -> bool:
@@ -352,27 +366,35 @@ def uri_of(path: str) -> str:
 def uri_to_read(path: str) -> str:
     """Return how SQLite opens a database's file so that neither it nor its log is changed or made.
 
-    Where no log lies beside it nobody is writing to it; see whether that stays so (`state_of`).
+    If no log is in use, nobody is writing to it; check that this stays so (`state_of`).
     """
-    return f"file:{quote(path)}?mode=ro" + ("" if os.path.exists(path + LOG) else IMMUTABLE)
+    return f"file:{quote(path)}?mode=ro" + ("" if _has_log(path) else IMMUTABLE)
+
+
+def _has_log(path: str) -> bool:
+    """Whether a log is in use. An empty one without an index is left over, and says nothing."""
+    try:
+        return os.path.getsize(path + LOG) > 0 or os.path.exists(path + INDEX)
+    except OSError:
+        return False
 
 
 def state_of(path: str) -> list[tuple[int, ...]]:
-    """Return what is other than before once somebody else writes to a database without a log.
+    """Return what changes once somebody else writes to a database without a log.
 
-    With a log it is what is other once one of the files is another.
+    With a log it is what changes once one of the files is another.
     """
-    state: list[tuple[int, ...]] = []
-    for it in (path + LOG, path):
-        try:
-            found = os.stat(it)
-        except OSError:
-            state.append(())
-        else:
-            state.append((found.st_dev, found.st_ino))
-            if it == path and not state[0]:
-                state.append((found.st_mtime_ns, found.st_size))
-    return state
+    log_file = _state(path + LOG)[:2] if _has_log(path) else ()
+    database = _state(path)
+    return [log_file, database[:2] if log_file else database]
+
+
+def _state(path: str) -> tuple[int, ...]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 def sqlite_path(url: str) -> str:
@@ -400,7 +422,7 @@ def sqlite_path(url: str) -> str:
     return f"/{path.lstrip('/')}" if path.startswith("/") else path
 
 
-def _use_write_ahead_log(engine: peewee.SqliteDatabase, timeout: float) -> None:
+def _use_write_ahead_log(engine: peewee.Database, timeout: float) -> None:
     """Switch the file to WAL, where readers and the writer do not wait for each other."""
     deadline = time.monotonic() + timeout
     while True:
@@ -417,14 +439,21 @@ def _use_write_ahead_log(engine: peewee.SqliteDatabase, timeout: float) -> None:
         raise peewee.OperationalError(f"its journal mode stays {mode} (WAL is needed)")
 
 
-def _explain(path: str, error: Exception, to_write: bool) -> str:
-    folder = os.path.dirname(os.path.realpath(path))
-    if path != MEMORY and not os.path.isdir(folder):
-        return f"there is no folder {folder}"
-    if path != MEMORY and os.path.isdir(path):
-        return "it is a folder"
-    if path != MEMORY and (obstacle := in_the_way(path, to_write)):
-        return f"{error}: {obstacle}"
-    if path != MEMORY and os.path.exists(path + LOG) and not may_write(path):
-        return f"{error}: its log {path}{LOG} can only be read where the folder can be written to"
-    return str(error)
+def _unusable(path: str, error: Exception, to_write: bool) -> UnusableDatabase:
+    """Return what keeps a database from being opened."""
+    if path == MEMORY:
+        return UnusableDatabase(str(error))
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        return UnusableDatabase(f"there is no folder {folder}")
+    if os.path.isdir(path):
+        return UnusableDatabase("it is a folder")
+    if obstacle := in_the_way(path, to_write):
+        return UnusableDatabase(f"{error}: {obstacle}")
+    if _has_log(path) and not may_write(path):
+        return UnusableDatabase(
+            f"{error}: its log {path}{LOG} can only be read where the folder can be written to"
+        )
+    if str(error) == "database is locked":  # peewee's errors have no code
+        return BusyDatabase("another process is writing to it for longer than the timeout")
+    return UnusableDatabase(str(error))

@@ -385,7 +385,7 @@ def test_what_two_writers_want_in_opposite_order_is_done_by_both(store):
 
 def conflict(tries):
     tries.append(1)
-    raise Overtaken("in the way")
+    raise Overtaken
 
 
 def test_tries_have_an_end_and_some_work_is_tried_once(store):
