@@ -12,6 +12,7 @@ from uuid import uuid4
 from peewee import SQL, Case
 
 from orchmgmt.databases import Backend, Row
+from orchmgmt.databases.index_choice import no_quick_count
 from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
 from orchmgmt.entries import camel_case
 from orchmgmt.errors import InvalidParameter, NotFound
@@ -79,7 +80,7 @@ class JobTable:
                 "type": Job.type,
             },
             default_sort="created_at",
-            known=self._known if database.one_writer else None,
+            quick_count=self._quick_count if database.one_writer else no_quick_count,
         )
         self._counts = database.sql(JobCount.select())
         self._upsert = BulkInsert(
@@ -237,7 +238,7 @@ class JobTable:
         before = write_instant(then - min(self._max_age, then - datetime.min))
         return delete_in_batches(self._database, self._delete_old, {"before": before}, pause)
 
-    def _known(self, wanted: Mapping[str, Any]) -> int | None:
+    def _quick_count(self, wanted: Mapping[str, Any]) -> int | None:
         """How many jobs match, if statuses and a type are all that is asked for."""
         if wanted.keys() - {"statuses", "type"}:
             return None

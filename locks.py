@@ -10,6 +10,7 @@ from typing import Any
 from peewee import SQL, fn
 
 from orchmgmt.databases import Backend, Row
+from orchmgmt.databases.index_choice import no_quick_count
 from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import Job, Lock, LockCount, NewLock
@@ -94,8 +95,8 @@ class LockTable:
                 "expires_before": Lock.expires_at < place("expires_before"),
                 "expires_after": Lock.expires_at > place("expires_after"),
             },
-            always=[database.off_path(Lock.expires_at) > place("now")],
-            known=self._known if database.one_writer else None,
+            always=[database.unindexed(Lock.expires_at) > place("now")],
+            quick_count=self._quick_count if database.one_writer else no_quick_count,
         )
         expired = Lock.expires_at <= place("now")
         self._count = database.sql(
@@ -115,7 +116,7 @@ class LockTable:
         self._delete_expired = database.deletion(
             Lock.id, Lock.select(Lock.id).where(expired).limit(place("limit")), "UPDATE SKIP LOCKED"
         )
-        is_owner = database.off_path(Lock.owner) == place("owner")
+        is_owner = database.unindexed(Lock.owner) == place("owner")
         owned = (is_owner, among, ~Lock.temporary)  # an owner may hold any number of locks
         self._delete_owned = database.deletion(
             Lock.id, Lock.select(Lock.id).where(*owned).order_by(IN_TURN)
@@ -298,7 +299,7 @@ class LockTable:
             if lock.expires_at <= present:
                 raise InThePast(lock.expires_at)
 
-    def _known(self, wanted: Mapping[str, Any]) -> int | None:
+    def _quick_count(self, wanted: Mapping[str, Any]) -> int | None:
         """How many active locks there are: all but those that have expired, which are few."""
         if wanted:
             return None

@@ -186,8 +186,8 @@ class Backend(ABC):
         """Return the condition that `column` is among the list of this name, however long."""
 
     @abstractmethod
-    def off_path(self, column: peewee.ColumnBase) -> peewee.ColumnBase:
-        """Return `column` so that conditions on it do not decide which index is used."""
+    def unindexed(self, column: peewee.ColumnBase) -> peewee.ColumnBase:
+        """Return `column` so that no index is used for conditions on it, if that is ours to say."""
 
     # What follows is for several writers; one alone has nobody to agree with.
 

@@ -189,7 +189,7 @@ class PostgresqlBackend(Backend):
     def any_of(self, column: peewee.ColumnBase, name: str) -> peewee.Expression:
         return column == peewee.fn.ANY(self.place(name))
 
-    def off_path(self, column: peewee.ColumnBase) -> peewee.ColumnBase:
+    def unindexed(self, column: peewee.ColumnBase) -> peewee.ColumnBase:
         return column  # PostgreSQL knows best: it keeps statistics of the values
 
     def locking(self, query: peewee.Select, how: str) -> peewee.Select:

@@ -304,7 +304,7 @@ class SqliteBackend(Backend):
     def any_of(self, column: peewee.ColumnBase, name: str) -> peewee.Expression:
         return column.in_(peewee.SQL(f"(SELECT value FROM json_each({self._place.format(name)}))"))
 
-    def off_path(self, column: peewee.ColumnBase) -> peewee.ColumnBase:
+    def unindexed(self, column: peewee.ColumnBase) -> peewee.ColumnBase:
         return peewee.NodeList((peewee.SQL("+"), column), glue="")
 
     def keep_others_off(self, ids: peewee.AutoField, highest: int = 0) -> None:
