@@ -100,9 +100,9 @@ class JobTable:
             Job.message: Case(None, [(message == nothing, Job.message)], message),
         }
         started = {Job.started_at: place("now"), Job.finished_at: nothing}
-        self._start = database.sql(Job.update({**changes, **started}).where(this_job))
+        self._start_sql = database.sql(Job.update({**changes, **started}).where(this_job))
         ended = {Job.finished_at: place("now")}
-        self._end = database.sql(
+        self._end_sql = database.sql(
             Job.update({**changes, **ended}).where(this_job, Job.status == SQL(f"'{IN_PROGRESS}'"))
         )
         self._status = database.sql(Job.select(Job.status).where(this_job))
@@ -261,7 +261,7 @@ class JobTable:
             InvalidParameter: it cannot end, for it is not in progress.
             Unavailable: the database does not answer.
         """
-        sql = self._start if status == IN_PROGRESS else self._end
+        sql = self._start_sql if status == IN_PROGRESS else self._end_sql
         values = {"id": job_id, "message": message, "status": status}
 
         def change() -> None:

@@ -39,6 +39,7 @@ STREAM_BATCH = 100
 ATTEMPTS = 6
 PAUSE = 0.02
 
+BUSY = "The database is busy; try again later"
 SILENT = "The database does not answer; try again later"
 NO_ROOM = "The database has no room"
 
@@ -47,7 +48,7 @@ class Busy(Unavailable):
     """Others use the database for longer than the timeout."""
 
     def __init__(self) -> None:
-        super().__init__("The database is busy; try again later")
+        super().__init__(BUSY)
 
 
 class Overtaken(Busy):
