@@ -39,28 +39,26 @@ class IndexChoice:
         """Return the one of these filters that usually leaves the fewest rows."""
         return next((name for name in self._filters if name in wanted), None)
 
-    def for_default_order(self, wanted: Mapping[str, Any]) -> str | None:
-        """Return the filter whose index leaves the fewest rows; it has them in their order."""
-        if self._quick_count(wanted) is None:
-            return self.narrowest(wanted)
-        return min(wanted, key=lambda name: self._rows({name: wanted[name]}), default=None)
+    def quickest(self, wanted: Mapping[str, Any], default_order: bool, end: int) -> str | None:
+        """Return the filter whose index gives a page after the fewest rows.
 
-    def for_another_order(self, wanted: Mapping[str, Any], end: int) -> str | None:
-        """Return that filter, unless it is quicker to read all rows in the order of the page.
-
-        The filter's rows must all be read and sorted. In the order of the page, for each row of it
-        and those before, as many are read as there are rows for each that matches.
+        Of one value an index has the rows in the default order. Of several, or for another order,
+        all of them must be read and sorted; then it may be quicker to read the table in the order
+        of the page, and to pass over what does not match.
 
         Args:
             wanted: the filters, and what they ask for.
+            default_order: whether that is the order of the page.
             end: how many rows there are to the end of the page.
         """
-        name = self.for_default_order(wanted)
         matching = self._quick_count(wanted)
-        if name is None or matching is None:
-            return name
-        in_order = end * self._rows({}) / max(matching, 1)
-        return None if in_order < self._rows({name: wanted[name]}) else name
+        if not wanted or matching is None:
+            return self.narrowest(wanted)
+        rows = {name: self._rows({name: value}) for name, value in wanted.items()}
+        name = min(rows, key=lambda name: rows[name])
+        sorts = not default_order or (isinstance(wanted[name], list) and len(wanted[name]) > 1)
+        passed = end * self._rows({}) / max(matching, 1)
+        return None if sorts and passed < rows[name] else name
 
     def _rows(self, wanted: Mapping[str, Any]) -> int:
         return self._quick_count(wanted) or 0

@@ -184,10 +184,7 @@ class Selection:
             values[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
         shape = tuple((name, isinstance(values[name], list)) for name in wanted)
         sort_field = page.sort_field or self._default_sort
-        if sort_field == self._default_sort:
-            index = self._choice.for_default_order(wanted)
-        else:
-            index = self._choice.for_another_order(wanted, offset + page.size)
+        index = self._choice.quickest(wanted, sort_field == self._default_sort, offset + page.size)
         rows = self._database.rows(self._select(shape, index, sort_field, page.descending), values)
         if matching is None and len(rows) < page.size and (rows or not offset):
             matching = offset + len(rows)  # this is the last page
