@@ -455,5 +455,5 @@ def _unusable(path: str, error: Exception, to_write: bool) -> UnusableDatabase:
             f"{error}: its log {path}{LOG} can only be read where the folder can be written to"
         )
     if str(error) == "database is locked":  # peewee's errors have no code
-        return BusyDatabase("another process is writing to it for longer than the timeout")
+        return BusyDatabase("it is busy: another process has been writing to it")
     return UnusableDatabase(str(error))
