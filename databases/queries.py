@@ -17,14 +17,14 @@ from orchmgmt.databases.index_choice import IndexChoice, QuickCount, no_quick_co
 
 MAX_OFFSET = 2**63 - 1
 
-#: Rows in one INSERT; eleven columns of a job make 990 values, below the 999 that any SQLite takes.
+#: Rows in one INSERT: with the eleven columns of a job 990 values; any SQLite takes 999.
 BATCH = 90
 
-#: Rows in one DELETE of the cleaner at most, and how long it shall take, in seconds.
+#: The most rows in one DELETE of the cleaner, and how long it may take, in seconds.
 DELETE_BATCH = 500
 DELETE_SECONDS = 0.02
 
-#: Waits so many seconds, and returns whether to leave off.
+#: Waits so many seconds, and returns whether to stop.
 Pause = Callable[[float], bool | None]
 
 #: A query's filters, and whether each has several values.
@@ -51,14 +51,14 @@ class Page:
 def delete_in_batches(
     database: Backend, delete: str, values: Mapping[str, Any], pause: Pause
 ) -> int:
-    """Run a DELETE with a limit until nothing is left, each time in a short transaction of its own.
+    """Run a DELETE with a limit until nothing is left, in a short transaction each time.
 
     Args:
         database: where it runs.
         delete: its SQL, with a place for `limit`.
         values: the values of its other places.
-        pause: what to call between two transactions. Those who wait for the only writer get their
-            turn meanwhile: they sleep between two tries, so it must be longer than what it follows.
+        pause: what to call between two transactions. Meanwhile those who wait for the only writer
+            get their turn. They sleep between two tries, so the pause is longer than the DELETE.
 
     Returns:
         How many rows were deleted.
@@ -184,7 +184,8 @@ class Selection:
             values[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
         shape = tuple((name, isinstance(values[name], list)) for name in wanted)
         sort_field = page.sort_field or self._default_sort
-        index = self._choice.quickest(wanted, sort_field == self._default_sort, offset + page.size)
+        default_order = sort_field == self._default_sort
+        index = self._choice.quickest(wanted, matching, default_order, offset + page.size)
         rows = self._database.rows(self._select(shape, index, sort_field, page.descending), values)
         if matching is None and len(rows) < page.size and (rows or not offset):
             matching = offset + len(rows)  # this is the last page

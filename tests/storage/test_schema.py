@@ -82,7 +82,9 @@ def test_a_new_column_is_one_step(earlier, version, next_version, caplog):
     before = rows(earlier, locks)
     for _ in range(2):  # the second time there is nothing to do
         Store({"DATABASE_URL": earlier}).close()
-    assert rows(earlier, f"SELECT id, note FROM {LOCK} ORDER BY id") == [(*row, "") for row in before]
+    assert rows(earlier, f"SELECT id, note FROM {LOCK} ORDER BY id") == [
+        (*row, "") for row in before
+    ]
     assert version_of(earlier) == [(NEXT,)]
     assert caplog.text.count(f"from version {version} to {NEXT}") == 1
 
