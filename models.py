@@ -61,7 +61,7 @@ class Lock(Model):
 
 
 class NewLock(NamedTuple):
-    """A lock to be made: its row, but for the id that the database gives it."""
+    """A lock to be created: its row without the id, which the database gives it."""
 
     orchestration_job_id: str = ""
     service_instance_id: str = ""
@@ -75,7 +75,7 @@ if ("id", *NewLock._fields) != tuple(column.name for column in Lock._meta.sorted
 
 
 class Job(Model):
-    """One orchestration that was asked for, and how far it got."""
+    """One orchestration that was asked for, and how far it has got."""
 
     id = TextField(primary_key=True)
     status = TextField()
@@ -109,8 +109,8 @@ class Job(Model):
 class JobCount(Model):
     """How many jobs there are of each status and type, so that counting does not read the jobs.
 
-    Triggers keep it, so it is exact whoever writes; and it has so few rows that keeping it costs
-    the same whatever is stored.
+    Triggers keep it, so it is exact, whoever writes. It has few rows, so keeping it costs the same
+    however many jobs there are.
     """
 
     status = TextField()

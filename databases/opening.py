@@ -24,8 +24,8 @@ def open_database(
         url: the setting `DATABASE_URL`.
         timeout: how long a statement waits for a busy database, in seconds.
         connections: how many connections to PostgreSQL there may be at once.
-        permitted: what may be done to it for that.
-        clock: what to go by instead of the machine's clock (SQLite) or the server's (PostgreSQL).
+        permitted: what may be done to it so that it can be used.
+        clock: replaces the machine's clock (SQLite) or the server's (PostgreSQL).
 
     Raises:
         UnusableDatabase: the database cannot be opened, or its schema is not ours.

@@ -1,8 +1,8 @@
 """A database in a SQLite file, or in memory.
 
 peewee makes the tables and the SQL, and Python's sqlite3 runs it. A transaction borrows a
-connection, so there are as many as there were transactions at once, and threads that wait for their
-turn need none. A file-less database has a single connection.
+connection, so there are never more than there were transactions at once, and a thread that waits
+for its turn needs none. A database in memory has a single connection.
 """
 
 import json
@@ -26,21 +26,21 @@ WAL_PAUSE = 0.01  # seconds
 SQLITE_MINIMUM = (3, 35, 0)  # the first with RETURNING
 MEMORY = ":memory:"
 
-#: Of a file that nobody writes to: SQLite makes nothing beside it.
+#: For a file that nobody writes to: SQLite makes no other file beside it.
 IMMUTABLE = "&immutable=1"
 PRAGMAS = {"synchronous": "FULL", "temp_store": "MEMORY"}
 
-# What a database says when it cannot serve now; anything else that it says is a fault of ours.
+# What SQLite says if it cannot serve now; anything else that it says is a fault of ours.
 _OUTAGES = (sqlite3.OperationalError, sqlite3.InterfaceError, sqlite3.InternalError)
 
 
-#: What the log says of what SQLite's codes stand for; anything else is no answer.
+#: What the log says for each of SQLite's codes; for any other, that there is no answer.
 _REASONS = {
     sqlite3.SQLITE_FULL: "the database has no room: %s",
     sqlite3.SQLITE_CORRUPT: "the database is damaged: %s: restore a backup",
     sqlite3.SQLITE_NOTADB: "the database is damaged: %s: restore a backup",
 }
-#: What is written to see whether there is room, in bytes.
+#: How much is written to find out whether there is room, in bytes.
 TRIAL = 65536
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -163,13 +163,13 @@ class SqliteBackend(Backend):
                     self._idle.pop().close()
 
     def _demand_unchanged(self, connection: sqlite3.Connection) -> None:
-        """Raise where a reader may have seen parts of what others were writing meanwhile."""
+        """Raise if a reader may have seen parts of what others were writing meanwhile."""
         changed = self._uri.endswith(IMMUTABLE) and state_of(self._path) != self._seen
         if changed or connection not in self._connections:
             raise Busy
 
     def _demand_files(self, committed: bool = False) -> None:
-        """Raise where nobody else would see what is written; SQLite would notice nothing."""
+        """Raise if nobody else would see what is written, which SQLite does not notice."""
         if self._files is None:
             return
         harm = (
@@ -196,7 +196,7 @@ class SqliteBackend(Backend):
     @contextmanager
     def _transaction(self, writing: bool) -> Iterator[None]:
         if getattr(self._current, "connection", None) is not None:
-            yield  # within another one it is part of that
+            yield  # it is part of the transaction around it
             return
         if self.read_only and not self._in_memory:
             self._look_again()
@@ -215,7 +215,7 @@ class SqliteBackend(Backend):
                     self._demand_unchanged(connection)
             if writing:
                 self._demand_files(committed=True)
-                # What changes nothing needs no room, and proves that nobody is in the way.
+                # A write that changes nothing needs no room, but proves that nobody is in the way.
                 if changed or self._trouble == sqlite3.SQLITE_BUSY:
                     self._trouble = 0
         except UnusableDatabase as error:
@@ -263,7 +263,7 @@ class SqliteBackend(Backend):
         if self.read_only:
             return
         path = self._path
-        # To try to write would be to wait for those who do.
+        # Trying to write would mean to wait for others who write.
         if not self._in_memory and not may_write(path):
             log.error("%s or its folder cannot be written to", path)
             raise Unavailable(SILENT)
@@ -279,18 +279,18 @@ class SqliteBackend(Backend):
                 f"the database is damaged: {found.splitlines()[-1]}: restore a backup"
             )
         ((mode,),) = self.read(self.rows, "PRAGMA journal_mode")
-        if mode == "wal":  # otherwise what is tried would go into the file itself
+        if mode == "wal":  # in any other mode the trial would go into the file itself
             with suppress(_TakenBack):
                 self.write_once(self._try_for_room)
         return "" if self._in_memory else f"{self._path} {owned(self._path)}"
 
     def _try_for_room(self) -> None:
-        self._execute("PRAGMA cache_size = 1", ())  # what does not fit is written before a commit
+        self._execute("PRAGMA cache_size = 1", ())  # what does not fit is written at once
         self._execute(f"CREATE TABLE orchestration_trial AS SELECT zeroblob({TRIAL})", ())
         raise _TakenBack
 
     def stream(self, sql: str, values: Values = ()) -> Iterator[Row]:
-        # Not `yield from` the cursor, which would be closed with this, maybe after its connection.
+        # `yield from` would close the cursor with this generator, perhaps after its connection.
         yield from iter(self._execute(sql, values).fetchone, None)
 
     def _execute(self, sql: str, values: Values) -> sqlite3.Cursor:
@@ -308,7 +308,7 @@ class SqliteBackend(Backend):
         return peewee.NodeList((peewee.SQL("+"), column), glue="")
 
     def keep_others_off(self, ids: peewee.AutoField, highest: int = 0) -> None:
-        # There are none. AUTOINCREMENT counts on from any id, and from this row where that is more.
+        # There are no others. AUTOINCREMENT counts on from the largest id, or from this row.
         if self.last_id(ids) < highest:
             values = (highest, ids.model._meta.table_name)
             if not self.change("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", values):
@@ -430,8 +430,8 @@ def _use_write_ahead_log(engine: peewee.Database, timeout: float) -> None:
             mode = engine.execute_sql("PRAGMA journal_mode = WAL").fetchone()[0]
             break
         except peewee.OperationalError as error:
-            # Processes that start at once on a new file are in each other's way, and here, unlike
-            # elsewhere, SQLite does not wait.
+            # Processes that start at once on a new file get in each other's way, and here SQLite
+            # does not wait.
             if "locked" not in str(error) or time.monotonic() >= deadline:
                 raise
             time.sleep(WAL_PAUSE)

@@ -1,4 +1,4 @@
-"""A folder for what is not complete yet."""
+"""A temporary folder for what is not complete yet."""
 
 import fcntl
 import os
