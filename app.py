@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from flask import Flask
 
 from orchmgmt.databases import Clock
+from orchmgmt.databases.schema import READY, TO_READ
 from orchmgmt.errors import BodyTooLarge
 from orchmgmt.logs import start_logging
-from orchmgmt.models import READY, TO_READ
 from orchmgmt.operations import Operation, operations
 from orchmgmt.policies.gate import Gate
 from orchmgmt.settings import EXTENSIONS, PREFIX, Settings

@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 
 import click
 
+from orchmgmt.databases.schema import Permitted
 from orchmgmt.errors import Unavailable
 from orchmgmt.logs import start_logging
-from orchmgmt.models import Opening, UnusableDatabase, WrongUrl
+from orchmgmt.models import UnusableDatabase, WrongUrl
 from orchmgmt.settings import PREFIX, SettingError, Settings, describe
 from orchmgmt.store import Store
 
@@ -31,7 +32,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 #: For commands that use a database as it is.
-AS_IT_IS = Opening(create=False, upgrade=False)
+AS_IT_IS = Permitted(create=False, upgrade=False)
 
 
 #: A line that systemd and python-dotenv read alike. They differ in a comment behind a value, in
@@ -222,9 +223,9 @@ def begin(options: dict[str, Any], environ: Mapping[str, str] = os.environ) -> S
     return settings
 
 
-def opened(options: dict[str, Any], opening: Opening = AS_IT_IS) -> Store:
+def opened(options: dict[str, Any], permitted: Permitted = AS_IT_IS) -> Store:
     """Open the store that the settings name."""
-    return Store(begin(options), opening=opening)
+    return Store(begin(options), permitted=permitted)
 
 
 @click.group(

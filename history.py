@@ -11,7 +11,8 @@ from uuid import uuid4
 
 from peewee import SQL, Case
 
-from orchmgmt.databases import Database, Row
+from orchmgmt.databases import Backend, Row
+from orchmgmt.databases.index_choice import no_quick_count
 from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
 from orchmgmt.entries import camel_case
 from orchmgmt.errors import InvalidParameter, NotFound
@@ -62,7 +63,7 @@ class JobTable:
         settings: how jobs are normalised, and how long they are kept.
     """
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Backend, settings: Settings) -> None:
         self._database = database
         self._entry = JobEntry(settings)
         self._max_age = timedelta(days=settings.history_max_age_days)
@@ -79,7 +80,7 @@ class JobTable:
                 "type": Job.type,
             },
             default_sort="created_at",
-            known=self._known if database.one_writer else None,
+            quick_count=self._quick_count if database.one_writer else no_quick_count,
         )
         self._counts = database.sql(JobCount.select())
         self._upsert = BulkInsert(
@@ -99,9 +100,9 @@ class JobTable:
             Job.message: Case(None, [(message == nothing, Job.message)], message),
         }
         started = {Job.started_at: place("now"), Job.finished_at: nothing}
-        self._start = database.sql(Job.update({**changes, **started}).where(this_job))
+        self._start_sql = database.sql(Job.update({**changes, **started}).where(this_job))
         ended = {Job.finished_at: place("now")}
-        self._end = database.sql(
+        self._end_sql = database.sql(
             Job.update({**changes, **ended}).where(this_job, Job.status == SQL(f"'{IN_PROGRESS}'"))
         )
         self._status = database.sql(Job.select(Job.status).where(this_job))
@@ -130,11 +131,11 @@ class JobTable:
         return self._jobs.find(wanted, page)
 
     def stream(self) -> Iterator[Row]:
-        """Return all jobs, the oldest first, as they are read. For use inside `Database.read`."""
+        """Return all jobs, the oldest first, as they are read. For use inside `Backend.read`."""
         return self._jobs.stream()
 
     def put(self, jobs: Sequence[Mapping[str, Any]]) -> list[Row]:
-        """Insert jobs, or update those whose id is there, within a `Database.write`.
+        """Insert jobs, or update those whose id is there, within a `Backend.write`.
 
         Args:
             jobs: jobs as `JobEntry` reads them; one without an id is new, and of several with
@@ -237,7 +238,7 @@ class JobTable:
         before = write_instant(then - min(self._max_age, then - datetime.min))
         return delete_in_batches(self._database, self._delete_old, {"before": before}, pause)
 
-    def _known(self, wanted: Mapping[str, Any]) -> int | None:
+    def _quick_count(self, wanted: Mapping[str, Any]) -> int | None:
         """How many jobs match, if statuses and a type are all that is asked for."""
         if wanted.keys() - {"statuses", "type"}:
             return None
@@ -260,7 +261,7 @@ class JobTable:
             InvalidParameter: it cannot end, for it is not in progress.
             Unavailable: the database does not answer.
         """
-        sql = self._start if status == IN_PROGRESS else self._end
+        sql = self._start_sql if status == IN_PROGRESS else self._end_sql
         values = {"id": job_id, "message": message, "status": status}
 
         def change() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from peewee import SQL, fn
 
-from orchmgmt.databases import Database, Row
+from orchmgmt.databases import Backend, Row
+from orchmgmt.databases.index_choice import no_quick_count
 from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import Job, Lock, LockCount, NewLock
@@ -77,7 +78,7 @@ class LockTable:
         database: where they are kept.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Backend) -> None:
         self._database = database
         place = database.place
         self._active = Selection(
@@ -94,8 +95,8 @@ class LockTable:
                 "expires_before": Lock.expires_at < place("expires_before"),
                 "expires_after": Lock.expires_at > place("expires_after"),
             },
-            always=[database.off_path(Lock.expires_at) > place("now")],
-            known=self._known if database.one_writer else None,
+            always=[database.unindexed(Lock.expires_at) > place("now")],
+            quick_count=self._quick_count if database.one_writer else no_quick_count,
         )
         expired = Lock.expires_at <= place("now")
         self._count = database.sql(
@@ -115,7 +116,7 @@ class LockTable:
         self._delete_expired = database.deletion(
             Lock.id, Lock.select(Lock.id).where(expired).limit(place("limit")), "UPDATE SKIP LOCKED"
         )
-        is_owner = database.off_path(Lock.owner) == place("owner")
+        is_owner = database.unindexed(Lock.owner) == place("owner")
         owned = (is_owner, among, ~Lock.temporary)  # an owner may hold any number of locks
         self._delete_owned = database.deletion(
             Lock.id, Lock.select(Lock.id).where(*owned).order_by(IN_TURN)
@@ -179,7 +180,7 @@ class LockTable:
         return rows
 
     def put(self, locks: Sequence[NewLock]) -> list[Row]:
-        """Insert locks as they are, also expired ones, within a `Database.write`.
+        """Insert locks as they are, also expired ones, within a `Backend.write`.
 
         Returns:
             Their rows, in the same order.
@@ -197,7 +198,7 @@ class LockTable:
         return [(ids[lock.service_instance_id], *lock) for lock in locks]
 
     def insert(self, locks: Sequence[NewLock]) -> dict[str, int]:
-        """Insert locks on different instances, within a `Database.write`.
+        """Insert locks on different instances, within a `Backend.write`.
 
         Returns:
             The new locks' ids by service instance, rising in the order of `locks`.
@@ -210,7 +211,7 @@ class LockTable:
         in_turn = locks
         if not self._database.one_writer:
             in_turn = sorted(locks, key=attrgetter(IN_TURN.name))
-        rows = [(self._database.passing_id(), *lock) for lock in in_turn]
+        rows = [(self._database.provisional_id(), *lock) for lock in in_turn]
         ids: dict[str, int] = dict(self.insert_rows(rows))
         held = [it.service_instance_id for it in locks if it.service_instance_id not in ids]
         if held:
@@ -220,7 +221,7 @@ class LockTable:
         )
 
     def insert_rows(self, rows: Sequence[Row]) -> list[Row]:
-        """Insert rows on free instances, within a `Database.write`.
+        """Insert rows on free instances, within a `Backend.write`.
 
         Returns:
             The service instance and the id of each that is there now.
@@ -232,7 +233,7 @@ class LockTable:
         return self._database.last_id(Lock.id)
 
     def go_on_from(self, last_id: int) -> None:
-        """See that ids to come are larger than this, within a `Database.write`."""
+        """See that ids to come are larger than this, within a `Backend.write`."""
         self._database.keep_others_off(Lock.id, last_id)
 
     def find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
@@ -251,7 +252,7 @@ class LockTable:
         return self._active.find(wanted, page)
 
     def stream(self) -> Iterator[Row]:
-        """Return all active locks, the oldest first, as they are read, within `Database.read`."""
+        """Return all active locks, the oldest first, as they are read, within `Backend.read`."""
         return self._active.stream()
 
     def release(self, job_id: str) -> int:
@@ -298,7 +299,7 @@ class LockTable:
             if lock.expires_at <= present:
                 raise InThePast(lock.expires_at)
 
-    def _known(self, wanted: Mapping[str, Any]) -> int | None:
+    def _quick_count(self, wanted: Mapping[str, Any]) -> int | None:
         """How many active locks there are: all but those that have expired, which are few."""
         if wanted:
             return None

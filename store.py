@@ -16,11 +16,12 @@ from orchmgmt import models
 from orchmgmt.databases import Clock, Row
 from orchmgmt.databases.opening import open_database
 from orchmgmt.databases.queries import Page
+from orchmgmt.databases.schema import READY, Permitted
 from orchmgmt.entries import Entry, Found, Job, Lock
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.history import JobTable, NoSuchJob
 from orchmgmt.locks import LockTable
-from orchmgmt.models import DONE, ERROR, IN_PROGRESS, READY, NewLock, Opening
+from orchmgmt.models import DONE, ERROR, IN_PROGRESS, NewLock
 from orchmgmt.schemas import (
     EntrySchema,
     HistoryQuery,
@@ -171,7 +172,7 @@ class Locks(_Entries[Lock]):
         return self._store.add(locks=locks)[0]
 
     def put(self, locks: Iterable[Lock]) -> list[Lock]:
-        """As `add`, within a `Database.write`."""
+        """As `add`, within a `Backend.write`."""
         found = [self._entry.read(payload_of(vars(lock))) for lock in locks]
         wanted = [NewLock(**{it: lock[it] for it in NewLock._fields}) for lock in found]
         return self._read(self._store.lock_table.put(wanted))
@@ -305,7 +306,7 @@ class History(_Entries[Job]):
         return self._store.add(jobs=jobs)[1]
 
     def put(self, jobs: Iterable[Job]) -> list[Job]:
-        """As `add`, within a `Database.write`."""
+        """As `add`, within a `Backend.write`."""
         created = {"createdAt": self._store.database.now()}
         wanted = [{**created, **payload_of(vars(job))} for job in jobs]
         return self._read(self._store.job_table.put([self._entry.read(job) for job in wanted]))
@@ -378,8 +379,8 @@ class Store:
         clock: what returns the present when it is called, in seconds since the epoch: all that this
             store does goes by it, and so does its cleaner, however it jumps. By default the
             machine's clock for SQLite, and the server's for PostgreSQL.
-        opening: what may be done to the database so that it can be used; by default it is made when
-            it is not there, and upgraded when it is of an earlier version.
+        permitted: what may be done to the database so that it can be used; by default it is created
+            if it is not there, and upgraded if it is of an earlier version.
 
     Attributes:
         locks: the locks.
@@ -397,7 +398,7 @@ class Store:
         self,
         settings: Mapping[str, object] | Settings | None = None,
         clock: Clock | None = None,
-        opening: Opening = READY,
+        permitted: Permitted = READY,
     ) -> None:
         if not isinstance(settings, Settings):
             settings = Settings.read(settings or {})
@@ -407,7 +408,7 @@ class Store:
             settings.database_url,
             settings.database_timeout_seconds,
             settings.database_connections,
-            opening,
+            permitted,
             clock,
         )
         self.lock_table = LockTable(self.database)

@@ -165,7 +165,7 @@ def _at_the_database(command: Callable[..., None], url: str, rest: dict[str, Any
     from orchmgmt.commands.direct import LARGEST_PAGE, Direct
 
     settings = begin({"database_url": url, "max_page_size": LARGEST_PAGE})
-    with Store(settings, opening=AS_IT_IS) as store:
+    with Store(settings, permitted=AS_IT_IS) as store:
         try:
             command(client=Direct(store), **rest)
         except InvalidParameter as error:

@@ -13,10 +13,12 @@ import click
 
 from orchmgmt.cli import AS_IT_IS, OF_EVERYTHING, printable, takes_settings
 from orchmgmt.commands.asking import say
+from orchmgmt.databases import Busy
 from orchmgmt.databases.files import in_the_way
+from orchmgmt.databases.schema import SCHEMA_VERSION
 from orchmgmt.databases.sqlite import MEMORY, sqlite_path
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import SCHEMA_VERSION, MissingDatabase, UnusableDatabase
+from orchmgmt.models import BusyDatabase, MissingDatabase, UnusableDatabase
 from orchmgmt.operations import SERVICES
 from orchmgmt.policies.gate import Gate
 from orchmgmt.settings import ANY_ORIGIN, PREFIX, SettingError, Settings
@@ -87,7 +89,7 @@ def check(
             reasons.clear()
             try:
                 result = f"ok     {what}: {look()}"
-            except Doubtful as doubt:
+            except (Doubtful, Busy, BusyDatabase) as doubt:
                 result = f"warn   {what}: {doubt}"
             except (Wrong, SettingError, UnusableDatabase, Unavailable) as error:
                 # The log says more than an answer to a client may.
@@ -179,7 +181,7 @@ def _policies(settings: Settings) -> str:
 
 def _database(settings: Settings, thorough: bool) -> str:
     try:
-        with Store(settings, opening=AS_IT_IS) as store:
+        with Store(settings, permitted=AS_IT_IS) as store:
             found = store.database.inspect(thorough)
     except MissingDatabase:
         if not settings.database_url.startswith("sqlite:"):

@@ -13,9 +13,10 @@ from orchmgmt.commands.changes import Changes
 from orchmgmt.commands.lists import any_of, as_json, go_on, show_json, watches, written
 from orchmgmt.commands.transfer import export_jobs, import_jobs, output, progress
 from orchmgmt.databases.opening import shown
+from orchmgmt.databases.schema import READY, TO_READ
 from orchmgmt.entries import Job
 from orchmgmt.logs.audit import command
-from orchmgmt.models import READY, STATUSES, TO_READ, TYPES
+from orchmgmt.models import STATUSES, TYPES
 
 
 @click.group(cls=Group)

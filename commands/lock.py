@@ -15,9 +15,9 @@ from orchmgmt.commands.direct import Direct
 from orchmgmt.commands.lists import any_of, as_json, go_on, show_json, watches, written
 from orchmgmt.commands.transfer import export_locks, import_locks, output, progress
 from orchmgmt.databases.opening import shown
+from orchmgmt.databases.schema import READY, TO_READ
 from orchmgmt.entries import Lock
 from orchmgmt.logs.audit import command
-from orchmgmt.models import READY, TO_READ
 
 _UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 _DURATION = re.compile("".join(rf"(?:([0-9]{{1,9}}){unit})?" for unit in _UNITS)).fullmatch

@@ -21,6 +21,7 @@ from orchmgmt.commands.asking import OF_A_LOGIN, NotDone, asks
 from orchmgmt.commands.changes import Changes
 from orchmgmt.commands.transfer import discard, restore
 from orchmgmt.databases.queries import BulkInsert, Page
+from orchmgmt.databases.schema import READY
 from orchmgmt.entries import Entry
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.errors import Unavailable as DatabaseUnavailable
@@ -28,7 +29,7 @@ from orchmgmt.fields import MESSAGE_MAX_LENGTH
 from orchmgmt.history import COLUMNS
 from orchmgmt.locks import Conflicts
 from orchmgmt.logs.audit import command
-from orchmgmt.models import READY, NewLock
+from orchmgmt.models import NewLock
 from orchmgmt.schemas import LOCK_ID_MAX, EntrySchema, JobEntry, LockEntry
 from orchmgmt.store import Store
 

@@ -165,7 +165,7 @@ def _put_locks(store: Store, lines: list[Line], places: sqlite3.Connection) -> N
 
 
 def restore(store: Store, locks: Mapping[int, NewLock]) -> None:
-    """Insert locks on different instances under known ids, within a `Database.write`.
+    """Insert locks on different instances under known ids, within a `Backend.write`.
 
     A lock that is there already, same id, instance and owner, is replaced.
 
@@ -203,7 +203,7 @@ def restore(store: Store, locks: Mapping[int, NewLock]) -> None:
 
 
 def discard(store: Store, ids: Sequence[int]) -> None:
-    """Remove locks by their ids, whoever holds them, within a `Database.write`."""
+    """Remove locks by their ids, whoever holds them, within a `Backend.write`."""
     delete = Lock.delete().where(store.database.any_of(Lock.id, "ids"))
     store.database.change(store.database.sql(delete), {"ids": ids})
 

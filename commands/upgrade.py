@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from orchmgmt.cli import OF_THE_STORE, begin, takes_settings
+from orchmgmt.databases.schema import SCHEMA_VERSION, TO_READ, OldSchema, Permitted
 from orchmgmt.logs.audit import command
-from orchmgmt.models import SCHEMA_VERSION, TO_READ, OldSchema, Opening
 from orchmgmt.store import Store
 
 #: What `upgrade --check` exits with when there is something to do.
@@ -23,7 +23,7 @@ def upgrade(check: bool, **options: Any) -> None:
     """Bring the schema of the database up to date, as servers and imports do when they start."""
     settings = begin(options)
     try:
-        with Store(settings, opening=TO_READ):
+        with Store(settings, permitted=TO_READ):
             click.echo(f"The schema has version {SCHEMA_VERSION}: there is nothing to do.")
             return
     except OldSchema as error:
@@ -33,5 +33,5 @@ def upgrade(check: bool, **options: Any) -> None:
         sys.exit(SOMETHING_TO_DO)
     with command("upgrade") as tell:
         tell(before=earlier, after=SCHEMA_VERSION)
-        Store(settings, opening=Opening(create=False)).close()
+        Store(settings, permitted=Permitted(create=False)).close()
     click.echo(f"Upgraded the schema from version {earlier} to {SCHEMA_VERSION}.")

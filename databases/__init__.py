@@ -1,9 +1,9 @@
 """The database: how a request gets its transaction, and what its failures mean.
 
-Here is what is common; what differs between the kinds of database is in `sqlite.py` and
-`postgresql.py`, a subclass each. `queries.py` builds the SQL that locks and history run,
-`opening.py` finds the kind that a URL names, and `backup.py` copies a SQLite file. Nothing here
-knows the wire, what a lock or a job means, the policies, or the server and its threads.
+`Backend` is what all kinds of database have in common; `sqlite.py` and `postgresql.py` have a
+subclass each. `queries.py` builds the SQL that locks and history run, `opening.py` finds the
+backend for a URL, `schema.py` creates and upgrades the tables, and `backup.py` copies a SQLite
+file. Nothing here knows the wire, what a lock or a job means, the policies, or the server.
 """
 
 import logging
@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import peewee
 
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import Schema
+from orchmgmt.models import SchemaVersion
 from orchmgmt.values import write_second
 
 log = logging.getLogger("orchmgmt")
@@ -26,16 +26,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Row = tuple[Any, ...]
 
-#: What a statement is run with: a value for each name that has a place, or for each next place.
+#: The values of a statement: by the names of their places, or in the order of the places.
 Values = Mapping[str, Any] | Sequence[Any]
 
 #: Returns the present in seconds since the epoch.
 Clock = Callable[[], float]
 
-#: Rows that a server sends at once of very many. Each may hold a message of 64 KiB.
+#: How many rows a server sends at once if there are many. Each may hold a message of 64 KiB.
 STREAM_BATCH = 100
 
-#: How often work is tried that other writers keep undoing, and the longest first pause, in seconds.
+#: How often to try if other writers are in the way, and the longest first pause, in seconds.
 ATTEMPTS = 6
 PAUSE = 0.02
 
@@ -44,28 +44,35 @@ SILENT = "The database does not answer; try again later"
 NO_ROOM = "The database has no room"
 
 
-class Conflict(Unavailable):
-    """Another writer was in the way and nothing was written: a second try may succeed."""
+class Busy(Unavailable):
+    """Others have been using the database for longer than the timeout."""
+
+    def __init__(self) -> None:
+        super().__init__(BUSY)
 
 
-class Database(ABC):
-    """Runs work in transactions, and says `Unavailable` when the database cannot.
+class Overtaken(Busy):
+    """Another writer was in the way. Nothing was written, and a second try may succeed."""
+
+
+class Backend(ABC):
+    """Runs work in transactions, and raises `Unavailable` if the database cannot.
 
     Attributes:
-        engine: the database as peewee knows it: the SQL that it understands.
-        one_writer: whether there is never more than one transaction that writes. If so, the tables
-            of counts are there: where several write, all would wait for a row that each changes.
-        read_only: whether it was opened to be read, as it is; then `check` does not ask for more.
+        engine: peewee's database, which knows the SQL of this kind.
+        one_writer: whether only one transaction writes at a time. Only then are there tables of
+            counts: several writers would all wait for the row of a count.
+        read_only: whether it was opened only to be read; then `check` does not ask for more.
     """
 
     engine: peewee.Database
     one_writer: bool
     read_only: bool
 
-    _place: str  # how a statement marks the place of a value that has a name
+    _place: str  # how a statement marks the place of a named value
 
     def read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return what `work` returns, all that it reads being of one moment.
+        """Return what `work` returns. All that it reads is of one moment.
 
         Raises:
             Unavailable: the database does not answer.
@@ -74,13 +81,13 @@ class Database(ABC):
             return work(*args, **kwargs)
 
     def write(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return what `work` returns once all that it wrote is on disk; if it raises, nothing is.
+        """Return what `work` returns, once all that it wrote is on disk; if it raises, nothing is.
 
         Args:
-            work: may run several times, until no other writer is in its way: it must change
-                nothing but the database.
-            args: what `work` is given.
-            kwargs: likewise.
+            work: runs again if another writer was in the way, so it must change nothing but the
+                database.
+            args: the arguments of `work`.
+            kwargs: its keyword arguments.
 
         Raises:
             Unavailable: the database does not answer, is full or stays busy.
@@ -88,8 +95,8 @@ class Database(ABC):
         for attempt in range(1, ATTEMPTS):
             try:
                 return self.write_once(work, *args, **kwargs)
-            except Conflict:
-                # Those who were in each other's way shall not meet again.
+            except Overtaken:
+                # Writers that were in each other's way must not meet again.
                 time.sleep(random.uniform(0, PAUSE * 2**attempt))
         return self.write_once(work, *args, **kwargs)
 
@@ -97,28 +104,28 @@ class Database(ABC):
         """As `write`, for work that cannot run twice.
 
         Raises:
-            Conflict: another writer was in the way.
+            Overtaken: another writer was in the way.
             Unavailable: the database does not answer, is full or stays busy.
         """
         with self._transaction(writing=True):
             return work(*args, **kwargs)
 
     def check(self) -> None:
-        """Do nothing if the database answers, and can be written to unless it is only read.
+        """Check that the database answers and, unless it is only read, can be written to.
 
         Raises:
             Unavailable: it does not, or cannot.
         """
-        self.read(self.rows, f"SELECT version FROM {Schema._meta.table_name}")
+        self.read(self.rows, f"SELECT version FROM {SchemaVersion._meta.table_name}")
 
     def inspect(self, thorough: bool) -> str:
-        """Look closer than `check`, as is good only where a person asks for it.
+        """Look closer than `check`, for a person who asks.
 
         Args:
             thorough: whether to compare all indexes with their tables too, which takes long.
 
         Returns:
-            What there is to know of it: whose it is, for example.
+            What a person may want to know, such as whose file it is.
 
         Raises:
             Unavailable: it does not answer, or cannot be written to.
@@ -136,14 +143,17 @@ class Database(ABC):
 
     @abstractmethod
     def time(self) -> float:
-        """Return the present by that clock, in seconds since the epoch, likewise."""
+        """Return the present by that clock, in seconds since the epoch.
+
+        For use inside `read` or `write`.
+        """
 
     @abstractmethod
     def _transaction(self, writing: bool) -> AbstractContextManager[None]:
-        """Return one transaction of this thread, which ends as its block does."""
+        """Return a transaction of this thread: committed after its block, or rolled back."""
 
     def place(self, name: str) -> peewee.SQL:
-        """Return the place in a query of the value of this name, which is given as it runs."""
+        """Return the place of a named value in a query; the value is given when the query runs."""
         return peewee.SQL(self._place.format(name))
 
     @property
@@ -180,18 +190,18 @@ class Database(ABC):
         """Return the condition that `column` is among the list of this name, however long."""
 
     @abstractmethod
-    def off_path(self, column: peewee.ColumnBase) -> peewee.ColumnBase:
-        """Return `column` so that conditions on it do not decide which index is used."""
+    def unindexed(self, column: peewee.ColumnBase) -> peewee.ColumnBase:
+        """Return `column` so that a condition on it uses no index, where that is ours to say."""
 
-    # What follows is for several writers; one alone has nobody to agree with.
+    # What follows is for databases with several writers at a time.
 
     def locking(self, query: peewee.Select, how: str) -> peewee.Select:
-        """Return `query` so that others leave the rows that it reads alone until the end.
+        """Return `query` so that nobody else changes the rows that it reads until the write ends.
 
         Args:
             query: a query of a write.
-            how: `SHARE`, `UPDATE` in the order of the query, or `UPDATE SKIP LOCKED` to pass over
-                those that others work on.
+            how: `SHARE`; `UPDATE`, in the order of the query; or `UPDATE SKIP LOCKED`, to pass over
+                rows that others have locked.
         """
         return query
 
@@ -205,41 +215,41 @@ class Database(ABC):
         """
         return self.sql(key.model.delete().where(key.in_(chosen)))
 
-    def passing_id(self) -> int | None:
-        """Return what to insert as the id of a row that `settle_ids` will give its id for good."""
+    def provisional_id(self) -> int | None:
+        """Return the id to insert a row with, before `settle_ids` gives it its final id."""
         return None
 
     def settle_ids(
         self, ids: peewee.AutoField, key: peewee.Field, inserted: dict[str, int], order: list[str]
     ) -> dict[str, int]:
-        """See that the ids of rows rise in this order, and are above those of all rows before them.
+        """Give rows their final ids, which rise in this order and are above all ids before them.
 
         For use inside `write`, once nobody else can insert a row with one of these keys.
 
         Args:
-            ids: the column, which counts up.
-            key: the column that the rows are named by.
-            inserted: the id that each has as it was inserted.
-            order: the keys in their order, in which a single writer has inserted the rows.
+            ids: the column that counts up.
+            key: the column that names the rows.
+            inserted: the id that each row was inserted with.
+            order: the keys in their order. A single writer has inserted the rows in it already.
 
         Returns:
-            The id that each has from now on.
+            The final id of each row.
         """
         return inserted
 
     @abstractmethod
     def keep_others_off(self, ids: peewee.AutoField, highest: int = 0) -> None:
-        """Let nobody else write to a table until the end of a `write`, for its ids are put in.
+        """Keep other writers off a table until a `write` ends, so that it may insert ids.
 
         Args:
-            ids: the table's column that counts up. Ids given later are above `highest`, if the
-                `write` succeeds.
-            highest: the largest id that will be inserted.
+            ids: the table's column that counts up. If the `write` succeeds, later ids are above
+                `highest`.
+            highest: the largest id that the `write` inserts.
         """
 
     @abstractmethod
     def last_id(self, ids: peewee.AutoField) -> int:
-        """Return the largest id that was ever given out or put in, 0 if none was.
+        """Return the largest id that was ever given out or inserted, 0 if there was none.
 
         For use inside `read` or `write`.
 

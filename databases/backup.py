@@ -11,19 +11,20 @@ from typing import BinaryIO
 import peewee
 
 from orchmgmt.databases.files import demand_whole
+from orchmgmt.databases.schema import Permitted, check_schema
 from orchmgmt.databases.sqlite import MEMORY, may_write, sqlite_path, state_of, uri_of
 from orchmgmt.databases.unfinished import unfinished
-from orchmgmt.models import Opening, UnusableDatabase, check_schema
+from orchmgmt.models import UnusableDatabase
 
 
 class CannotBackUp(Exception):
-    """There is no backup; the text is one line that says why."""
+    """The backup failed; the text is one line that says why."""
 
 
 def back_up(url: str, target: Path | BinaryIO, timeout: float) -> int:
-    """Copy a database, as it is at one moment; servers go on writing meanwhile.
+    """Copy a database as it is at one moment, while servers go on writing.
 
-    The copy is one file of its own, which comes into its place once it is complete and on disk.
+    The copy is a single file. It gets its name once it is complete and on disk.
 
     Args:
         url: the setting `DATABASE_URL`. The schema may be of an earlier version.
@@ -36,7 +37,7 @@ def back_up(url: str, target: Path | BinaryIO, timeout: float) -> int:
     Raises:
         CannotBackUp: the target exists or cannot be written, or a database of this kind is not
             backed up so.
-        UnusableDatabase: the database cannot be read, or is none of this program's.
+        UnusableDatabase: the database cannot be read, or is another program's.
     """
     if not url.startswith("sqlite:"):
         raise CannotBackUp("cannot back up this database: PostgreSQL has pg_dump for that")
@@ -55,7 +56,7 @@ def back_up(url: str, target: Path | BinaryIO, timeout: float) -> int:
         parent = Path(tempfile.gettempdir())
         where = f"standard output, by way of {parent}"
     try:
-        # Whoever may not read the database shall not read it here: the folder is this user's alone.
+        # The folder is this user's alone: nobody who may not read the database can read the copy.
         with unfinished(parent) as folder:
             partial = folder / "copy"
             _copy(path, partial, timeout)
@@ -68,7 +69,7 @@ def back_up(url: str, target: Path | BinaryIO, timeout: float) -> int:
                     shutil.copyfileobj(copy, target)
                     target.flush()
     except BrokenPipeError:
-        raise  # the reader has had enough
+        raise  # the reader has stopped reading
     except UnusableDatabase as error:
         raise UnusableDatabase(f"cannot back up {path}: {error}") from None
     except OSError as error:
@@ -84,16 +85,16 @@ def _copy(path: str, partial: Path, timeout: float) -> None:
     source = peewee.SqliteDatabase(uri_of(path), uri=True)
     try:
         with source.atomic("DEFERRED"):
-            check_schema(source, Opening(create=False))
+            check_schema(source, Permitted(create=False))
         with closing(sqlite3.connect(partial)) as copy:
             copy.execute("PRAGMA journal_mode = MEMORY")  # what fails is thrown away
-            # In one step it is of one moment; in several it would begin again at each write.
+            # In one step, the copy is of one moment; in several, each write would begin it anew.
             source.connection().backup(copy)
-            # The write-ahead log is a matter of the database in use: this is to be a single file.
+            # Only a database in use needs the write-ahead log; the copy is to be a single file.
             copy.execute("PRAGMA journal_mode = DELETE")
             found = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
             if found != "ok":
-                raise sqlite3.DatabaseError(f"the database is damaged: {found}")
+                raise sqlite3.DatabaseError(f"the database is damaged: {found.splitlines()[-1]}")
     finally:
         source.close()
     if not may_write(path) and state_of(path) != before:
@@ -101,7 +102,7 @@ def _copy(path: str, partial: Path, timeout: float) -> None:
 
 
 def _move(partial: Path, target: Path) -> None:
-    """Give a file its name, on disk; never in the place of one that has come meanwhile."""
+    """Give a file its name, on disk, unless another file has got that name meanwhile."""
     try:
         os.link(partial, target)
     except FileExistsError:

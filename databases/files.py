@@ -1,8 +1,8 @@
 """The three files of a SQLite database, and what other programs do to them.
 
-SQLite keeps files open that have been removed, and goes on with them: what it writes then is gone
-when the process is, and another process makes new ones and knows nothing of it. So whoever has
-the database open compares, at each transaction, what lies there with what it has opened.
+SQLite goes on with files that have been removed while it had them open. What it writes to them is
+lost when the process ends, and another process makes new files and does not see it. So at each
+transaction a process compares the files that are there with those that it has opened.
 """
 
 import grp
@@ -32,7 +32,7 @@ PAUSE = 0.01  # seconds
 
 
 class Files:
-    """The files of a database, as the connections of this process have them in use.
+    """The files of a database that the connections of this process use.
 
     Args:
         path: the database's file, which is there.
@@ -47,9 +47,9 @@ class Files:
         self._look(DATABASE)
 
     def opened(self) -> None:
-        """Take the log and the index that are there for those in use: a first connection has read.
+        """Take the log and the index that are there as those in use, once a connection has read.
 
-        They are there then, if the database is in write-ahead mode, and go with the last one.
+        In write-ahead mode they are there by then, and go with the last connection.
         """
         for suffix in (LOG, INDEX):
             self._known.pop(suffix, None)
@@ -60,7 +60,7 @@ class Files:
             self._log = os.open(self._path + LOG, os.O_RDONLY)
 
     def harm(self, in_use: bool = True) -> str:
-        """Return what has been done to one of them, or an empty text.
+        """Return what has happened to one of them, or an empty text.
 
         Args:
             in_use: whether there are connections; without them only the database itself counts.
@@ -74,13 +74,13 @@ class Files:
         """Return the same after a commit, which has written to the log."""
         if self._log is not None:
             begins = os.pread(self._log, len(LOG_BEGINS[0]), 0)
-            # What is written behind the end of an emptied file has zeros before it.
+            # After a write beyond the end of an emptied file, the file begins with zeros.
             if begins and begins not in LOG_BEGINS:
                 self._sizes[LOG] = inf
         return self.harm()
 
     def close(self) -> None:
-        """Know nothing of the log any longer: there are no connections."""
+        """Forget the log: there are no connections any longer."""
         if self._log is not None:
             os.close(self._log)
             self._log = None
@@ -100,20 +100,20 @@ class Files:
             self._known[suffix] = identity
         size = self._sizes.get(suffix, 0)
         if found.st_size < size and (size == inf or not self._may_shrink(suffix)):
-            self._sizes[suffix] = inf  # it may grow again, and is no better for it
+            self._sizes[suffix] = inf  # even if it grows again
             return f"{self._path}{suffix} was truncated"
         self._sizes[suffix] = found.st_size
         return ""
 
     def _may_shrink(self, suffix: str) -> bool:
-        """Whether a file is smaller because a program has put the database in order."""
+        """Whether a file is smaller because a program has tidied up the database."""
         if suffix == INDEX or os.stat(self._path).st_size < SMALLEST:
             return False
         try:
             with closing(sqlite3.connect(self._path)) as other:
                 if suffix == DATABASE:  # by VACUUM
                     return bool(other.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok")
-                # By a checkpoint: then the index knows of no more than what is left.
+                # By a checkpoint: then the index has no more frames than the log.
                 _, frames, _ = other.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                 (page,) = other.execute("PRAGMA page_size").fetchone()
         except sqlite3.Error:
@@ -123,9 +123,9 @@ class Files:
 
 
 def demand_whole(path: str, timeout: float) -> None:
-    """Raise where files of a database are missing that another process still has in use.
+    """Raise if files of a database are missing that another process is still using.
 
-    Call it before a connection is made that may be the process's first.
+    Call it before a connection that may be the first of the process.
 
     Args:
         path: the database's file, which is there.
@@ -143,13 +143,13 @@ def demand_whole(path: str, timeout: float) -> None:
             return
         try:
             with closing(sqlite3.connect(path, timeout=0)) as probe:
-                # In this mode to read takes a lock that all connections of others stand against.
+                # In this mode a read needs a lock that any other connection prevents.
                 probe.execute("PRAGMA locking_mode = EXCLUSIVE")
                 probe.execute("SELECT 1 FROM sqlite_schema").fetchone()
             return
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-                return  # whoever opens it next meets the same
+                return  # opening it will fail in the same way, and say so
         if time.monotonic() > deadline:
             raise UnusableDatabase(
                 f"{path}{missing[0]} is missing, though other processes use the database: "
@@ -175,7 +175,7 @@ def in_the_way(path: str, to_write: bool = True) -> str:
         to_write: whether it is to be written to.
 
     Returns:
-        A clause that names the user and the part, or an empty text where nothing is in the way.
+        A clause that names the user and the part, or an empty text if nothing is in the way.
     """
     file = Path(path)
     wanted = [(it, os.X_OK, "enter") for it in reversed(file.parents)]

@@ -6,25 +6,26 @@ import time
 from contextlib import suppress
 from urllib.parse import quote
 
-from orchmgmt.databases import Clock, Database
-from orchmgmt.models import READY, Opening, UnusableDatabase, WrongUrl
+from orchmgmt.databases import Backend, Clock
+from orchmgmt.databases.schema import READY, Permitted
+from orchmgmt.models import UnusableDatabase, WrongUrl
 
 
 def open_database(
     url: str,
     timeout: float,
     connections: int,
-    opening: Opening = READY,
+    permitted: Permitted = READY,
     clock: Clock | None = None,
-) -> Database:
+) -> Backend:
     """Open a database, and make its tables if it is empty.
 
     Args:
         url: the setting `DATABASE_URL`.
         timeout: how long a statement waits for a busy database, in seconds.
         connections: how many connections to PostgreSQL there may be at once.
-        opening: what may be done to it for that.
-        clock: what to go by instead of the machine's clock (SQLite) or the server's (PostgreSQL).
+        permitted: what may be done to it so that it can be used.
+        clock: replaces the machine's clock (SQLite) or the server's (PostgreSQL).
 
     Raises:
         UnusableDatabase: the database cannot be opened, or its schema is not ours.
@@ -32,18 +33,18 @@ def open_database(
     scheme = url.partition("://")[0]
     try:
         if scheme == "sqlite":
-            from orchmgmt.databases.sqlite import SqliteDatabase
+            from orchmgmt.databases.sqlite import SqliteBackend
 
             # Looked up each time, for libraries that put another in its place.
-            return SqliteDatabase(url, timeout, opening, clock or (lambda: time.time()))
+            return SqliteBackend(url, timeout, permitted, clock or (lambda: time.time()))
         if scheme == "postgresql":
             try:
-                from orchmgmt.databases.postgresql import PostgresqlDatabase
+                from orchmgmt.databases.postgresql import PostgresqlBackend
             except ImportError as error:
                 raise UnusableDatabase(
                     f"it needs psycopg 3 ({error}): pip install 'orchmgmt[postgresql]'"
                 ) from error
-            return PostgresqlDatabase(url, timeout, connections, opening, clock)
+            return PostgresqlBackend(url, timeout, connections, permitted, clock)
         raise WrongUrl("a database URL begins with sqlite:/// or postgresql://")
     except UnusableDatabase as error:
         error.args = (f"cannot use {shown(url)}: {error}",)

@@ -5,29 +5,27 @@ several, and its order. peewee builds the SQL of each shape once; after that onl
 """
 
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from peewee import SQL, Expression, Field, Insert, Model, Select, fn
 
-from orchmgmt.databases import Database, Row
+from orchmgmt.databases import Backend, Row
+from orchmgmt.databases.index_choice import IndexChoice, QuickCount, no_quick_count
 
 MAX_OFFSET = 2**63 - 1
 
-#: Rows in one INSERT; eleven columns of a job make 990 values, below the 999 that any SQLite takes.
+#: Rows in one INSERT: with the eleven columns of a job 990 values; any SQLite takes 999.
 BATCH = 90
 
-#: Rows in one DELETE of the cleaner at most, and how long it shall take, in seconds.
+#: The most rows in one DELETE of the cleaner, and how long it may take, in seconds.
 DELETE_BATCH = 500
 DELETE_SECONDS = 0.02
 
-#: Waits so many seconds, and returns whether to leave off.
+#: Waits so many seconds, and returns whether to stop.
 Pause = Callable[[float], bool | None]
-
-#: Returns how many rows match filters, if that is known without counting them.
-Known = Callable[[Mapping[str, Any]], int | None]
 
 #: A query's filters, and whether each has several values.
 Shape = tuple[tuple[str, bool], ...]
@@ -51,16 +49,16 @@ class Page:
 
 
 def delete_in_batches(
-    database: Database, delete: str, values: Mapping[str, Any], pause: Pause
+    database: Backend, delete: str, values: Mapping[str, Any], pause: Pause
 ) -> int:
-    """Run a DELETE with a limit until nothing is left, each time in a short transaction of its own.
+    """Run a DELETE with a limit until nothing is left, in a short transaction each time.
 
     Args:
         database: where it runs.
         delete: its SQL, with a place for `limit`.
         values: the values of its other places.
-        pause: what to call between two transactions. Those who wait for the only writer get their
-            turn meanwhile: they sleep between two tries, so it must be longer than what it follows.
+        pause: what to call between two transactions. Meanwhile those who wait for the only writer
+            get their turn. They sleep between two tries, so the pause is longer than the DELETE.
 
     Returns:
         How many rows were deleted.
@@ -90,11 +88,11 @@ class BulkInsert:
         database: where they run.
         columns: the columns of a row.
         complete: makes the whole query of a plain one (what to do with a conflict, what to return).
-            For a value of its own it has `Database.next_place`.
+            For a value of its own it has `Backend.next_place`.
     """
 
     def __init__(
-        self, database: Database, columns: Sequence[Field], complete: Callable[[Insert], Insert]
+        self, database: Backend, columns: Sequence[Field], complete: Callable[[Insert], Insert]
     ) -> None:
         self._database = database
         self._columns = columns
@@ -130,22 +128,22 @@ class Selection:
         filters: for each filter, the field whose value must be the filter's value, or among them;
             those that usually leave the fewest rows first. Each has an index that goes on in the
             default order.
-        default_sort: the field to sort by when the request names none.
+        default_sort: the field to sort by if the request names none.
         conditions: for each further filter, its condition, with a place of its name.
         always: conditions that every row returned must meet, and nearly every row does. The place
             `now` is the present.
-        known: tells how many rows match some of the filters, or none.
+        quick_count: returns how many rows match some filters, or `None` if that takes counting.
     """
 
     def __init__(
         self,
-        database: Database,
+        database: Backend,
         model: type[Model],
         filters: Mapping[str, Field],
         default_sort: str,
         conditions: Mapping[str, Expression] | None = None,
         always: Sequence[Expression] = (),
-        known: Known | None = None,
+        quick_count: QuickCount = no_quick_count,
     ) -> None:
         self._database = database
         self._model = model
@@ -153,7 +151,8 @@ class Selection:
         self._default_sort = default_sort
         self._conditions = conditions or {}
         self._always = always
-        self._known = known or (lambda wanted: None)
+        self._quick_count = quick_count
+        self._choice = IndexChoice(list(filters), quick_count)
         self._select = lru_cache(maxsize=1024)(self._build_select)
         self._count = lru_cache(maxsize=1024)(self._build_count)
 
@@ -169,7 +168,7 @@ class Selection:
     def stream(self) -> Iterator[Row]:
         """Return every row, in ascending default order, as they are read.
 
-        For use inside `Database.read`.
+        For use inside `Backend.read`.
         """
         values = {"now": self._database.now(), "limit": MAX_OFFSET, "offset": 0}
         select = self._select((), None, self._default_sort, False)
@@ -177,52 +176,25 @@ class Selection:
 
     def _find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
         offset = min(page.number * page.size, MAX_OFFSET)
+        matching = self._quick_count(wanted)
+        if matching is not None and matching <= offset:
+            return [], matching
         values = {"now": self._database.now(), "limit": page.size, "offset": offset}
         for name, value in wanted.items():
             values[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
         shape = tuple((name, isinstance(values[name], list)) for name in wanted)
-
-        matching = self._known(wanted)
-        if matching is None:
-            path = self._narrowest(wanted)
-        elif matching <= offset:
-            return [], matching
-        else:
-            in_order = [] if page.sort_field else [name for name, several in shape if not several]
-            path = self._cheapest(wanted, in_order, (offset + page.size) / matching)
         sort_field = page.sort_field or self._default_sort
-        rows = self._database.rows(self._select(shape, path, sort_field, page.descending), values)
-        if matching is not None:
-            return rows, matching
-        if len(rows) < page.size and (rows or not offset):
-            return rows, offset + len(rows)  # the last page: nothing is left to count
-        ((count,),) = self._database.rows(self._count(shape), values)
-        return rows, count
-
-    def _cheapest(
-        self, wanted: Mapping[str, Any], in_order: Container[str], part: float
-    ) -> str | None:
-        """Return the filter whose index reads the fewest rows; `None` reads all in their order.
-
-        What is in the page's order is left when the page is full; else all its rows are sorted.
-
-        Args:
-            wanted: the filters, of which it is known how many rows match.
-            in_order: those whose index has the rows in the order of the page.
-            part: which part of the matching rows the page's end has before it.
-        """
-        reads: dict[str | None, float] = {None: part * (self._known({}) or 0)}
-        for name, value in wanted.items():
-            rows = self._known({name: value}) or 0
-            reads[name] = part * rows if name in in_order else rows
-        return min(reads, key=lambda name: reads[name])
-
-    def _narrowest(self, names: Container[str]) -> str | None:
-        """Return the one of these filters that usually leaves the fewest rows."""
-        return next(filter(names.__contains__, self._filters), None)
+        default_order = sort_field == self._default_sort
+        index = self._choice.quickest(wanted, matching, default_order, offset + page.size)
+        rows = self._database.rows(self._select(shape, index, sort_field, page.descending), values)
+        if matching is None and len(rows) < page.size and (rows or not offset):
+            matching = offset + len(rows)  # this is the last page
+        if matching is None:
+            ((matching,),) = self._database.rows(self._count(shape), values)
+        return rows, matching
 
     def _build_select(
-        self, shape: Shape, path: str | None, sort_field: str, descending: bool
+        self, shape: Shape, index: str | None, sort_field: str, descending: bool
     ) -> str:
         key, order = self._model._meta.primary_key, [getattr(self._model, sort_field)]
         if order[0] is not key:
@@ -233,21 +205,21 @@ class Selection:
             .limit(self._database.place("limit"))
             .offset(self._database.place("offset"))
         )
-        return self._filtered(query, shape, path)
+        return self._filtered(query, shape, index)
 
     def _build_count(self, shape: Shape) -> str:
         query = self._model.select(fn.COUNT(SQL("*")))
-        return self._filtered(query, shape, self._narrowest(dict(shape)))
+        return self._filtered(query, shape, self._choice.narrowest(dict(shape)))
 
-    def _filtered(self, query: Select, shape: Shape, path: str | None) -> str:
-        """The SQL of a query with its filters, of which only the path's may use an index."""
+    def _filtered(self, query: Select, shape: Shape, index: str | None) -> str:
+        """Return the SQL of a query with its filters; of their indexes only one may be used."""
         where = list(self._always)
         for name, several in shape:
             if name in self._conditions:
                 where.append(self._conditions[name])
                 continue
             field = self._filters[name]
-            column = field if name == path else self._database.off_path(field)
+            column = field if name == index else self._database.unindexed(field)
             among = self._database.any_of(column, name)
             where.append(among if several else column == self._database.place(name))
         return self._database.sql(query.where(*where) if where else query)

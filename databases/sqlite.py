@@ -1,8 +1,8 @@
 """A database in a SQLite file, or in memory.
 
 peewee makes the tables and the SQL, and Python's sqlite3 runs it. A transaction borrows a
-connection, so there are as many as there were transactions at once, and threads that wait for their
-turn need none. A file-less database has a single connection.
+connection, so there are never more than there were transactions at once, and a thread that waits
+for its turn needs none. A database in memory has a single connection.
 """
 
 import json
@@ -16,37 +16,31 @@ from urllib.parse import quote, unquote
 
 import peewee
 
-from orchmgmt.databases import BUSY, NO_ROOM, SILENT, Clock, Database, Row, Values, log
-from orchmgmt.databases.files import LOG, Files, demand_whole, in_the_way, owned
+from orchmgmt.databases import NO_ROOM, SILENT, Backend, Busy, Clock, Row, Values, log
+from orchmgmt.databases.files import INDEX, LOG, Files, demand_whole, in_the_way, owned
+from orchmgmt.databases.schema import Permitted, check_schema, prepare_schema
 from orchmgmt.errors import Unavailable
-from orchmgmt.models import (
-    MissingDatabase,
-    Opening,
-    UnusableDatabase,
-    WrongUrl,
-    check_schema,
-    prepare_schema,
-)
+from orchmgmt.models import BusyDatabase, MissingDatabase, UnusableDatabase, WrongUrl
 
 WAL_PAUSE = 0.01  # seconds
 SQLITE_MINIMUM = (3, 35, 0)  # the first with RETURNING
 MEMORY = ":memory:"
 
-#: Of a file that nobody writes to: SQLite makes nothing beside it.
+#: For a file that nobody writes to: SQLite makes no other file beside it.
 IMMUTABLE = "&immutable=1"
 PRAGMAS = {"synchronous": "FULL", "temp_store": "MEMORY"}
 
-# What a database says when it cannot serve now; anything else that it says is a fault of ours.
+# What SQLite says if it cannot serve now; anything else that it says is a fault of ours.
 _OUTAGES = (sqlite3.OperationalError, sqlite3.InterfaceError, sqlite3.InternalError)
 
 
-#: What the log says of what SQLite's codes stand for; anything else is no answer.
+#: What the log says for each of SQLite's codes; for any other, that there is no answer.
 _REASONS = {
     sqlite3.SQLITE_FULL: "the database has no room: %s",
     sqlite3.SQLITE_CORRUPT: "the database is damaged: %s: restore a backup",
     sqlite3.SQLITE_NOTADB: "the database is damaged: %s: restore a backup",
 }
-#: What is written to see whether there is room, in bytes.
+#: How much is written to find out whether there is room, in bytes.
 TRIAL = 65536
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -56,13 +50,13 @@ class _TakenBack(Exception):
     """Ends a transaction that was only a trial."""
 
 
-class SqliteDatabase(Database):
+class SqliteBackend(Backend):
     """A database in SQLite.
 
     Args:
         url: `sqlite:///FILE`, `sqlite:////FILE` from the root, or `sqlite:///:memory:`.
         timeout: how long a statement waits for a busy database, in seconds.
-        opening: what may be done to the file so that it can be used.
+        permitted: what may be done to the file so that it can be used.
         clock: what tells the time.
 
     Raises:
@@ -72,37 +66,30 @@ class SqliteDatabase(Database):
     one_writer = True
     _place = ":{}"
 
-    def __init__(self, url: str, timeout: float, opening: Opening, clock: Clock) -> None:
+    def __init__(self, url: str, timeout: float, permitted: Permitted, clock: Clock) -> None:
         self._clock = clock
         self._timeout = timeout
+        self.read_only = not permitted.write
+        self._path = _find(url, permitted)
+        self._in_memory = self._path == MEMORY
+        self._uri = ""  # what a reader opens, whose files are never changed
+        self._seen: list[tuple[int, ...]] = []  # their state then
+        if self.read_only and not self._in_memory:
+            self._uri, self._seen = uri_to_read(self._path), state_of(self._path)
         self._files: Files | None = None
         self._told = ""  # what harm to them the log tells of already
         self._trouble = 0  # why the last write failed, in SQLite's code, until one succeeds
-        path = sqlite_path(url)
-        if path != MEMORY:
-            try:
-                # The same file if the process changes its folder, and where its log lies.
-                path = os.path.realpath(path)
-            except FileNotFoundError:
-                raise UnusableDatabase("the current folder is no longer there") from None
-            if not opening.create and not os.path.exists(path):
-                if obstacle := in_the_way(path, to_write=False):
-                    raise UnusableDatabase(obstacle)
-                raise MissingDatabase("there is no such file")
-        self._in_memory = path == MEMORY
-        self._path = path
-        self.read_only = not opening.write
-        self._uri = ""
-        self._seen: list[tuple[int, ...]] = []
-        if self.read_only and not self._in_memory:
-            self._uri = uri_to_read(path)
-            self._seen = state_of(path)
         self._connections: list[sqlite3.Connection] = []
         self._idle: list[sqlite3.Connection] = []
         self._connecting = threading.Lock()
         self._current = threading.local()
+        # SQLite lets in one writer at a time; threads that wait for each other here are served in
+        # turn, where SQLite would have them sleep and try again. A database in memory has a single
+        # connection, so there readers wait too.
+        self._writing = threading.RLock()
+        self._reading = self._writing if self._in_memory else None
         self.engine = peewee.SqliteDatabase(
-            self._uri or path,
+            self._uri or self._path,
             uri=bool(self._uri),
             pragmas=PRAGMAS,
             timeout=timeout,
@@ -110,36 +97,36 @@ class SqliteDatabase(Database):
             check_same_thread=False,
             returning_clause=True,
         )
-        # One writer at a time is all that SQLite lets in; threads that wait for each other here
-        # are served in turn, where SQLite would have them sleep and try again. A file-less
-        # database has a single connection, so there readers wait too.
-        self._writing = threading.RLock()
-        self._reading = self._writing if self._in_memory else None
         try:
-            if not self._in_memory and os.path.exists(path):
-                demand_whole(path, timeout)
-            with self.engine.atomic("DEFERRED"):  # before the file is changed in any way
-                check_schema(self.engine, opening)
-            if opening.upgrade and not self._in_memory:
-                _use_write_ahead_log(self.engine, timeout)
-            if opening.write:
-                with self.engine.atomic("IMMEDIATE") as transaction:
-                    prepare_schema(self.engine, opening)
-                    if not opening.upgrade:
-                        transaction.rollback()  # that it could be written to was all to find out
+            self._prepare(permitted)
         except UnusableDatabase:
             self.close()
             raise
         except (peewee.DatabaseError, sqlite3.Error, OSError, ValueError) as error:
             self.close()
-            raise UnusableDatabase(_explain(path, error, opening.write)) from error
+            raise _unusable(self._path, error, permitted.write) from error
+
+    def _prepare(self, permitted: Permitted) -> None:
+        """Make or upgrade the tables, and keep what the transactions need of that."""
+        engine = self.engine
+        if not self._in_memory and os.path.exists(self._path):
+            demand_whole(self._path, self._timeout)
+        with engine.atomic("DEFERRED"):  # before the file is changed in any way
+            check_schema(engine, permitted)
+        if permitted.upgrade and not self._in_memory:
+            _use_write_ahead_log(engine, self._timeout)
+        if permitted.write:
+            with engine.atomic("IMMEDIATE") as transaction:
+                prepare_schema(engine, permitted)
+                if not permitted.upgrade:
+                    transaction.rollback()  # this was only to see that it can be written to
         if self._in_memory:
-            self._connections.append(self.engine.connection())
-            self._idle.append(self.engine.connection())
+            self._connections.append(engine.connection())
+            self._idle.append(engine.connection())
         else:
             if not self.read_only:
-                self._files = Files(path)
-            self.engine.close()  # the thread that starts a server may fork it
+                self._files = Files(self._path)
+            engine.close()  # the thread that starts a server may fork it
 
     def time(self) -> float:
         return self._clock()
@@ -176,13 +163,13 @@ class SqliteDatabase(Database):
                     self._idle.pop().close()
 
     def _demand_unchanged(self, connection: sqlite3.Connection) -> None:
-        """Raise where a reader may have seen parts of what others were writing meanwhile."""
+        """Raise if a reader may have seen parts of what others were writing meanwhile."""
         changed = self._uri.endswith(IMMUTABLE) and state_of(self._path) != self._seen
         if changed or connection not in self._connections:
-            raise Unavailable(BUSY)
+            raise Busy
 
     def _demand_files(self, committed: bool = False) -> None:
-        """Raise where nobody else would see what is written; SQLite would notice nothing."""
+        """Raise if nobody else would see what is written, which SQLite does not notice."""
         if self._files is None:
             return
         harm = (
@@ -209,14 +196,14 @@ class SqliteDatabase(Database):
     @contextmanager
     def _transaction(self, writing: bool) -> Iterator[None]:
         if getattr(self._current, "connection", None) is not None:
-            yield  # within another one it is part of that
+            yield  # it is part of the transaction around it
             return
         if self.read_only and not self._in_memory:
             self._look_again()
         self._demand_files()
         turn = self._writing if writing else self._reading
         if turn is not None and not turn.acquire(timeout=self._timeout):
-            raise Unavailable(BUSY)
+            raise Busy
         try:
             with self._borrowed() as connection:
                 before = connection.total_changes
@@ -228,7 +215,7 @@ class SqliteDatabase(Database):
                     self._demand_unchanged(connection)
             if writing:
                 self._demand_files(committed=True)
-                # What changes nothing needs no room, and proves that nobody is in the way.
+                # A write that changes nothing needs no room, but proves that nobody is in the way.
                 if changed or self._trouble == sqlite3.SQLITE_BUSY:
                     self._trouble = 0
         except UnusableDatabase as error:
@@ -241,7 +228,7 @@ class SqliteDatabase(Database):
                 log.error(_REASONS.get(code, "the database does not answer: %s"), error)
                 if writing or code in _DAMAGED:
                     self._trouble = code
-                raise Unavailable(_answer(code)) from error
+                raise _unavailable(code) from error
             raise
         finally:
             if turn is not None:
@@ -276,32 +263,34 @@ class SqliteDatabase(Database):
         if self.read_only:
             return
         path = self._path
-        # To try to write would be to wait for those who do.
+        # Trying to write would mean to wait for others who write.
         if not self._in_memory and not may_write(path):
             log.error("%s or its folder cannot be written to", path)
             raise Unavailable(SILENT)
         if self._trouble:
-            raise Unavailable(_answer(self._trouble))
+            raise _unavailable(self._trouble)
 
     def inspect(self, thorough: bool) -> str:
         super().inspect(thorough)
         look = "PRAGMA integrity_check(1)" if thorough else "PRAGMA quick_check(1)"
         ((found,),) = self.read(self.rows, look)
         if found != "ok":
-            raise UnusableDatabase(f"the database is damaged: {found}: restore a backup")
+            raise UnusableDatabase(
+                f"the database is damaged: {found.splitlines()[-1]}: restore a backup"
+            )
         ((mode,),) = self.read(self.rows, "PRAGMA journal_mode")
-        if mode == "wal":  # otherwise what is tried would go into the file itself
+        if mode == "wal":  # in any other mode the trial would go into the file itself
             with suppress(_TakenBack):
                 self.write_once(self._try_for_room)
         return "" if self._in_memory else f"{self._path} {owned(self._path)}"
 
     def _try_for_room(self) -> None:
-        self._execute("PRAGMA cache_size = 1", ())  # what does not fit is written before a commit
+        self._execute("PRAGMA cache_size = 1", ())  # what does not fit is written at once
         self._execute(f"CREATE TABLE orchestration_trial AS SELECT zeroblob({TRIAL})", ())
         raise _TakenBack
 
     def stream(self, sql: str, values: Values = ()) -> Iterator[Row]:
-        # Not `yield from` the cursor, which would be closed with this, maybe after its connection.
+        # `yield from` would close the cursor with this generator, perhaps after its connection.
         yield from iter(self._execute(sql, values).fetchone, None)
 
     def _execute(self, sql: str, values: Values) -> sqlite3.Cursor:
@@ -315,11 +304,11 @@ class SqliteDatabase(Database):
     def any_of(self, column: peewee.ColumnBase, name: str) -> peewee.Expression:
         return column.in_(peewee.SQL(f"(SELECT value FROM json_each({self._place.format(name)}))"))
 
-    def off_path(self, column: peewee.ColumnBase) -> peewee.ColumnBase:
+    def unindexed(self, column: peewee.ColumnBase) -> peewee.ColumnBase:
         return peewee.NodeList((peewee.SQL("+"), column), glue="")
 
     def keep_others_off(self, ids: peewee.AutoField, highest: int = 0) -> None:
-        # There are none. AUTOINCREMENT counts on from any id, and from this row where that is more.
+        # There are no others. AUTOINCREMENT counts on from the largest id, or from this row.
         if self.last_id(ids) < highest:
             values = (highest, ids.model._meta.table_name)
             if not self.change("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", values):
@@ -340,8 +329,27 @@ class SqliteDatabase(Database):
         self.engine.close()
 
 
-def _answer(code: int) -> str:
-    return NO_ROOM if code == sqlite3.SQLITE_FULL else SILENT
+def _unavailable(code: int) -> Unavailable:
+    if code == sqlite3.SQLITE_BUSY:
+        return Busy()
+    return Unavailable(NO_ROOM if code == sqlite3.SQLITE_FULL else SILENT)
+
+
+def _find(url: str, permitted: Permitted) -> str:
+    """Return the file that a URL names, from the root, which is there if it must; or `:memory:`."""
+    path = sqlite_path(url)
+    if path == MEMORY:
+        return path
+    try:
+        # The same file if the process changes its folder, and where its log lies.
+        path = os.path.realpath(path)
+    except FileNotFoundError:
+        raise UnusableDatabase("the current folder is no longer there") from None
+    if not permitted.create and not os.path.exists(path):
+        if obstacle := in_the_way(path, to_write=False):
+            raise UnusableDatabase(obstacle)
+        raise MissingDatabase("there is no such file")
+    return path
 
 
 def may_write(path: str) -> bool:
@@ -358,27 +366,35 @@ def uri_of(path: str) -> str:
 def uri_to_read(path: str) -> str:
     """Return how SQLite opens a database's file so that neither it nor its log is changed or made.
 
-    Where no log lies beside it nobody is writing to it; see whether that stays so (`state_of`).
+    If no log is in use, nobody is writing to it; check that this stays so (`state_of`).
     """
-    return f"file:{quote(path)}?mode=ro" + ("" if os.path.exists(path + LOG) else IMMUTABLE)
+    return f"file:{quote(path)}?mode=ro" + ("" if _has_log(path) else IMMUTABLE)
+
+
+def _has_log(path: str) -> bool:
+    """Whether a log is in use. An empty one without an index is left over, and says nothing."""
+    try:
+        return os.path.getsize(path + LOG) > 0 or os.path.exists(path + INDEX)
+    except OSError:
+        return False
 
 
 def state_of(path: str) -> list[tuple[int, ...]]:
-    """Return what is other than before once somebody else writes to a database without a log.
+    """Return what changes once somebody else writes to a database without a log.
 
-    With a log it is what is other once one of the files is another.
+    With a log it is what changes once one of the files is another.
     """
-    state: list[tuple[int, ...]] = []
-    for it in (path + LOG, path):
-        try:
-            found = os.stat(it)
-        except OSError:
-            state.append(())
-        else:
-            state.append((found.st_dev, found.st_ino))
-            if it == path and not state[0]:
-                state.append((found.st_mtime_ns, found.st_size))
-    return state
+    log_file = _state(path + LOG)[:2] if _has_log(path) else ()
+    database = _state(path)
+    return [log_file, database[:2] if log_file else database]
+
+
+def _state(path: str) -> tuple[int, ...]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 def sqlite_path(url: str) -> str:
@@ -406,7 +422,7 @@ def sqlite_path(url: str) -> str:
     return f"/{path.lstrip('/')}" if path.startswith("/") else path
 
 
-def _use_write_ahead_log(engine: peewee.SqliteDatabase, timeout: float) -> None:
+def _use_write_ahead_log(engine: peewee.Database, timeout: float) -> None:
     """Switch the file to WAL, where readers and the writer do not wait for each other."""
     deadline = time.monotonic() + timeout
     while True:
@@ -414,8 +430,8 @@ def _use_write_ahead_log(engine: peewee.SqliteDatabase, timeout: float) -> None:
             mode = engine.execute_sql("PRAGMA journal_mode = WAL").fetchone()[0]
             break
         except peewee.OperationalError as error:
-            # Processes that start at once on a new file are in each other's way, and here, unlike
-            # elsewhere, SQLite does not wait.
+            # Processes that start at once on a new file get in each other's way, and here SQLite
+            # does not wait.
             if "locked" not in str(error) or time.monotonic() >= deadline:
                 raise
             time.sleep(WAL_PAUSE)
@@ -423,14 +439,21 @@ def _use_write_ahead_log(engine: peewee.SqliteDatabase, timeout: float) -> None:
         raise peewee.OperationalError(f"its journal mode stays {mode} (WAL is needed)")
 
 
-def _explain(path: str, error: Exception, to_write: bool) -> str:
-    folder = os.path.dirname(os.path.realpath(path))
-    if path != MEMORY and not os.path.isdir(folder):
-        return f"there is no folder {folder}"
-    if path != MEMORY and os.path.isdir(path):
-        return "it is a folder"
-    if path != MEMORY and (obstacle := in_the_way(path, to_write)):
-        return f"{error}: {obstacle}"
-    if path != MEMORY and os.path.exists(path + LOG) and not may_write(path):
-        return f"{error}: its log {path}{LOG} can only be read where the folder can be written to"
-    return str(error)
+def _unusable(path: str, error: Exception, to_write: bool) -> UnusableDatabase:
+    """Return what keeps a database from being opened."""
+    if path == MEMORY:
+        return UnusableDatabase(str(error))
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        return UnusableDatabase(f"there is no folder {folder}")
+    if os.path.isdir(path):
+        return UnusableDatabase("it is a folder")
+    if obstacle := in_the_way(path, to_write):
+        return UnusableDatabase(f"{error}: {obstacle}")
+    if _has_log(path) and not may_write(path):
+        return UnusableDatabase(
+            f"{error}: its log {path}{LOG} can only be read where the folder can be written to"
+        )
+    if str(error) == "database is locked":  # peewee's errors have no code
+        return BusyDatabase("it is busy: another process has been writing to it")
+    return UnusableDatabase(str(error))

@@ -1,4 +1,4 @@
-"""A folder for what is not complete yet."""
+"""A temporary folder for what is not complete yet."""
 
 import fcntl
 import os
@@ -13,35 +13,44 @@ PREFIX, SUFFIX = "orchmgmt-", ".part"
 
 @contextmanager
 def unfinished(parent: Path) -> Iterator[Path]:
-    """Return a new folder in `parent`, for this user alone, which goes at the end.
+    """Return a new folder in `parent`, for this user alone, which is removed at the end.
 
-    What a process left there when it was killed goes at the beginning of the next. A folder is
-    locked for as long as its process lives.
+    What a process of this user left there when it was killed is removed at the beginning of the
+    next. A folder is locked for as long as its process lives.
 
     Raises:
         OSError: nothing can be made there.
     """
-    with _open(parent) as others:
-        # Between its making and its lock nobody shall take a new folder for an abandoned one.
-        fcntl.flock(others, fcntl.LOCK_EX)
-        for abandoned in parent.glob(f"{PREFIX}*{SUFFIX}"):
-            with suppress(OSError), _open(abandoned) as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(abandoned)
-        folder = Path(tempfile.mkdtemp(SUFFIX, PREFIX, parent))
-        own = os.open(folder, os.O_RDONLY)
-        fcntl.flock(own, fcntl.LOCK_EX)
+    for abandoned in parent.glob(f"{PREFIX}*{SUFFIX}"):
+        with suppress(OSError):
+            lock = _lock(abandoned, fcntl.LOCK_NB)
+            if os.fstat(lock).st_uid == os.geteuid():
+                shutil.rmtree(abandoned, ignore_errors=True)
+            os.close(lock)
+    folder, lock = _make(parent)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(own)
+        os.close(lock)
 
 
-@contextmanager
-def _open(folder: Path) -> Iterator[int]:
+def _make(parent: Path) -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(SUFFIX, PREFIX, parent))
+        # Before its lock another process may take it for an abandoned one, and remove it.
+        with suppress(FileNotFoundError):
+            lock = _lock(folder)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
+
+
+def _lock(folder: Path, how: int = 0) -> int:
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        yield opened
-    finally:
+        fcntl.flock(opened, fcntl.LOCK_EX | how)
+    except OSError:
         os.close(opened)
+        raise
+    return opened

@@ -1,5 +1,6 @@
 """`orchmgmt backup`: consistent while servers write, never half there, and good to restore."""
 
+import fcntl
 import os
 import re
 import resource
@@ -17,7 +18,7 @@ from needs import terminal
 from pages import blocks, marked
 from support import job, lock
 
-from orchmgmt.models import SCHEMA_VERSION
+from orchmgmt.databases.schema import SCHEMA_VERSION
 from orchmgmt.store import Store
 
 EARLIER = Path(__file__).parents[1] / "data" / "schema-1.sqlite"
@@ -227,6 +228,20 @@ def test_a_backup_to_standard_output(serve, run, tmp_path):
     assert (ended.returncode, ended.stderr) == (0, f"Copied {size} bytes.\n")
     assert instances(tmp_path / "copy.db") == ["A|b|1.0.0"]
     assert not (tmp_path / "-").exists()
+
+
+def test_nobody_else_can_hold_up_what_needs_a_temporary_folder(run, made, tmp_path):
+    """Any user may lock the folder that all share."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    held = os.open(shared, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with (tmp_path / "copy.db").open("wb") as file:
+        environment = {**os.environ, "TMPDIR": str(shared)}
+        ended = run("backup", "-", stdout=file, capture_output=False, env=environment, timeout=60)
+    os.close(held)
+    assert ended.returncode == 0
+    assert list(shared.iterdir()) == []
 
 
 def test_a_backup_is_not_shown_on_a_terminal(run, tmp_path):

@@ -522,6 +522,7 @@ def test_a_check_finds_a_damaged_database(call: Run, database: Path) -> None:
         found = looked(call("check", *thorough))["wrong  database"]
         assert found.startswith("the database is damaged: ")
         assert found.endswith(": restore a backup")
+        assert "***" not in found
     # An index that lacks what its table has is sound by itself.
     database.write_bytes(whole)
     with closing(sqlite3.connect(database)) as other:
@@ -533,6 +534,14 @@ def test_a_check_finds_a_damaged_database(call: Run, database: Path) -> None:
         other.commit()
     assert "ok     database" in looked(call("check"))
     assert "damaged" in looked(call("check", "--thorough"))["wrong  database"]
+
+
+def test_a_check_of_a_busy_database_warns(run: Run, database: Path) -> None:
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        ended = run("check", "--database-timeout-seconds", "0.1")
+    assert "busy" in looked(ended)["warn   database"]
+    assert ended.returncode == 0
 
 
 def test_a_check_says_that_there_is_no_room(run: Run, database: Path) -> None:

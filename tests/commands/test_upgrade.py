@@ -15,7 +15,7 @@ from orchmgmt import cli
 from orchmgmt.commands.asking import NoAnswer, NotDone
 from orchmgmt.commands.mirror import NotExact
 from orchmgmt.commands.upgrade import SOMETHING_TO_DO
-from orchmgmt.models import SCHEMA_VERSION
+from orchmgmt.databases.schema import SCHEMA_VERSION
 
 DATA = Path(__file__).parents[1] / "data"
 LEAVES_IT = [

@@ -118,7 +118,9 @@ def test_the_example_database_has_the_current_schema(tmp_path: Path) -> None:
     def schema(path: Path) -> list[tuple[str, str]]:
         connection = sqlite3.connect(path)
         found = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
-        found += connection.execute(f"SELECT 'v', version FROM {models.Schema._meta.table_name}")
+        found += connection.execute(
+            f"SELECT 'v', version FROM {models.SchemaVersion._meta.table_name}"
+        )
         connection.close()
         return found
 

@@ -12,7 +12,8 @@ import pytest
 from support import connection_of, job, traced
 
 from orchmgmt.databases.queries import Page
-from orchmgmt.models import SCHEMA_VERSION, STATUSES, TYPES
+from orchmgmt.databases.schema import SCHEMA_VERSION
+from orchmgmt.models import STATUSES, TYPES
 from orchmgmt.store import Store
 
 pytestmark = pytest.mark.sqlite

@@ -15,10 +15,11 @@ from support import FUTURE, in_threads, job, lock
 from wire import JOB, LOCK, PAST, connect, execute, job_entry, job_id, lock_entry, put
 
 from orchmgmt.commands.transfer import restore
-from orchmgmt.databases import ATTEMPTS, Conflict
+from orchmgmt.databases import ATTEMPTS, Overtaken
 from orchmgmt.databases.queries import Page
+from orchmgmt.databases.schema import SCHEMA_VERSION
 from orchmgmt.locks import Conflicts
-from orchmgmt.models import SCHEMA_VERSION, NewLock
+from orchmgmt.models import NewLock
 from orchmgmt.store import Store
 
 pytestmark = pytest.mark.postgresql
@@ -384,15 +385,15 @@ def test_what_two_writers_want_in_opposite_order_is_done_by_both(store):
 
 def conflict(tries):
     tries.append(1)
-    raise Conflict("in the way")
+    raise Overtaken
 
 
 def test_tries_have_an_end_and_some_work_is_tried_once(store):
     tries = []
-    with pytest.raises(Conflict):
+    with pytest.raises(Overtaken):
         store.database.write(conflict, tries)
     assert len(tries) == ATTEMPTS
-    with pytest.raises(Conflict):
+    with pytest.raises(Overtaken):
         store.database.write_once(conflict, tries)
     assert len(tries) == ATTEMPTS + 1
 

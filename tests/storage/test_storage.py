@@ -18,8 +18,9 @@ from support import FUTURE, connection_of, in_threads, job, lock, traced
 
 from orchmgmt.app import create_app, store_of
 from orchmgmt.databases.queries import BATCH, Page
+from orchmgmt.databases.schema import SCHEMA_VERSION
 from orchmgmt.locks import AlreadyLocked
-from orchmgmt.models import SCHEMA_VERSION, NewLock, UnusableDatabase
+from orchmgmt.models import NewLock, UnusableDatabase
 from orchmgmt.store import Store
 
 pytestmark = pytest.mark.sqlite
@@ -269,6 +270,10 @@ def test_connections_of_ended_threads_are_closed(store, path):
     assert opened.count(str(path)) <= 1
 
 
+def table(store, part):
+    return {"locks": store.lock_table, "history": store.job_table}[part]
+
+
 def plans(store, statements):
     """For each SELECT, its SQL and the steps of its plan."""
     explain = connection_of(store).execute
@@ -277,10 +282,6 @@ def plans(store, statements):
         for sql in statements
         if sql.startswith("SELECT")
     ]
-
-
-def tables(store):
-    return {"locks": store.lock_table, "history": store.job_table}
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
@@ -294,7 +295,7 @@ def test_each_filter_uses_an_index(store, part, name, several):
     # index when that is the order, too; in any other order it may be read in that order.
     sort = "expires_at" if name.startswith("expires") else None
     with traced(store) as statements:
-        tables(store)[part].find({name: value}, Page(1, 10, sort))
+        table(store, part).find({name: value}, Page(1, 10, sort))
     found = plans(store, statements)
     assert len(found) >= 2
     for sql, steps in found:
@@ -311,7 +312,7 @@ def test_each_order_is_read_off_an_index(store, part, sort, descending):
     store.lock_table.create([NewLock("", "A|b|1.0.0", "Alice", FUTURE)])
     store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
     with traced(store) as statements:
-        tables(store)[part].find({}, Page(0, 10, sort, descending))
+        table(store, part).find({}, Page(0, 10, sort, descending))
     *_, (sql, steps) = plans(store, statements)
     assert len(steps) == 1, (sql, steps)
     by_row_id = part == "locks" and sort in (None, "id")
@@ -574,6 +575,16 @@ def test_what_only_reads_works_where_nothing_can_be_written(tmp_path, read_only,
         assert after == before
         if arguments == ("history", "export"):
             assert ended.stdout.count("\n") == 1 + log
+
+
+def test_an_empty_log_that_was_left_over_hides_nothing(tmp_path, read_only):
+    folder, command = read_only
+    (folder / "x.db-wal").touch()
+    ended = subprocess.run(
+        [*command, COMMAND, "history", "export", "--database-url", f"sqlite:///{folder}/x.db"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout.count("\n")) == (0, 1), ended.stderr
 
 
 def test_a_log_that_cannot_be_read_is_said(tmp_path, read_only):
