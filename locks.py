@@ -46,7 +46,7 @@ class AlreadyLocked(Conflicts):
 
 
 def _held(instances: str) -> str:
-    return f"Already locked: {instances}"
+    return f"{entries.ALREADY_LOCKED}{instances}"
 
 
 class InThePast(InvalidParameter):
