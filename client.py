@@ -17,6 +17,7 @@ import selectors
 import socket
 import ssl
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -119,7 +120,7 @@ class Unavailable(Exception):
         self.retry_after = retry_after
 
 
-class NoAnswer(Unavailable):
+class Unanswered(Unavailable):
     """No answer came, or none that can be read as HTTP.
 
     Attributes:
@@ -523,6 +524,7 @@ class Connections:
         self._answer_bytes = answer_bytes
         self._idle: dict[str, list[http.client.HTTPConnection]] = {}
         self._closed = False
+        weakref.finalize(self, _close, self._idle)  # for those who do not close them
 
     def ask(
         self, method: str, base: str, path: str, headers: dict[str, str], body: str | None = None
@@ -537,7 +539,7 @@ class Connections:
             body: what is sent, in ASCII.
 
         Raises:
-            NoAnswer: there is no connection, or the answer is late, too large or not HTTP.
+            Unanswered: there is no connection, or the answer is late, too large or not HTTP.
             ValueError: a header is malformed, or these connections were closed.
         """
         deadline = time.monotonic() + self._answer_timeout
@@ -549,7 +551,7 @@ class Connections:
                 content = self._read(base, response, deadline)
             keep = not (response.will_close or self._closed)
         except (OSError, http.client.HTTPException) as error:
-            raise NoAnswer(base, _reason(error)) from error
+            raise Unanswered(base, _reason(error)) from error
         finally:
             if keep:
                 self._idle[base].append(connection)
@@ -560,9 +562,7 @@ class Connections:
     def close(self) -> None:
         """Close the connections. Nothing can be asked afterwards."""
         self._closed = True
-        for idle in list(self._idle.values()):
-            while idle:
-                idle.pop().close()
+        _close(self._idle)
 
     def _read(self, base: str, response: http.client.HTTPResponse, deadline: float) -> bytes:
         """Return the body of an answer; `read1` returns what has come, so that limits hold."""
@@ -570,11 +570,11 @@ class Connections:
         while block := response.read1(BLOCK_BYTES):
             body += block
             if len(body) > self._answer_bytes:
-                raise NoAnswer(base, "its answer is too large")
+                raise Unanswered(base, "its answer is too large")
             if time.monotonic() > deadline:
-                raise NoAnswer(base, "its answer comes too slowly")
+                raise Unanswered(base, "its answer comes too slowly")
         if response.length:
-            raise NoAnswer(base, "its answer is incomplete")
+            raise Unanswered(base, "its answer is incomplete")
         return bytes(body)
 
     def _connection(self, base: str) -> http.client.HTTPConnection:
@@ -593,7 +593,7 @@ class Connections:
             connection.connect()
         except (OSError, UnicodeError) as error:  # UnicodeError: the name of the host
             connection.close()
-            raise NoAnswer(base, _reason(error), sent=False) from error
+            raise Unanswered(base, _reason(error), sent=False) from error
         connection.sock.settimeout(self._read_timeout)
         return connection
 
@@ -691,6 +691,12 @@ def _new_connection(
     return http.client.HTTPConnection(host, parts.port or http.client.HTTP_PORT, timeout=timeout)
 
 
+def _close(connections: dict[str, list[http.client.HTTPConnection]]) -> None:
+    for idle in list(connections.values()):
+        while idle:
+            idle.pop().close()
+
+
 def _was_closed(connection: http.client.HTTPConnection) -> bool:
     """Whether the other side has closed an idle connection; a request on it would be lost."""
     with selectors.DefaultSelector() as selector:
@@ -762,7 +768,7 @@ def _good(answer: Answer) -> Answer:
 
 def _undone(failure: Unavailable) -> bool:
     """Whether the service has certainly not done what was asked."""
-    if isinstance(failure, NoAnswer):
+    if isinstance(failure, Unanswered):
         return not failure.sent
     busy = failure.status == http.HTTPStatus.SERVICE_UNAVAILABLE
     return busy and failure.retry_after is not None

@@ -14,7 +14,7 @@ from http import HTTPStatus
 from typing import Any, Self
 from urllib.parse import quote, quote_plus
 
-from orchmgmt.client import Connections, NoAnswer, UnusableFile, split_url, tls_context
+from orchmgmt.client import Connections, Unanswered, UnusableFile, split_url, tls_context
 from orchmgmt.errors import Unavailable
 from orchmgmt.policies import OwnIdentity
 from orchmgmt.settings import (
@@ -110,7 +110,7 @@ class OtherSystem:
             body = json.dumps(payload)
         try:
             answer = self._connections.ask(method, self._url, f"/{path}", headers, body)
-        except NoAnswer as failure:
+        except Unanswered as failure:
             raise self.unavailable(failure.reason) from None
         return answer.status, answer.body
 
