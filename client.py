@@ -67,6 +67,9 @@ JOB_LISTS = {
 #: The page size that stands for the largest that the service gives.
 LARGEST = 0
 
+#: The page of a query that only counts.
+ONE = {"page": 0, "size": 1}
+
 #: How many bytes of an answer are read at once.
 BLOCK_BYTES = 64 * 1024
 
@@ -328,7 +331,7 @@ class Client:
             Refused: a value is wrong, or the requester has no permission.
             Unavailable: there was no answer, or a 5xx.
         """
-        return self._page("/history/query", _job_query(**filters), Job, size=1)[1]
+        return self._post("/history/query", {**_job_query(**filters), "pagination": ONE}, Job)[1]
 
     def counts(self) -> tuple[int, int]:
         """Return how many active locks and how many jobs there are.
@@ -337,7 +340,7 @@ class Client:
             Refused: the requester has no permission.
             Unavailable: there was no answer, or a 5xx.
         """
-        return self._page("/lock/query", {}, Lock, size=1)[1], self.count_jobs()
+        return self._post("/lock/query", {"pagination": ONE}, Lock)[1], self.count_jobs()
 
     def echo(self) -> None:
         """Check that the service is there and accepts the requester's identity.

@@ -128,7 +128,7 @@ def asks(url: bool = True, direct: bool = False) -> Callable[[Command], Command]
     def decorate(command: Command) -> Command:
         @wraps(command)
         def ask(**rest: Any) -> None:
-            database_url = rest.pop("database_url", None)
+            database_url = rest.pop("database_url") if direct else None
             identity = {it: rest.pop(it) for it in ("name", "token_file", "certificate", "key")}
             where = {it: rest.pop(it) for it in ("url", "ca", "timeout")}
             if database_url is None:

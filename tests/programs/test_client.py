@@ -19,6 +19,7 @@ from wire import JOB, LOCK, execute, job_entry, job_id, lock_entry, put
 from orchmgmt import client as module
 from orchmgmt.client import AlreadyLocked, Client, Job, Lock, Refused, Unavailable
 from orchmgmt.commands.transfer import import_jobs
+from orchmgmt.entries import already_locked, to_wire
 
 pytestmark = pytest.mark.sqlite
 
@@ -327,6 +328,26 @@ def test_it_needs_the_standard_library_alone():
     assert set(loaded.split()) - sys.stdlib_module_names == {"orchmgmt"}
 
 
+def test_what_is_false_is_a_value_of_an_entry():
+    assert to_wire({"temporary": False, "number": 0, "owner": "", "expires_at": None}) == {
+        "temporary": False,
+        "number": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("message", "instances"),
+    [
+        ("Already locked: A|b|1.0.0", ["A|b|1.0.0"]),
+        ("Already locked: A|b|1.0.0, C|d|2.0.0", ["A|b|1.0.0", "C|d|2.0.0"]),
+        ("Owner is missing", []),
+        ("A|b|1.0.0 is Already locked: C|d|2.0.0", []),
+    ],
+)
+def test_a_message_tells_which_instances_are_locked(message, instances):
+    assert already_locked(message) == instances
+
+
 # What is wrong before anything is sent
 
 
@@ -434,7 +455,8 @@ class Stand:
     """Gives one scripted answer to each request, on a real socket.
 
     Attributes:
-        script: the answers to come: bytes, `DROP` to hang up instead, `SILENCE` to say nothing.
+        script: the answers to come: bytes, a list of bytes to hang up after them, `DROP` to hang up
+            at once, `SILENCE` to say nothing.
         requests: the number of the connection, the first line, the Authorization and the body.
         ended: how many connections the client has closed.
     """
@@ -476,6 +498,9 @@ class Stand:
                         return
                     if now == SILENCE:
                         self.over.wait(30)
+                        return
+                    if isinstance(now, list):
+                        connection.sendall(now[0])
                         return
                     connection.sendall(now)
                 self.ended += 1
@@ -528,6 +553,8 @@ FAULTS = {
     "502 of a proxy": answer(502),
     "503": error(503),
     "cut off": EMPTY[:-3],
+    "cut off by its end": [EMPTY[:-3]],
+    "chunks cut off": [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n20\r\n{"],
     "no HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
 }
 
