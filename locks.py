@@ -11,6 +11,7 @@ from peewee import SQL, fn
 
 from orchmgmt.databases import Database, Row
 from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
+from orchmgmt.entries import ALREADY_LOCKED
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import Job, Lock, LockCount, NewLock
 
@@ -46,7 +47,7 @@ class AlreadyLocked(Conflicts):
 
 
 def _held(instances: str) -> str:
-    return f"{entries.ALREADY_LOCKED}{instances}"
+    return f"{ALREADY_LOCKED}{instances}"
 
 
 class InThePast(InvalidParameter):
