@@ -231,17 +231,18 @@ class MineToo(Mine):
         return OwnIdentity("Own", "Mine own")
 
 
-def test_a_policy_that_is_added_says_itself_who_this_system_is(
+def test_a_policy_says_itself_who_this_system_is(
     begin: Start, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, policy in (("mine", Mine), ("mine-too", MineToo)):
-        monkeypatch.setattr(declared, policy.__name__, policy, raising=False)
-        part = Part(f"policies.declared:{policy.__name__}")
-        monkeypatch.setitem(AUTHENTICATION_POLICIES, name, part)
-    with pytest.raises(SettingError, match="`mine` does not say how this system proves"):
-        begin(AUTHENTICATION_POLICY="mine")
+    def start(policy: type[Mine]) -> Service:
+        monkeypatch.setattr(declared, "Mine", policy, raising=False)
+        monkeypatch.setitem(AUTHENTICATION_POLICIES, "declared", Part("policies.declared:Mine"))
+        return begin(SYSTEM_NAME=policy.__name__)
+
     cloud.answer = lambda path: (200, b"true")
-    assert ask(begin(AUTHENTICATION_POLICY="mine-too"), "query").status == 200
+    with pytest.raises(SettingError, match="`declared` does not say how this system proves"):
+        start(Mine)
+    assert ask(start(MineToo), "query").status == 200
     assert cloud.requests == [("POST", f"{AUTHORIZATION}/verify", "Mine own")]
 
 
