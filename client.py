@@ -17,31 +17,42 @@ import selectors
 import socket
 import ssl
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
+from email.message import Message
 from email.utils import parsedate_to_datetime
-from operator import attrgetter
+from math import inf
 from types import TracebackType
-from typing import Any, TypeVar
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
 
-from orchmgmt.entries import MANAGEMENT, ROOT, Job, Lock, camel_case, write_time
+from orchmgmt.entries import (
+    MANAGEMENT,
+    ROOT,
+    Job,
+    Lock,
+    already_locked,
+    camel_case,
+    to_wire,
+    write_time,
+)
 
 __all__ = ["AlreadyLocked", "Client", "Job", "Lock", "Refused", "Unavailable"]
 
-#: Seconds. A longer `Retry-After` is the caller's to wait for.
+#: Seconds. The client does not wait longer than this; the caller may.
 LONGEST_PAUSE = 10.0
 
-#: Seconds before the second try; twice as many before each further one.
+#: Seconds before the second try. Each further pause is twice as long.
 FIRST_PAUSE = 0.1
 
-#: Characters of a remove's query string. Many servers take 8,000 for a request's first line.
+#: The longest query string of a remove, in characters. Many servers accept 8,000 for the first line
+#: of a request.
 QUERY_STRING_LENGTH = 4000
 
-#: The keys of a create request; a `Lock` has more.
+#: The keys of a lock in a create request; a `Lock` has more.
 REQUESTED = ("serviceInstanceId", "owner", "expiresAt")
-
-ALREADY_LOCKED = "Already locked: "
 
 #: The filters of a history query that are lists.
 JOB_LISTS = {
@@ -53,21 +64,27 @@ JOB_LISTS = {
     "subscription_ids",
 }
 
-#: The page for who only wants to know how many there are.
+#: The page size that stands for the largest that the service gives.
+LARGEST = 0
+
+#: The page of a query that only counts.
 ONE = {"page": 0, "size": 1}
 
-#: What reading an answer raises that is not what it should be, or nested without end.
-NO_JSON_OF_OURS = (ValueError, TypeError, KeyError, RecursionError)
+#: How many bytes of an answer are read at once.
+BLOCK_BYTES = 64 * 1024
+
+#: What reading an answer can raise that is not the expected JSON, or is nested too deeply.
+UNEXPECTED_JSON = (ValueError, TypeError, KeyError, RecursionError)
 
 E = TypeVar("E", Lock, Job)
 
 
 class Refused(Exception):
-    """The service does not do what is asked, and would not if it were asked again.
+    """The service refuses the request, and would refuse it again.
 
     Attributes:
-        status: the HTTP status: 4xx, or another where something else than the service answered.
-        message: why, as the answer says it.
+        status: the HTTP status: 4xx, or another one if something else than the service answered.
+        message: the reason that the answer gives.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -77,25 +94,25 @@ class Refused(Exception):
 
 
 class AlreadyLocked(Refused):
-    """Nothing was locked, because others hold some of the service instances.
+    """Nothing was locked, because some of the service instances are locked already.
 
     Attributes:
-        instances: every one of those.
+        instances: all of those.
     """
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(status, message)
-        self.instances = message.removeprefix(ALREADY_LOCKED).split(", ")
+        self.instances = already_locked(message)
 
 
 class Unavailable(Exception):
-    """No connection, no answer in time, or a 5xx: another time it may do what is asked.
+    """No connection, no answer in time, or a 5xx: the same request may succeed later.
 
-    Of a create nobody but a query can tell then whether it was done.
+    After a create, only a query can tell whether the locks were made.
 
     Attributes:
-        status: the HTTP status, or `None` without an answer.
-        retry_after: in how many seconds to ask again, or `None` if the answer does not say.
+        status: the HTTP status, or `None` if there was no answer.
+        retry_after: seconds to wait before the next try, or `None` if the answer does not say.
     """
 
     def __init__(
@@ -106,31 +123,43 @@ class Unavailable(Exception):
         self.retry_after = retry_after
 
 
-class _NoConnection(Unavailable):
-    """Nothing was sent."""
+class Unanswered(Unavailable):
+    """No answer came, or none that can be read as HTTP.
+
+    Attributes:
+        reason: why; it holds nothing that the other side sent.
+        sent: whether the other side may have received the request.
+    """
+
+    def __init__(self, url: str, reason: str, sent: bool = True) -> None:
+        super().__init__(
+            f"{url} did not answer: {reason}" if sent else f"no connection to {url}: {reason}"
+        )
+        self.reason = reason
+        self.sent = sent
 
 
 class Client:
-    """Creates, queries and removes locks and queries jobs. Any thread may call any method.
+    """Creates, queries and removes locks, and queries jobs. Any thread may call any method.
 
     Args:
-        url: where the service is: `http://`, `https://`, or `http+unix://` and the escaped path
-            of a Unix socket. A path before or with `/serviceorchestration` may follow.
-        name: the system that asks, where the authentication policy is `declared`.
-        token: its identity token, where the policy is `outsourced`; or what returns it: a function
-            that is given `None` before each request, and after a 401 the token that was refused.
-            If it returns another one then, the request is sent once more.
-        certificate: the PEM file of its certificate and key, or a pair of two files, where the
-            policy is `certificate`; a name or a token may go with it.
-        ca: the PEM file of who may certify the service; the machine's own by default.
-        timeout: for how many seconds the service may be silent.
-        retries: how often to try again. A query and a remove are repeated after whatever is
-            `Unavailable`; a create only if nothing had been sent, or the answer was a 503 that
-            says when to try again. After such a 503, `AlreadyLocked` may name the lock that the
-            first try made after all; a query tells.
+        url: where the service is: `http://`, `https://`, or `http+unix://` and the escaped path of
+            a Unix socket. A path before `/serviceorchestration` is kept; what follows is ignored.
+        name: the system that asks, if the authentication policy is `declared`.
+        token: its identity token, if the policy is `outsourced`; or a function that returns it. The
+            function gets `None` before each request, and after a 401 the token that was refused.
+            If it then returns another one, the request is sent once more.
+        certificate: the PEM file of its certificate and key, or a pair of two files, if the policy
+            is `certificate`. A name or a token may go with it.
+        ca: the PEM file of the CAs trusted for the service; by default those of this machine.
+        timeout: how many seconds the service may be silent.
+        retries: how often to try again. A query and a remove are repeated whenever the service is
+            `Unavailable`; a create only if nothing was sent, or if the answer was a 503 with
+            `Retry-After`. After such a 503, `AlreadyLocked` may name the locks that the first try
+            made after all; a query tells.
 
     Raises:
-        TypeError: nothing says who asks, or a name and a token both do.
+        TypeError: there is no name, token or certificate, or both a name and a token.
         ValueError: the URL, one of the files or another argument cannot be used.
     """
 
@@ -145,14 +174,8 @@ class Client:
         timeout: float = 5,
         retries: int = 3,
     ) -> None:
-        if name is not None and token is not None:
-            raise TypeError("give a name or a token, not both")
-        if name is None and token is None and certificate is None:
-            raise TypeError("say who asks: name=, token= or certificate=")
-        who = name or (token if isinstance(token, str) else "") or ""
-        if not who.isascii() or not who.isprintable():
-            raise ValueError("a name or a token has letters, digits and signs of ASCII alone")
-        if not (timeout > 0 and retries >= 0):  # nor is NaN
+        _check_requester(name, token, certificate)
+        if not (timeout > 0 and retries >= 0):  # this refuses NaN too
             raise ValueError("the timeout must be above 0, and retries 0 or more")
         self.url = url
         self.timeout = timeout
@@ -161,37 +184,29 @@ class Client:
         if name is not None:
             self._headers["Authorization"] = f"Bearer SYSTEM//{name}"
         self._token = (lambda refused: token) if isinstance(token, str) else token
-        parts = urlsplit(url)
-        self._scheme, self._host, self._port = parts.scheme, parts.hostname, parts.port
-        if self._scheme == "http+unix":
-            self._host = unquote(parts.netloc)
-        if parts.query or parts.fragment or parts.username is not None:
-            raise ValueError("the URL must have no user, query or fragment")
-        if self._scheme not in ("http", "https", "http+unix") or not self._host:
-            raise ValueError(f"{url} must be http://HOST:PORT, https:// or http+unix://%2FPATH")
-        if not url.isascii() or not url.isprintable() or " " in url:
-            raise ValueError(f"{url!r} must have its special characters escaped")
-        self._prefix = parts.path.partition(ROOT)[0].rstrip("/")
-        self._context = None
-        if self._scheme == "https":
-            self._context = _tls(certificate, ca)
+        parts = split_url(url)
+        before = parts.path.partition(ROOT)[0].rstrip("/")
+        self._base = f"{parts.scheme}://{parts.netloc}{before}"
+        context = None
+        if parts.scheme == "https":
+            files = certificate if isinstance(certificate, tuple) else (certificate, None)
+            context = tls_context(ca, *files)
         elif certificate is not None or ca is not None:
             raise ValueError(f"{url} must be https:// to go with a certificate or a ca")
-        self._idle: list[http.client.HTTPConnection] = []
-        self._closed = False
+        self._connections = Connections(timeout, timeout, context)
 
     def create_locks(self, locks: Iterable[Lock]) -> list[Lock]:
-        """Lock service instances, all or none (contract, "Lock", "create").
+        """Lock service instances, all of them or none (contract, "Lock", "create").
 
         Args:
-            locks: what to make: the instance, the owner and the end of each.
+            locks: the instance, the owner and the end of each.
 
         Returns:
             The new locks in the same order, with their ids.
 
         Raises:
-            AlreadyLocked: others hold some of them.
-            Refused: a value is wrong, or the requester may not.
+            AlreadyLocked: some of the instances are locked already.
+            Refused: a value is wrong, or the requester has no permission.
             Unavailable: there was no answer, or a 5xx.
             ValueError: an `expires_at` has no zone.
         """
@@ -211,45 +226,44 @@ class Client:
     ) -> Iterator[Lock]:
         """Return the active locks that match every filter, the newest first.
 
-        Contract: "Lock", "query". A lock matches a list when it has one of its values; an empty
-        list does not filter.
+        Contract: "Lock", "query". A lock matches a list if it has one of its values; an empty list
+        does not filter.
 
         Args:
-            ids: the numbers of locks.
+            ids: the ids of locks.
             orchestration_job_ids: the jobs that hold them.
             service_instance_ids: the locked instances.
-            owners: who holds them.
-            expires_before: a moment, with a zone; so they end earlier.
-            expires_after: a moment, with a zone; so they end later.
+            owners: the systems that hold them.
+            expires_before: a time with a zone; the locks expire before it.
+            expires_after: a time with a zone; the locks expire after it.
 
         Raises:
             TypeError: a list is a string.
-            ValueError: a moment has no zone.
-            Refused: while iterating: a value is wrong, or the requester may not.
+            ValueError: a time has no zone.
+            Refused: while iterating: a value is wrong, or the requester has no permission.
             Unavailable: while iterating: there was no answer, or a 5xx.
         """
-        filters = {
-            "ids": _list(ids),
-            "orchestrationJobIds": _list(orchestration_job_ids),
-            "serviceInstanceIds": _list(service_instance_ids),
-            "owners": _list(owners),
-            "expiresBefore": expires_before and write_time(expires_before),
-            "expiresAfter": expires_after and write_time(expires_after),
+        lists = {
+            "ids": ids,
+            "orchestration_job_ids": orchestration_job_ids,
+            "service_instance_ids": service_instance_ids,
+            "owners": owners,
         }
-        return self._pages("/lock/query", filters, Lock)
+        query = _query(lists, expires_before=expires_before, expires_after=expires_after)
+        return self._pages("/lock/query", query, Lock)
 
     def remove_locks(self, owner: str, *instances: str) -> None:
-        """Remove an owner's locks, but for temporary ones (contract, "Lock", "remove").
+        """Remove an owner's locks, except temporary ones (contract, "Lock", "remove").
 
-        What is not locked, or not by this owner, is passed over. Very many instances go out in
+        Instances that are not locked, or not by this owner, are ignored. A long list is sent in
         several requests.
 
         Args:
-            owner: who holds them.
+            owner: the system that holds them.
             instances: the service instances.
 
         Raises:
-            Refused: a value is wrong, there are no instances, or the requester may not.
+            Refused: a value is wrong, there are no instances, or the requester has no permission.
             Unavailable: there was no answer, or a 5xx.
         """
         for query in _query_strings(instances):
@@ -268,30 +282,31 @@ class Client:
         subscription_ids: Iterable[str] = (),
         since: datetime | None = None,
     ) -> Iterator[Job]:
-        """Return the jobs that match every filter, in the order of their ids, which tells nothing.
+        """Return the jobs that match every filter, in the order of their ids, which are random.
 
-        Contract: "History". A job matches a list when it has one of its values; an empty list
-        does not filter.
+        Contract: "History". A job matches a list if it has one of its values; an empty list does
+        not filter.
 
         Args:
             ids: the jobs' UUIDs.
             statuses: `PENDING`, `IN_PROGRESS`, `DONE`, `ERROR`.
             type: `PULL` or `PUSH`.
-            requester_systems: who asked for them.
-            target_systems: whom their results are for.
-            service_definitions: what was looked for.
+            requester_systems: the systems that asked for them.
+            target_systems: the systems that their results are for.
+            service_definitions: the services that they looked for.
             subscription_ids: the UUIDs of the subscriptions that triggered them.
-            since: a moment, with a zone; so they were created, begun or ended then or later, and
-                come in no order. No filter of the contract, but as cheap: only those are read.
-                While thousands change each second it may miss some.
+            since: a time with a zone. The jobs were created, started or finished at that time or
+                later, and come in no particular order. The contract has no such filter, but the
+                client reads no more than these jobs. It may miss some while thousands change each
+                second.
 
         Raises:
             TypeError: a list is a string.
-            ValueError: the moment has no zone.
-            Refused: while iterating: a value is wrong, or the requester may not.
+            ValueError: the time has no zone.
+            Refused: while iterating: a value is wrong, or the requester has no permission.
             Unavailable: while iterating: there was no answer, or a 5xx.
         """
-        filters = _job_filters(
+        query = _job_query(
             ids=ids,
             statuses=statuses,
             type=type,
@@ -301,56 +316,53 @@ class Client:
             subscription_ids=subscription_ids,
         )
         if since is not None:
-            write_time(since)
-            return self._latest("/history/query", filters, since)
-        return self._pages("/history/query", filters, Job)
+            write_time(since)  # raises ValueError without a zone
+            return self._latest("/history/query", query, since)
+        return self._pages("/history/query", query, Job)
 
     def count_jobs(self, **filters: Any) -> int:
         """Return how many jobs match every filter.
 
         Args:
-            filters: as `jobs` takes them, but for `since`.
+            filters: those of `jobs`, except `since`.
 
         Raises:
             TypeError: a list is a string, or there is no such filter.
-            Refused: a value is wrong, or the requester may not ask.
+            Refused: a value is wrong, or the requester has no permission.
             Unavailable: there was no answer, or a 5xx.
         """
-        query = {key: value for key, value in _job_filters(**filters).items() if value}
-        return self._post("/history/query", {**query, "pagination": ONE}, Job)[1]
+        return self._post("/history/query", {**_job_query(**filters), "pagination": ONE}, Job)[1]
 
     def counts(self) -> tuple[int, int]:
         """Return how many active locks and how many jobs there are.
 
         Raises:
-            Refused: the requester may not ask.
+            Refused: the requester has no permission.
             Unavailable: there was no answer, or a 5xx.
         """
         return self._post("/lock/query", {"pagination": ONE}, Lock)[1], self.count_jobs()
 
     def echo(self) -> None:
-        """See whether the service is there and knows the requester.
+        """Check that the service is there and accepts the requester's identity.
 
         Raises:
-            Refused: it does not.
-            Unavailable: it is not.
+            Refused: it does not accept it.
+            Unavailable: it is not there.
         """
         self._ask("GET", f"{ROOT}/monitor/echo")
 
     def health(self) -> None:
-        """See whether the service and its database can be used (not in the Java implementation).
+        """Check that the service and its database work (the Java implementation cannot tell).
 
         Raises:
             Refused: there is no such path.
-            Unavailable: they cannot.
+            Unavailable: they do not work.
         """
         self._ask("GET", "/health")
 
     def close(self) -> None:
-        """Close the connections; no more can be asked."""
-        self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        """Close the connections. No method that asks can be called afterwards."""
+        self._connections.close()
 
     def __enter__(self) -> "Client":
         return self
@@ -363,166 +375,230 @@ class Client:
     ) -> None:
         self.close()
 
-    def _pages(self, path: str, filters: dict[str, Any], entry: type[E]) -> Iterator[E]:
-        """Return all that match, from as many pages as it takes.
+    def _pages(self, path: str, query: dict[str, Any], entry: type[E]) -> Iterator[E]:
+        """Return all entries that match, from as many pages as needed.
 
-        Others come and go between two pages, so that what follows moves to and fro. Whatever stays
-        is returned, and once: entries are in the order of their ids, and each page overlaps what
-        came before; if it turns out not to, the one before it is read again. (Pages of a few
-        entries cannot always overlap.)
+        Between two pages other entries come and go, and shift the rest. Still, each entry that
+        stays is returned, and once. Entries come in the order of their ids, the largest first, and
+        each page starts at the last entry that was returned, or before it. If a page turns out to
+        start after it, entries were skipped, and the page before it is read next. (Pages of very
+        few entries cannot always overlap.)
         """
-        query = {key: value for key, value in filters.items() if value}
-        id_of = attrgetter("id")
-        largest = size = 0  # which stands for the largest page
-        place = 0  # how many entries there were up to the last
-        last: Any = None
-        while True:
-            number = place // size if size else 0
-            pagination = {"page": number, "size": size, "direction": "DESC", "sortField": "id"}
-            found, count = self._post(path, {**query, "pagination": pagination}, entry)
-            start = number * size
-            if 0 < start < place and not (found and id_of(found[0]) >= last):
+        page, count = self._page(path, query, entry)
+        yield from page
+        largest = place = len(page)  # place: how many entries come up to the last one returned
+        last: Any = page[-1].id if page else None
+        more = 0 < place < count
+        while more:
+            size = _page_size(place, largest)
+            start = place - place % size
+            page, count = self._page(path, query, entry, start // size, size)
+            if 0 < start < place and not (page and page[0].id >= last):
                 place = start
-            else:
-                fresh = [it for it in found if last is None or id_of(it) < last]
-                yield from fresh
-                last = id_of(fresh[-1]) if fresh else last
-                place = start + len(found)
-                if place >= count or not found:
-                    return
-            largest = largest or len(found)
-            # The page with both the last entry and the next that has the most of what follows.
-            size = max(range(largest // 2 + 1, largest + 1), key=lambda it: (-place % it, it))
+                continue
+            for it in page:
+                if it.id < last:
+                    yield it
+            last = min(last, page[-1].id) if page else last
+            place = start + len(page)
+            more = bool(page) and place < count
 
-    def _latest(self, path: str, filters: dict[str, Any], since: datetime) -> Iterator[Job]:
-        """Return the jobs that have a time since then: each kind of time, the latest first."""
-        query = {key: value for key, value in filters.items() if value}
+    def _latest(self, path: str, query: dict[str, Any], since: datetime) -> Iterator[Job]:
+        """Return the jobs that were created, started or finished since then."""
         latest: dict[str, Job] = {}
         for name in Job.TIMES:
-            # As for `_pages`, 0 stands for the largest page.
-            page = {"size": 0, "direction": "DESC", "sortField": camel_case(name)}
             place = 0
             for number in itertools.count():
-                pagination = {**page, "page": number}
-                found, count = self._post(path, {**query, "pagination": pagination}, Job)
-                place += len(found)
-                recent = [it for it in found if (moment := getattr(it, name)) and moment >= since]
+                page, count = self._page(path, query, Job, number, sort=camel_case(name))
+                place += len(page)
+                recent = [it for it in page if (moment := getattr(it, name)) and moment >= since]
                 latest |= {it.id: it for it in recent}
-                if place >= count or not found or len(recent) < len(found):
+                if place >= count or not page or len(recent) < len(page):
                     break
         yield from latest.values()
+
+    def _page(
+        self,
+        path: str,
+        query: dict[str, Any],
+        entry: type[E],
+        number: int = 0,
+        size: int = LARGEST,
+        sort: str = "id",
+    ) -> tuple[list[E], int]:
+        """Return one page of what matches, the largest values first, and the count of all."""
+        page = {"page": number, "size": size, "direction": "DESC", "sortField": sort}
+        return self._post(path, {**query, "pagination": page}, entry)
 
     def _post(
         self, path: str, payload: dict[str, Any], entry: type[E], repeatable: bool = True
     ) -> tuple[list[E], int]:
-        """Return the entries of an answer, and how many there are in all."""
-        status, body = self._ask("POST", MANAGEMENT + path, json.dumps(payload), repeatable)
+        """Return the entries of an answer, and its count."""
+        answer = self._ask("POST", MANAGEMENT + path, json.dumps(payload), repeatable)
         try:
-            answer = json.loads(body)
-            found = [entry.from_wire(it) for it in answer["entries"]]
+            body = json.loads(answer.body)
+            found = [entry.from_wire(it) for it in body["entries"]]
             if not all(isinstance(it.id, int if entry is Lock else str) for it in found):
-                raise ValueError("an id is none")
-            return found, int(answer["count"])
-        except (*NO_JSON_OF_OURS, AttributeError, OverflowError) as error:
+                raise ValueError("an id has the wrong type")
+            return found, int(body["count"])
+        except (*UNEXPECTED_JSON, AttributeError, OverflowError) as error:
             message = f"{self.url} does not answer as an orchestration service does"
-            raise Refused(status, message) from error
+            raise Refused(answer.status, message) from error
 
     def _ask(
         self, method: str, path: str, body: str | None = None, repeatable: bool = True
-    ) -> tuple[int, bytes]:
-        """Return the status and the body of a good answer, however many tries it takes."""
+    ) -> "Answer":
+        """Return a good answer, under a new token if the first one is refused."""
         token = self._token and self._token(None)
         try:
-            return self._ask_as(token, method, path, body, repeatable)
+            return self._retry(token, method, path, body, repeatable)
         except Refused as refusal:
             fresh = None
             if self._token and refusal.status == http.HTTPStatus.UNAUTHORIZED:
                 fresh = self._token(token)
             if fresh == token or fresh is None:
                 raise
-            return self._ask_as(fresh, method, path, body, repeatable)
+            return self._retry(fresh, method, path, body, repeatable)
 
-    def _ask_as(
+    def _retry(
         self, token: str | None, method: str, path: str, body: str | None, repeatable: bool
-    ) -> tuple[int, bytes]:
+    ) -> "Answer":
+        """Return a good answer, after as many tries as allowed."""
         headers = dict(self._headers)
         if token is not None:
             headers["Authorization"] = f"Bearer IDENTITY-TOKEN//{token}"
+        if body is not None:
+            headers["Content-Type"] = "application/json"
         backoff = FIRST_PAUSE
         for left in range(self.retries, -1, -1):
             try:
-                return self._try(method, path, body, headers)
+                return _good(self._connections.ask(method, self._base, path, headers, body))
             except Unavailable as failure:
                 wait = failure.retry_after or 0.0
-                undone = isinstance(failure, _NoConnection) or (
-                    failure.status == http.HTTPStatus.SERVICE_UNAVAILABLE
-                    and failure.retry_after is not None
-                )
-                if not left or not (repeatable or undone) or wait > LONGEST_PAUSE:
+                if not left or not (repeatable or _undone(failure)) or wait > LONGEST_PAUSE:
                     raise
                 time.sleep(min(wait + backoff * random.uniform(0.5, 1), LONGEST_PAUSE))
                 backoff *= 2
         raise AssertionError("the last try returns or raises")
 
-    def _try(
-        self, method: str, path: str, body: str | None, headers: dict[str, str]
-    ) -> tuple[int, bytes]:
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        connection = self._connection()
-        try:
-            connection.request(method, self._prefix + path, body, headers)
-            response = connection.getresponse()
-            content = response.read()
-        except (OSError, http.client.HTTPException, OverflowError, MemoryError) as error:
-            connection.close()  # the last two: it promised more than a machine can hold
-            raise Unavailable(f"{self.url} did not answer: {_reason(error)}") from error
-        except BaseException:
-            connection.close()
-            raise
-        if self._closed or response.will_close:
-            connection.close()
-        else:
-            self._idle.append(connection)
-        if 200 <= response.status < 300:
-            return response.status, content
-        message = _message(content) or response.reason or "no reason was given"
-        if response.status >= 500:
-            retry_after = _seconds(response.headers.get("Retry-After"))
-            raise Unavailable(message, response.status, retry_after)
-        if message.startswith(ALREADY_LOCKED):
-            raise AlreadyLocked(response.status, message)
-        raise Refused(response.status, message)
 
-    def _connection(self) -> http.client.HTTPConnection:
+class Answer(NamedTuple):
+    """An answer as it came.
+
+    Attributes:
+        status: the HTTP status.
+        reason: the words behind it, which may be empty.
+        headers: the headers.
+        body: the whole body.
+    """
+
+    status: int
+    reason: str
+    headers: Message
+    body: bytes
+
+
+class Connections:
+    """Connections to servers, kept open and used again. Any thread may call any method.
+
+    Each request is sent once: nothing is repeated, and no redirection is followed.
+
+    Args:
+        connect_timeout: how many seconds a connection and its TLS handshake may take.
+        read_timeout: how many seconds the other side may be silent.
+        context: what `https://` needs; see `tls_context`.
+        answer_timeout: how many seconds a request may take until its answer is complete.
+        answer_bytes: how large the body of an answer may be.
+    """
+
+    def __init__(
+        self,
+        connect_timeout: float,
+        read_timeout: float,
+        context: ssl.SSLContext | None = None,
+        *,
+        answer_timeout: float = inf,
+        answer_bytes: float = inf,
+    ) -> None:
+        self._connect_timeout = connect_timeout
+        self._read_timeout = read_timeout
+        self._context = context
+        self._answer_timeout = answer_timeout
+        self._answer_bytes = answer_bytes
+        self._idle: dict[str, list[http.client.HTTPConnection]] = {}
+        self._closed = False
+        weakref.finalize(self, _close, self._idle)  # for those who do not close them
+
+    def ask(
+        self, method: str, base: str, path: str, headers: dict[str, str], body: str | None = None
+    ) -> Answer:
+        """Send a request, and return the answer whatever its status.
+
+        Args:
+            method: the HTTP method.
+            base: the URL of the server, as `split_url` accepts it; a path in it comes first.
+            path: the rest of the path, escaped.
+            headers: the headers.
+            body: what is sent, in ASCII.
+
+        Raises:
+            Unanswered: there is no connection, or the answer is late, too large or not HTTP.
+            ValueError: a header is malformed, or these connections were closed.
+        """
+        deadline = time.monotonic() + self._answer_timeout
+        connection = self._connection(base)
+        keep = False
+        try:
+            connection.request(method, urlsplit(base).path + path, body, headers)
+            with connection.getresponse() as response:
+                content = self._read(base, response, deadline)
+            keep = not (response.will_close or self._closed)
+        except (OSError, http.client.HTTPException) as error:
+            raise Unanswered(base, _reason(error)) from error
+        finally:
+            if keep:
+                self._idle[base].append(connection)
+            else:
+                connection.close()
+        return Answer(response.status, response.reason, response.headers, content)
+
+    def close(self) -> None:
+        """Close the connections. Nothing can be asked afterwards."""
+        self._closed = True
+        _close(self._idle)
+
+    def _read(self, base: str, response: http.client.HTTPResponse, deadline: float) -> bytes:
+        """Return the body of an answer; `read1` returns what has come, so that limits hold."""
+        body = bytearray()
+        while block := response.read1(BLOCK_BYTES):
+            body += block
+            if len(body) > self._answer_bytes:
+                raise Unanswered(base, "its answer is too large")
+            if time.monotonic() > deadline:
+                raise Unanswered(base, "its answer comes too slowly")
+        if response.length:
+            raise Unanswered(base, "its answer is incomplete")
+        return bytes(body)
+
+    def _connection(self, base: str) -> http.client.HTTPConnection:
         """Return a connection that nobody else uses."""
         if self._closed:
             raise ValueError("the client is closed")
-        while True:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                break
-            if not _is_over(connection):
-                return connection
-            connection.close()
-        connection = self._new_connection()
+        idle = self._idle.setdefault(base, [])
+        with suppress(IndexError):  # another thread may take the last one
+            while True:
+                connection = idle.pop()
+                if not _was_closed(connection):
+                    return connection
+                connection.close()
+        connection = _new_connection(base, self._connect_timeout, self._context)
         try:
             connection.connect()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: the name of the host
             connection.close()
-            raise _NoConnection(f"no connection to {self.url}: {_reason(error)}") from error
+            raise Unanswered(base, _reason(error), sent=False) from error
+        connection.sock.settimeout(self._read_timeout)
         return connection
-
-    def _new_connection(self) -> http.client.HTTPConnection:
-        host = self._host or ""
-        if self._scheme == "http+unix":
-            return _UnixConnection(host, self.timeout)
-        if self._context is not None:
-            return http.client.HTTPSConnection(
-                host, self._port, timeout=self.timeout, context=self._context
-            )
-        return http.client.HTTPConnection(host, self._port, timeout=self.timeout)
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -544,41 +620,129 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _is_over(connection: http.client.HTTPConnection) -> bool:
-    """Whether the other side has closed an idle connection; what is sent would be lost."""
+class UnusableFile(ValueError):
+    """A file of certificates that cannot be used.
+
+    Attributes:
+        argument: `ca` or `certificate`.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, argument: str, message: str, reason: str) -> None:
+        super().__init__(f"{message}: {reason}")
+        self.argument = argument
+        self.reason = reason
+
+
+def tls_context(
+    ca: str | None, certificate: str | None = None, key: str | None = None
+) -> ssl.SSLContext:
+    """Return what verifies the other side of a TLS connection, and proves who this side is.
+
+    Args:
+        ca: the PEM file of the trusted CAs; by default those of this machine.
+        certificate: the PEM file of this side's certificate, if it shows one.
+        key: the PEM file of its key, if that is another file.
+
+    Raises:
+        UnusableFile: one of the files cannot be read, or holds something else.
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as error:
+        message = f"{ca} is not a PEM file of certificates"
+        raise UnusableFile("ca", message, _reason(error)) from error
+    context.set_alpn_protocols(["http/1.1"])
+    if certificate is not None:
+        try:
+            # The password is for a key that has one: otherwise OpenSSL asks at the terminal.
+            context.load_cert_chain(certificate, key, password="")
+        except OSError as error:
+            names = f"{certificate} and {key} do" if key else f"{certificate} does"
+            message = f"{names} not hold a certificate and its key"
+            raise UnusableFile("certificate", message, _reason(error)) from error
+    return context
+
+
+def split_url(url: str) -> SplitResult:
+    """Return the parts of a URL that `Connections` can ask.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    parts = urlsplit(url)
+    if parts.query or parts.fragment or parts.username is not None:
+        raise ValueError("the URL must have no user, query or fragment")
+    right = parts.scheme in ("http", "https", "http+unix") and parts.hostname and parts.port != 0
+    if not right:
+        raise ValueError(f"{url} must be http://HOST:PORT, https:// or http+unix://%2FPATH")
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError(f"{url!r} must have its special characters escaped")
+    return parts
+
+
+def _new_connection(
+    base: str, timeout: float, context: ssl.SSLContext | None
+) -> http.client.HTTPConnection:
+    parts = urlsplit(base)
+    host = parts.hostname or ""
+    if parts.scheme == "http+unix":
+        return _UnixConnection(unquote(parts.netloc), timeout)
+    if parts.scheme == "https":
+        port = parts.port or http.client.HTTPS_PORT
+        return http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
+    return http.client.HTTPConnection(host, parts.port or http.client.HTTP_PORT, timeout=timeout)
+
+
+def _close(connections: dict[str, list[http.client.HTTPConnection]]) -> None:
+    for idle in list(connections.values()):
+        while idle:
+            idle.pop().close()
+
+
+def _was_closed(connection: http.client.HTTPConnection) -> bool:
+    """Whether the other side has closed an idle connection; a request on it would be lost."""
     with selectors.DefaultSelector() as selector:
         selector.register(connection.sock, selectors.EVENT_READ)
         return bool(selector.select(0))
 
 
-def _tls(certificate: str | tuple[str, str] | None, ca: str | None) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=ca)
-    except OSError as error:
-        raise ValueError(f"{ca} is no PEM file of certificates: {error}") from error
-    if certificate is not None:
-        files = (certificate,) if isinstance(certificate, str) else certificate
-        try:
-            # An empty password, instead of asking for it at the terminal.
-            context.load_cert_chain(files[0], files[-1], password="")
-        except OSError as error:
-            names = " and ".join(files)
-            raise ValueError(f"{names} hold no certificate and its key: {error}") from error
-    return context
+def _check_requester(name: str | None, token: object, certificate: object) -> None:
+    """Raise if the arguments of a `Client` do not say who asks."""
+    if name is not None and token is not None:
+        raise TypeError("give a name or a token, not both")
+    if name is None and token is None and certificate is None:
+        raise TypeError("say who asks: name=, token= or certificate=")
+    for it in (name, token):
+        if isinstance(it, str) and not (it.isascii() and it.isprintable()):
+            raise ValueError("a name or a token must be printable ASCII")
 
 
-def _job_filters(type: str | None = None, **lists: Iterable[str]) -> dict[str, Any]:
-    """The filters of a history query, by the keys of the wire."""
+def _query(lists: dict[str, Iterable[Any]], **others: Any) -> dict[str, Any]:
+    """The filters of a query by the keys of the wire; without empty lists and what is `None`."""
+    wanted: dict[str, Any] = {}
+    for name, values in lists.items():
+        if isinstance(values, str):
+            raise TypeError(f"{name} must be a list, such as [{values!r}]")
+        if found := list(values):
+            wanted[name] = found
+    return to_wire({**wanted, **others})
+
+
+def _job_query(type: str | None = None, **lists: Iterable[str]) -> dict[str, Any]:
+    """The same for jobs."""
     unknown = lists.keys() - JOB_LISTS
     if unknown:
         raise TypeError(f"there is no filter {min(unknown)}")
-    return {"type": type, **{camel_case(name): _list(it) for name, it in lists.items()}}
+    return _query(lists, type=type)
 
 
-def _list(values: Iterable[Any]) -> list[Any]:
-    if isinstance(values, str):
-        raise TypeError(f"a list is wanted, such as [{values!r}]")
-    return list(values)
+def _page_size(place: int, largest: int) -> int:
+    """The size of the pages of which one holds the entry before `place` and most of what follows.
+
+    The size is more than half of the largest, so that a page is worth its request.
+    """
+    return max(range(largest // 2 + 1, largest + 1), key=lambda size: (-place % size, size))
 
 
 def _query_strings(instances: Iterable[str]) -> Iterator[str]:
@@ -593,17 +757,37 @@ def _query_strings(instances: Iterable[str]) -> Iterator[str]:
     yield query
 
 
-def _message(content: bytes) -> str | None:
-    """The `errorMessage` of an ErrorResponse, if it is one."""
+def _good(answer: Answer) -> Answer:
+    """Return an answer of 2xx, and raise what any other stands for."""
+    if 200 <= answer.status < 300:
+        return answer
+    message = _message(answer.body) or answer.reason or "no reason was given"
+    if answer.status >= 500:
+        raise Unavailable(message, answer.status, _seconds(answer.headers.get("Retry-After")))
+    if already_locked(message):
+        raise AlreadyLocked(answer.status, message)
+    raise Refused(answer.status, message)
+
+
+def _undone(failure: Unavailable) -> bool:
+    """Whether the service has certainly not done what was asked."""
+    if isinstance(failure, Unanswered):
+        return not failure.sent
+    busy = failure.status == http.HTTPStatus.SERVICE_UNAVAILABLE
+    return busy and failure.retry_after is not None
+
+
+def _message(body: bytes) -> str | None:
+    """The `errorMessage` of an ErrorResponse, if the body is one."""
     try:
-        message = json.loads(content)["errorMessage"]
-    except NO_JSON_OF_OURS:
+        message = json.loads(body)["errorMessage"]
+    except UNEXPECTED_JSON:
         return None
     return message if isinstance(message, str) else None
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """How long a `Retry-After` says, which is a number of seconds or a date (RFC 9110, 10.2.3)."""
+    """The seconds of a `Retry-After`, which holds a number or a date (RFC 9110, 10.2.3)."""
     if retry_after is None:
         return None
     try:
@@ -618,4 +802,6 @@ def _seconds(retry_after: str | None) -> float | None:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    """What went wrong, without anything that the other side sent: it may have sent a token back."""
+    said = str(error) if isinstance(error, OSError) else ""
+    return getattr(error, "strerror", None) or said or type(error).__name__

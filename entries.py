@@ -13,6 +13,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 ROOT = "/serviceorchestration"
 MANAGEMENT = f"{ROOT}/orchestration/mgmt"
 
+#: How the message of a create begins if some of the instances are locked; their ids follow.
+ALREADY_LOCKED = "Already locked: "
+
 E = TypeVar("E", bound="Entry")
 
 
@@ -143,6 +146,13 @@ def to_wire(values: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None and value != "":
             found[camel_case(name)] = value
     return found
+
+
+def already_locked(message: str) -> list[str]:
+    """Return the ids in an `errorMessage` that says which instances are locked; `[]` for others."""
+    if not message.startswith(ALREADY_LOCKED):
+        return []
+    return message.removeprefix(ALREADY_LOCKED).split(", ")
 
 
 def read_time(text: str) -> datetime:

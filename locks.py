@@ -12,6 +12,7 @@ from peewee import SQL, fn
 from orchmgmt.databases import Backend, Row
 from orchmgmt.databases.index_choice import no_quick_count
 from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
+from orchmgmt.entries import ALREADY_LOCKED
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import Job, Lock, LockCount, NewLock
 
@@ -47,7 +48,7 @@ class AlreadyLocked(Conflicts):
 
 
 def _held(instances: str) -> str:
-    return f"Already locked: {instances}"
+    return f"{ALREADY_LOCKED}{instances}"
 
 
 class InThePast(InvalidParameter):

@@ -76,13 +76,13 @@ ASKING_AT_ONCE = 32
 #: A new policy needs its class and its line here.
 AUTHENTICATION_POLICIES = {
     "declared": Part("policies.declared:Declared"),
-    "outsourced": Part("policies.outsourced:Outsourced", extra="outsourced", asks=True),
+    "outsourced": Part("policies.outsourced:Outsourced", asks=True),
     "certificate": Part("policies.certificate:Certificate", extra="certificate"),
 }
 MANAGEMENT_POLICIES = {
     "sysop-only": Part("policies.sysop_only:SysopOnly"),
     "whitelist": Part("policies.whitelist:Whitelist"),
-    "authorization": Part("policies.authorization:Authorization", "authorization", asks=True),
+    "authorization": Part("policies.authorization:Authorization", asks=True),
 }
 
 #: What settings switch on, by the setting. A new extension needs its class and its line here.
@@ -92,7 +92,7 @@ EXTENSIONS = {
     "metrics": Part("extensions.metrics:Metrics", extra="metrics"),
     "openapi": Part("extensions.openapi:Document", extra="openapi"),
     "cors_origins": Part("extensions.cors:OtherOrigins", extra="cors"),
-    "service_registry_url": Part("extensions.registration:Registration", extra="registration"),
+    "service_registry_url": Part("extensions.registration:Registration"),
 }
 
 _BOOLEANS = {

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from datetime import datetime
 from functools import wraps
 from http import HTTPStatus
@@ -19,11 +19,11 @@ from urllib.parse import quote
 import click
 from click.core import ParameterSource
 
+from orchmgmt import errors
 from orchmgmt.cli import AS_IT_IS, Failure, begin, printable
 from orchmgmt.client import Client, Refused, Unavailable
 from orchmgmt.entries import Entry, camel_case, read_time
 from orchmgmt.errors import InvalidParameter
-from orchmgmt.errors import Unavailable as DatabaseUnavailable
 from orchmgmt.settings import OF_A_CLIENT, PREFIX, Settings, demand_known
 from orchmgmt.store import Store
 from orchmgmt.values import second, strip
@@ -42,6 +42,11 @@ LONGEST_PAUSE = 3600.0
 
 SCHEME = "Bearer IDENTITY-TOKEN//"
 
+#: Raised while the service does not answer, or the database does not.
+AWAY = (Unavailable, errors.Unavailable)
+
+Command = Callable[..., None]
+
 log = logging.getLogger("orchmgmt")
 
 _FILE = click.Path(exists=True, dir_okay=False)
@@ -59,100 +64,119 @@ class NoAnswer(Failure):
     exit_code = 5
 
 
-def asks(
-    url: bool = True, direct: bool = False
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command a `Client` as `client`, and the options that it is made from.
+#: The options that make a `Client`, and the one with which a command does without.
+_URL = click.option(
+    "--url",
+    envvar=OF_A_CLIENT["url"],
+    help="Where the service is; by default where HOST, PORT or UNIX_SOCKET say.  [ORCHMGMT_URL]",
+)
+_REQUESTER = [
+    click.option(
+        "--name", help=f"The system that asks, where its name is enough.  [default: {OPERATOR}]"
+    ),
+    click.option(
+        "--token-file",
+        type=click.File(),
+        help="File (- is standard input) with its identity token, instead.  [ORCHMGMT_TOKEN_FILE]",
+    ),
+    click.option(
+        "--certificate",
+        type=_FILE,
+        help="PEM file of its certificate, instead.  [ORCHMGMT_CLIENT_CERTIFICATE_FILE]",
+    ),
+    click.option(
+        "--key",
+        type=_FILE,
+        help="PEM file of its key, if that is another file.  [ORCHMGMT_CLIENT_KEY_FILE]",
+    ),
+]
+_CONNECTION = [
+    click.option(
+        "--ca",
+        type=_FILE,
+        help="PEM file of who may certify the service; the machine's own by default.  "
+        "[ORCHMGMT_CA_FILE]",
+    ),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(0.1, 3600),
+        default=5.0,
+        show_default=True,
+        help="For how many seconds the service may be silent.",
+    ),
+]
+_DATABASE_URL = click.option(
+    "--database-url",
+    metavar="<text>",
+    help="Ask no service, but go to this database, which you must be able to open.",
+)
+
+
+def asks(url: bool = True, direct: bool = False) -> Callable[[Command], Command]:
+    """Give a command a `Client` as `client`, and the options that make it.
 
     Args:
-        url: whether one of them says where the service is; otherwise an argument does.
-        direct: whether it may also be given a database, as a `Direct`.
+        url: whether an option says where the service is; otherwise an argument does.
+        direct: whether the command also takes a database, and then gets a `Direct`.
     """
-    options: list[Callable[[Callable[..., None]], Callable[..., None]]] = [
-        click.option(
-            "--url",
-            envvar=OF_A_CLIENT["url"],
-            help="Where the service is; by default where HOST, PORT or UNIX_SOCKET say.  "
-            "[ORCHMGMT_URL]",
-        ),
-        click.option(
-            "--name", help=f"The system that asks, where its name is enough.  [default: {OPERATOR}]"
-        ),
-        click.option(
-            "--token-file",
-            type=click.File(),
-            help="File (- is standard input) with its identity token, instead.  "
-            "[ORCHMGMT_TOKEN_FILE]",
-        ),
-        click.option(
-            "--certificate",
-            type=_FILE,
-            help="PEM file of its certificate, instead.  [ORCHMGMT_CLIENT_CERTIFICATE_FILE]",
-        ),
-        click.option(
-            "--key",
-            type=_FILE,
-            help="PEM file of its key, if that is another file.  [ORCHMGMT_CLIENT_KEY_FILE]",
-        ),
-        click.option(
-            "--ca",
-            type=_FILE,
-            help="PEM file of who may certify the service; the machine's own by default.  "
-            "[ORCHMGMT_CA_FILE]",
-        ),
-        click.option(
-            "--timeout",
-            type=click.FloatRange(0.1, 3600),
-            default=5.0,
-            show_default=True,
-            help="For how many seconds the service may be silent.",
-        ),
-    ]
+    options = [*_REQUESTER, *_CONNECTION]
+    if url:
+        options.insert(0, _URL)
+    if direct:
+        options.insert(0, _DATABASE_URL)
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+    def decorate(command: Command) -> Command:
         @wraps(command)
-        def ask(url: str | None, timeout: float, **rest: Any) -> None:
+        def ask(**rest: Any) -> None:
+            database_url = rest.pop("database_url") if direct else None
             identity = {it: rest.pop(it) for it in ("name", "token_file", "certificate", "key")}
-            ca = rest.pop("ca")
-            if direct and (database_url := rest.pop("database_url")) is not None:
-                if any([_given("url"), ca, *identity.values()]):
-                    raise click.UsageError(
-                        "--database-url asks no service: give nothing that says which, or who asks"
-                    )
-                _at_the_database(command, database_url, rest)
+            where = {it: rest.pop(it) for it in ("url", "ca", "timeout")}
+            if database_url is None:
+                with _client(identity, rest, **where) as client, explained():
+                    command(client=client, **rest)
                 return
-            demand_known(os.environ)
-            where = url or own_url()
-            tls = where.startswith("https:")
-            if tls and not ca:
-                ca = strip(os.environ.get(PREFIX + "CA_FILE", "")) or None
-            system_name = rest.get("system_name")
-            if system_name is None:
-                who = _who(**_with_environment(identity, tls))
-            elif any(identity.values()):
-                raise click.UsageError("--system-name says who asks: give nothing else that does")
-            else:
-                login = {it: rest[it] for it in OF_A_LOGIN}
-                who = {"token": Login(system_name, {**login, "ca_file": ca})}
-            try:
-                client = Client(where, **who, ca=ca, timeout=timeout)
-            except ValueError as error:
-                raise Failure(printable(str(error))) from None
-            with client, explained():
-                command(client=client, **rest)
+            if any([_given("url"), where["ca"], *identity.values()]):
+                raise click.UsageError(
+                    "--database-url asks no service: give nothing that says which, or who asks"
+                )
+            _at_the_database(command, database_url, rest)
 
-        asking: Callable[..., None] = ask
-        for option in reversed(options if url else options[1:]):
+        asking: Command = ask
+        for option in reversed(options):
             asking = option(asking)
-        if direct:
-            asking = click.option(
-                "--database-url",
-                metavar="<text>",
-                help="Ask no service, but go to this database, which you must be able to open.",
-            )(asking)
         return asking
 
     return decorate
+
+
+def _client(
+    identity: dict[str, Any], rest: dict[str, Any], url: str | None, ca: str | None, timeout: float
+) -> Client:
+    """The client that the options and the environment describe.
+
+    Args:
+        identity: the options that say who asks.
+        rest: the options of the command itself, of which some may say how to log in.
+        url: where the service is.
+        ca: the file of the CAs that are trusted for it.
+        timeout: how many seconds it may be silent.
+    """
+    demand_known(os.environ)
+    where = url or own_url()
+    tls = where.startswith("https:")
+    if tls and not ca:
+        ca = strip(os.environ.get(PREFIX + "CA_FILE", "")) or None
+    system_name = rest.get("system_name")
+    if system_name is None:
+        who = _who(**_with_environment(identity, tls))
+    elif any(identity.values()):
+        raise click.UsageError("--system-name says who asks: give nothing else that does")
+    else:
+        who = {"token": Login(system_name, {**{it: rest[it] for it in OF_A_LOGIN}, "ca_file": ca})}
+    try:
+        return Client(where, **who, ca=ca, timeout=timeout)
+    except ValueError as error:
+        raise Failure(printable(str(error))) from None
 
 
 def _given(name: str) -> bool:
@@ -161,7 +185,7 @@ def _given(name: str) -> bool:
     return source is ParameterSource.COMMANDLINE
 
 
-def _at_the_database(command: Callable[..., None], url: str, rest: dict[str, Any]) -> None:
+def _at_the_database(command: Command, url: str, rest: dict[str, Any]) -> None:
     from orchmgmt.commands.direct import LARGEST_PAGE, Direct
 
     settings = begin({"database_url": url, "max_page_size": LARGEST_PAGE})
@@ -194,10 +218,10 @@ def _with_environment(identity: dict[str, Any], tls: bool) -> dict[str, Any]:
 
 
 class Login:
-    """An operator's login at the identity service: a `Client`'s token that goes on for ever.
+    """An operator's login at the identity service: a token for a `Client` that never ends.
 
-    A system has one session there. When somebody else logs in as the same one, this login ends, and
-    logging in anew ends the other one's: so the pauses between that grow.
+    A system has one session there. When another program logs in as the same system, this login
+    ends; and when this one then logs in again, the other one's ends. So it waits longer each time.
 
     Args:
         name: the operator.
@@ -205,56 +229,55 @@ class Login:
 
     Raises:
         SettingError: one is missing or wrong.
-        NoAnswer: the identity service does not let it in.
+        NoAnswer: the identity service does not accept the login.
     """
 
     def __init__(self, name: str, options: dict[str, Any]) -> None:
+        from orchmgmt.policies.outsourced import OwnLogin
+
+        settings = Settings.read(options)
         try:
-            from orchmgmt.policies.cloud import OwnSide
-        except ImportError as error:
-            raise Failure(
-                f"--system-name needs urllib3 ({error}): pip install 'orchmgmt[outsourced]'"
-            ) from None
-        settings = replace(Settings.read(options), authentication_policy="outsourced")
-        self._own = OwnSide(settings)
-        try:
-            # Not by the setting, which refuses the operator's name: a service is none.
-            self._own.name = settings.naming.system_name(strip(name))
+            # The setting SYSTEM_NAME would refuse the operator's name: a service must not have it.
+            operator = settings.naming.system_name(strip(name))
         except ValueError as error:
             raise Failure(printable(f"--system-name: {error}")) from None
+        self._login = OwnLogin(operator, settings)
         self._pause = FIRST_PAUSE
-        self._last = -inf  # when it logged in after having been refused
+        self._last = -inf  # when it last logged in after a refusal
         self._told = False
         with explained():
             self()
 
     def __call__(self, refused: str | None = None) -> str:
-        """Return the token, which is another one than this if it is time for that.
+        """Return the token: a new one if `refused` was refused and the pause is over.
 
         Raises:
-            orchmgmt.client.Unavailable: the identity service does not let it in.
+            orchmgmt.client.Unavailable: the identity service does not accept the login.
         """
+        if refused is None:
+            return self._token()
         now = time.monotonic()
-        if refused is not None:
-            if now - self._last >= LONGEST_PAUSE:
-                self._pause = FIRST_PAUSE
-            if now - self._last < self._pause:
-                return refused
-            if not self._told:
-                log.warning(
-                    "the login of %s has ended early, as it does when somebody else logs in as %s: "
-                    "it logs in anew, and waits longer each time",
-                    *(self._own.name, self._own.name),
-                )
-            self._told = True
+        if now - self._last >= LONGEST_PAUSE:
+            self._pause = FIRST_PAUSE
+        if now - self._last < self._pause:
+            return refused
+        if not self._told:
+            log.warning(
+                "the login of %s has ended early, as it does when somebody else logs in as %s: "
+                "it logs in anew, and waits longer each time",
+                *(self._login.name, self._login.name),
+            )
+        self._told = True
+        token = self._token(SCHEME + refused)
+        self._last = now
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        return token
+
+    def _token(self, refused: str | None = None) -> str:
         try:
-            authorization = self._own.authorization(refused and SCHEME + refused)
-        except DatabaseUnavailable as failure:
+            return self._login.authorization(refused).removeprefix(SCHEME)
+        except errors.Unavailable as failure:
             raise Unavailable(str(failure)) from None
-        if refused is not None:
-            self._last = now
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
-        return (authorization or "").removeprefix(SCHEME)
 
 
 def _who(name: str | None, token_file: Any, certificate: str | None, key: str | None) -> Any:

@@ -96,10 +96,6 @@ def check(
                 reason = reasons[-1] if isinstance(error, Unavailable) and reasons else error
                 result = f"wrong  {what}: {reason}"
                 wrong = True
-            except ImportError as error:
-                # What was looked at before has said which extra it takes.
-                result = f"wrong  {what}: it cannot be asked: {error.name} is not installed"
-                wrong = True
             say(printable(result))
     context.exit(int(wrong))
 
@@ -244,22 +240,24 @@ def _ask(settings: Settings, system: "OtherSystem", *request: Any) -> Any:
 
 
 def _identity(settings: Settings) -> str:
-    from orchmgmt.policies.cloud import CLOCKS, OtherSystem, own_side
+    from orchmgmt.policies.cloud import own_side
+    from orchmgmt.policies.outsourced import CLOCKS, OwnLogin, identity_service
 
-    system = OtherSystem("identity service", settings, "identity_url", "outsourced")
+    system = identity_service(settings)
     answer = _ask(settings, system, "GET", f"verify/{uuid.uuid4()}")
     if not isinstance(answer, dict) or answer.get("verified") is not False:
         raise Wrong(f"{PREFIX}IDENTITY_URL leads to something else")
-    login = own_side(settings).login
-    if login and login.ended_already:
+    login = own_side(settings).identity
+    if isinstance(login, OwnLogin) and login.ended_already:
         raise Wrong(f"by this machine's clock {CLOCKS}")
     return f"{settings.system_name} can log in there"
 
 
 def _authorization(settings: Settings) -> str:
-    from orchmgmt.policies.cloud import OtherSystem, own_side
+    from orchmgmt.policies.authorization import authorization_system
+    from orchmgmt.policies.cloud import own_side
 
-    system = OtherSystem("authorization system", settings, "authorization_url", "authorization")
+    system = authorization_system(settings)
     name = own_side(settings).name
     question = {
         "provider": name,

@@ -9,10 +9,8 @@ from typing import Any
 import click
 
 from orchmgmt.cli import printable
-from orchmgmt.client import Unavailable
-from orchmgmt.commands.asking import say, wire
+from orchmgmt.commands.asking import AWAY, say, wire
 from orchmgmt.entries import Entry, write_time
-from orchmgmt.errors import Unavailable as DatabaseUnavailable
 
 #: A filter with several values: its option is repeated.
 any_of = partial(click.option, multiple=True)
@@ -46,7 +44,7 @@ def go_on(look: Callable[[], None], interval: float) -> None:
             time.sleep(interval)
             try:
                 look()
-            except (Unavailable, DatabaseUnavailable) as failure:
+            except AWAY as failure:
                 click.echo(printable(f"{failure}; it is asked again"), err=True)
     except KeyboardInterrupt:
         pass  # which is how a watch ends

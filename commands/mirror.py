@@ -16,15 +16,14 @@ import click
 from peewee import BigIntegerField, Model
 
 from orchmgmt.cli import OF_THE_STORE, Failure, opened, printable, takes_settings
-from orchmgmt.client import Client, Refused, Unavailable
-from orchmgmt.commands.asking import OF_A_LOGIN, NotDone, asks
+from orchmgmt.client import Client, Refused
+from orchmgmt.commands.asking import AWAY, OF_A_LOGIN, NotDone, asks
 from orchmgmt.commands.changes import Changes
 from orchmgmt.commands.transfer import discard, restore
 from orchmgmt.databases.queries import BulkInsert, Page
 from orchmgmt.databases.schema import READY
 from orchmgmt.entries import Entry
 from orchmgmt.errors import InvalidParameter
-from orchmgmt.errors import Unavailable as DatabaseUnavailable
 from orchmgmt.fields import MESSAGE_MAX_LENGTH
 from orchmgmt.history import COLUMNS
 from orchmgmt.locks import Conflicts
@@ -143,7 +142,7 @@ def _follow(copy: "Mirror", interval: float, logs_in: bool) -> None:
         while True:
             try:
                 copied = copy.round(everything=first)
-            except (Unavailable, DatabaseUnavailable, Refused) as failure:
+            except (*AWAY, Refused) as failure:
                 logged_out = getattr(failure, "status", None) == HTTPStatus.UNAUTHORIZED
                 if isinstance(failure, Refused) and not (logs_in and logged_out):
                     raise
@@ -214,7 +213,7 @@ class Mirror:
         Raises:
             NotDone: locks of this database's own are in the way.
             Refused: the other one does not do what it is asked.
-            Unavailable: it does not answer.
+            orchmgmt.client.Unavailable: it does not answer.
             orchmgmt.errors.Unavailable: the database does not answer.
         """
         locks, jobs = self._client.counts() if _watched() and everything else (0, 0)

@@ -11,15 +11,9 @@ from typing import Any
 
 from orchmgmt.entries import ROOT
 from orchmgmt.errors import Unavailable
+from orchmgmt.policies.cloud import REASON_LENGTH, OtherSystem, own_side, printable
 from orchmgmt.settings import PREFIX, SettingError, Settings
 from orchmgmt.values import strip
-
-try:
-    from orchmgmt.policies.cloud import REASON_LENGTH, OtherSystem, own_side, printable
-except ImportError as error:
-    raise SettingError(
-        f"{PREFIX}SERVICE_REGISTRY_URL needs {error.name}: pip install 'orchmgmt[registration]'"
-    ) from error
 
 VERSION = "1.0.0"
 
@@ -31,11 +25,7 @@ NOBODY = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GAT
 
 
 class _Asked(OtherSystem):
-    """One that is asked again and again: its failures are told when they change, not each time."""
-
-    def __init__(self, name: str, url: str) -> None:
-        self.name = name
-        self.url = url
+    """A system that is asked repeatedly: its failures are logged only when they change."""
 
     def unavailable(self, reason: object) -> Unavailable:
         return Unavailable(f"the {self.name} does not answer as it should: {reason}")
@@ -61,8 +51,8 @@ class Registry:
     """
 
     def __init__(self, settings: Settings) -> None:
-        url = OtherSystem("ServiceRegistry", settings, "service_registry_url", "").url
-        self._registry = _Asked("ServiceRegistry", url)
+        self._settings = settings
+        self._registry = _Asked.configured("ServiceRegistry", settings, "service_registry_url", "")
         self._certificate = settings.authentication_policy == "certificate"
         self._tls = settings.service_tls or self._certificate
         self.addresses = _addresses(settings)
@@ -205,7 +195,7 @@ class Registry:
             return False
         except OSError as error:
             raise CannotTell(error.strerror or str(error)) from None
-        itself = _Asked("service itself", self.url(address))
+        itself = _Asked("service itself", self.url(address), self._settings)
         try:
             status, _ = self._own.send(itself, "HEAD", f"{ROOT}/monitor/echo".lstrip("/"))
         except Unavailable as error:

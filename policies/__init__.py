@@ -1,9 +1,9 @@
 """Who is asking, and who may (contract, "Who is asking"): a file for each policy.
 
 An authentication policy finds out who sent a request, a management policy whether that system may
-manage. Each is a class that is made from the settings, which list them all, and has one method; the
-gate calls both. Here is what they share; `cloud.py` asks the cloud's other systems, and
-`proxies.py` says whom to believe. Nothing here knows locks, jobs, their database or the server.
+manage. Each is a class that is made from the settings, which list them all; the gate calls both.
+Here is what they share. `cloud.py` asks the cloud's other systems, and `proxies.py` tells which
+proxies are trusted. Nothing here knows locks, jobs, their database or the server.
 """
 
 import re
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from orchmgmt.errors import Unidentified
+from orchmgmt.settings import SettingError, Settings
 from orchmgmt.values import strip
 
 INVALID_HEADER = "Invalid authorization header"
@@ -50,17 +51,66 @@ class Evidence(Protocol):
         """Where it comes from."""
 
 
+class OwnIdentity:
+    """Who this system is to the other systems of its cloud, and how it proves that.
+
+    Args:
+        name: its SystemName.
+        authorization: the header `Authorization` that proves it, if a header does.
+
+    Attributes:
+        name: its SystemName.
+    """
+
+    def __init__(self, name: str, authorization: str | None = None) -> None:
+        self.name = name
+        self._authorization = authorization
+
+    def authorization(self, refused: str | None = None) -> str | None:
+        """Return the header `Authorization` of a request, or `None` if it needs none.
+
+        Args:
+            refused: the header that was refused before this call, if one was.
+
+        Raises:
+            Unavailable: another system has to be asked, and does not answer.
+        """
+        return self._authorization
+
+    def secrets(self, authorization: str | None) -> tuple[str, ...]:
+        """Return what must not get into a log.
+
+        Args:
+            authorization: the header that was sent.
+        """
+        return ()
+
+
 class AuthenticationPolicy(Protocol):
-    """A way of finding out who sent a request."""
+    """A way to find out who sent a request."""
 
     def identify(self, evidence: Evidence) -> Requester:
         """Return who sent a request.
 
         Raises:
-            Unidentified: it does not say, or not in the way of this policy.
-            Forbidden: it says so, and is none that this policy lets in.
+            Unidentified: it does not say, or not as this policy requires.
+            Forbidden: it says so, but this policy does not let that system in.
             Unavailable: another system has to be asked, and does not answer.
         """
+
+    @classmethod
+    def own_identity(cls, settings: Settings) -> OwnIdentity:
+        """Return who this system is to the other systems of its cloud, which have the same policy.
+
+        Only what asks other systems needs it: the policy `authorization` and the registration.
+
+        Raises:
+            SettingError: what proves it is missing or wrong.
+        """
+        raise SettingError(
+            f"the policy `{settings.authentication_policy}` does not say how this system proves "
+            "to other systems who it is"
+        )
 
 
 class Operation(Protocol):
@@ -90,7 +140,7 @@ def bearer(evidence: Evidence) -> tuple[str, str]:
     """Return the two parts of `Authorization: Bearer <kind>//<value>`.
 
     Raises:
-        Unidentified: the header is missing or malformed; white space round the value is wrong too.
+        Unidentified: the header is missing or malformed. White space round the value is malformed.
     """
     header = evidence.headers.get("Authorization") or ""
     if not strip(header):

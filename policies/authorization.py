@@ -7,10 +7,10 @@ from orchmgmt.settings import Settings
 
 
 class Authorization(Whitelist):
-    """`authorization`: those of `whitelist`, and systems that ConsumerAuthorization allows.
+    """`authorization`: those that `whitelist` lets in, and those that ConsumerAuthorization allows.
 
     Args:
-        settings: they say where it is, and who this system is to it.
+        settings: where that system is, and who this system is to it.
 
     Raises:
         SettingError: one of these settings is missing or wrong.
@@ -19,9 +19,7 @@ class Authorization(Whitelist):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._own = own_side(settings)
-        self._authorization = OtherSystem(
-            "authorization system", settings, "authorization_url", "authorization"
-        )
+        self._authorization = authorization_system(settings)
 
     def admits(self, requester: Requester, operation: Operation) -> bool:
         """Return whether the requester is an operator, on the list, or allowed.
@@ -43,3 +41,14 @@ class Authorization(Whitelist):
         if not isinstance(answer, bool):
             raise self._authorization.unavailable("its answer is neither true nor false")
         return answer
+
+
+def authorization_system(settings: Settings) -> OtherSystem:
+    """Return ConsumerAuthorization.
+
+    Raises:
+        SettingError: its URL is missing or wrong.
+    """
+    return OtherSystem.configured(
+        "authorization system", settings, "authorization_url", "authorization"
+    )

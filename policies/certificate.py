@@ -1,7 +1,7 @@
 """The authentication policy `certificate`: who a client certificate names, as a proxy verified it.
 
-The proxy ends mutual TLS, verifies the certificate against the cloud's authority and hands it on in
-a header.
+The proxy ends mutual TLS, verifies the certificate against the cloud's authority and passes it on
+in a header.
 """
 
 import re
@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
 from orchmgmt.errors import Forbidden, Unidentified
-from orchmgmt.policies import AuthenticationPolicy, Evidence, Requester
+from orchmgmt.policies import AuthenticationPolicy, Evidence, OwnIdentity, Requester
 from orchmgmt.policies.proxies import TrustedProxies
 from orchmgmt.settings import OPERATOR_NAME, PREFIX, SettingError, Settings
 from orchmgmt.values import strip
@@ -38,7 +38,7 @@ class Certificate(AuthenticationPolicy):
     """`certificate`: the client certificate of the connection that the reverse proxy ends.
 
     Args:
-        settings: which proxies are believed, their header, and the cloud.
+        settings: the trusted proxies, their header, and the cloud.
 
     Raises:
         SettingError: one of these settings is missing or wrong.
@@ -58,12 +58,22 @@ class Certificate(AuthenticationPolicy):
                 f"and -, not {self._header!r}"
             )
 
+    @classmethod
+    def own_identity(cls, settings: Settings) -> OwnIdentity:
+        """Return the identity in this system's own certificate, which needs no header.
+
+        Raises:
+            SettingError: there is no such certificate, or it does not name a system of the cloud.
+        """
+        settings.needed("certificate_file", settings.management_policy)
+        return OwnIdentity(_own_name(settings))
+
     def identify(self, evidence: Evidence) -> Requester:
         """Return the system or operator that the client certificate names.
 
         Raises:
-            Unidentified: there is none, it is not believed, or it is not valid now.
-            Forbidden: it is none of a system or an operator of this cloud.
+            Unidentified: there is none, its sender is not trusted, or it is not valid now.
+            Forbidden: the certificate is not a system's or an operator's of this cloud.
         """
         value = evidence.headers.get(self._header)
         if value is not None and not self._proxies.sent(evidence):
@@ -98,7 +108,7 @@ class Certificate(AuthenticationPolicy):
         """Return the SystemName in a common name, `<system>.<cloud>.<organisation>.arrowhead.eu`.
 
         Raises:
-            Forbidden: there is none of this cloud.
+            Forbidden: it does not name a system of this cloud.
         """
         system, *cloud = "".join(names).split(".")
         if len(names) != 1 or cloud[2:] != DOMAIN or self._as_names(cloud[:2]) != self._cloud:
@@ -109,12 +119,8 @@ class Certificate(AuthenticationPolicy):
             raise Forbidden("The client certificate does not name a system") from None
 
 
-def own_name(settings: Settings) -> str:
-    """Return the SystemName of this system's own certificate: by that the others know it.
-
-    Raises:
-        SettingError: it has none of this cloud, or `SYSTEM_NAME` is another.
-    """
+def _own_name(settings: Settings) -> str:
+    """The SystemName in this system's own certificate: other systems know it by that name."""
     file = f"{PREFIX}CERTIFICATE_FILE"
     try:
         certificate = x509.load_pem_x509_certificate(Path(settings.certificate_file).read_bytes())

@@ -1,7 +1,14 @@
 """The authentication policy `declared`: the requester says its name, and nothing is verified."""
 
 from orchmgmt.errors import Unidentified
-from orchmgmt.policies import INVALID_HEADER, AuthenticationPolicy, Evidence, Requester, bearer
+from orchmgmt.policies import (
+    INVALID_HEADER,
+    AuthenticationPolicy,
+    Evidence,
+    OwnIdentity,
+    Requester,
+    bearer,
+)
 from orchmgmt.settings import OPERATOR_NAME, Settings
 
 
@@ -10,6 +17,11 @@ class Declared(AuthenticationPolicy):
 
     def __init__(self, settings: Settings) -> None:
         self._naming = settings.naming
+
+    @classmethod
+    def own_identity(cls, settings: Settings) -> OwnIdentity:
+        """Return an identity that this system declares as well."""
+        return OwnIdentity(settings.own_name, f"Bearer SYSTEM//{settings.own_name}")
 
     def identify(self, evidence: Evidence) -> Requester:
         """Return the system that `Authorization: Bearer SYSTEM//<name>` names.

@@ -1,20 +1,45 @@
-"""The authentication policy `outsourced`: the cloud's identity service says who a token is."""
+"""The authentication policy `outsourced`: the cloud's identity service says whose a token is."""
 
 import hashlib
+import logging
 import re
 import threading
 import time
 from collections import OrderedDict
+from datetime import datetime
+from http import HTTPStatus
+from pathlib import Path
 
-from orchmgmt.errors import Unidentified
-from orchmgmt.policies import INVALID_HEADER, AuthenticationPolicy, Evidence, Requester, bearer
-from orchmgmt.policies.cloud import OtherSystem, own_side, seconds_until
-from orchmgmt.settings import Settings
-from orchmgmt.values import strip
+from orchmgmt.errors import Unavailable, Unidentified
+from orchmgmt.policies import (
+    INVALID_HEADER,
+    AuthenticationPolicy,
+    Evidence,
+    OwnIdentity,
+    Requester,
+    bearer,
+)
+from orchmgmt.policies.cloud import OtherSystem, own_side
+from orchmgmt.settings import PREFIX, SettingError, Settings
+from orchmgmt.values import second, strip
+
+log = logging.getLogger("orchmgmt")
 
 REMEMBERED_AT_MOST = 10_000
 
-#: Characters that stand for themselves in a path: no token can ask for another one.
+#: This system logs in again after this part of a login's life.
+LOGIN_AGES = 0.8
+
+#: How many seconds a login is used if it has ended already by this machine's clock. In that case
+#: the clocks disagree, and only a refusal tells when it really ends.
+ENDED_ALREADY = 60.0
+
+CLOCKS = (
+    "a login at the identity service has ended before it began: set the clock of one of the two; "
+    "until then requesters are refused"
+)
+
+#: Only characters that a path holds unescaped, so that no token can lead to another path.
 _TOKEN = re.compile(r"(?!\.+\Z)[A-Za-z0-9._~-]{1,1000}").fullmatch
 
 
@@ -22,7 +47,7 @@ class Outsourced(AuthenticationPolicy):
     """`outsourced`: the requester shows a token, which the identity service verifies.
 
     Args:
-        settings: they say where the service is, how this system logs in and how long an answer is
+        settings: where the service is, how this system logs in, and how long an answer is
             remembered.
 
     Raises:
@@ -32,8 +57,17 @@ class Outsourced(AuthenticationPolicy):
     def __init__(self, settings: Settings) -> None:
         self._naming = settings.naming
         self._own = own_side(settings)
-        self._identity = OtherSystem("identity service", settings, "identity_url", "outsourced")
+        self._identity = identity_service(settings)
         self._remembered = _Remembered(settings.identity_cache_seconds)
+
+    @classmethod
+    def own_identity(cls, settings: Settings) -> "OwnLogin":
+        """Return this system's login at the identity service.
+
+        Raises:
+            SettingError: the URL of the service or the password is missing or wrong.
+        """
+        return OwnLogin(settings.own_name, settings)
 
     def identify(self, evidence: Evidence) -> Requester:
         """Return the system whose token `Authorization: Bearer IDENTITY-TOKEN//<token>` shows.
@@ -56,7 +90,7 @@ class Outsourced(AuthenticationPolicy):
         return requester
 
     def _verify(self, token: str) -> tuple[Requester, float]:
-        """The system that a token stands for, and for how many seconds it does (0: unknown)."""
+        """The system that a token stands for, and for how many seconds (0 if unknown)."""
         answer = self._own.ask(self._identity, "GET", f"verify/{token}")
         if not isinstance(answer, dict) or not isinstance(answer.get("verified"), bool):
             raise self._identity.unavailable("it does not say whether a token is valid")
@@ -67,7 +101,7 @@ class Outsourced(AuthenticationPolicy):
             raise self._identity.unavailable("it does not say whose a token is")
         try:
             end = answer.get("expirationTime")
-            lifetime = None if end is None else seconds_until(end)
+            lifetime = None if end is None else _seconds_until(end)
             requester = Requester(self._naming.system_name(strip(name)), operator)
         except ValueError:
             raise self._identity.unavailable("a name or a time is malformed") from None
@@ -101,3 +135,110 @@ class _Remembered:
                 self._entries.move_to_end(key)
                 if len(self._entries) > REMEMBERED_AT_MOST:
                     self._entries.popitem(last=False)
+
+
+class OwnLogin(OwnIdentity):
+    """A login of this side at the identity service, renewed before it ends.
+
+    Args:
+        name: the SystemName that logs in.
+        settings: where the identity service is, and the password.
+
+    Attributes:
+        ended_already: whether the last login had ended when it began, by this machine's clock.
+
+    Raises:
+        SettingError: one of these settings is missing or wrong.
+    """
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        super().__init__(name)
+        self._identity = identity_service(settings)
+        self._password = _password(settings)
+        self._lock = threading.Lock()
+        self._renewal = 0.0
+        self._failure = ""
+        self._failed = 0.0
+        self.ended_already = False
+
+    def authorization(self, refused: str | None = None) -> str:
+        """Return the `Authorization` of this login, after logging in if that is necessary.
+
+        Raises:
+            Unavailable: the identity service does not accept the login.
+        """
+        came = time.monotonic()
+        # One thread logs in, and the others share the result: a login may end the one before it.
+        with self._lock:
+            if self._failed > came:
+                raise Unavailable(self._failure)
+            known = self._authorization
+            if known is None or known == refused or time.monotonic() >= self._renewal:
+                try:
+                    known = self._authorization = self._log_in()
+                except Unavailable as failure:
+                    self._failure, self._failed = str(failure), time.monotonic()
+                    raise
+            return known
+
+    def secrets(self, authorization: str | None) -> tuple[str, ...]:
+        """Return the password and the token."""
+        return self._password, (authorization or "").rpartition("//")[2]
+
+    def _log_in(self) -> str:
+        credentials = {"systemName": self.name, "credentials": {"password": self._password}}
+        began = time.monotonic()
+        status, body = self._identity.exchange("POST", "login", credentials, None)
+        if status == HTTPStatus.UNAUTHORIZED:
+            raise self._identity.unavailable("it refuses this system's name or password")
+        if status != HTTPStatus.OK:
+            raise self._identity.unavailable(f"status {status} to the login")
+        answer = self._identity.read(body)
+        try:
+            token, left = answer["token"], _seconds_until(answer["expirationTime"])
+            if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+                raise ValueError
+        except (TypeError, KeyError, ValueError):
+            raise self._identity.unavailable("its answer to the login is malformed") from None
+        if left <= 0 and not self.ended_already:
+            log.warning("by this machine's clock %s", CLOCKS)
+        self.ended_already = left <= 0
+        self._renewal = began + LOGIN_AGES * (ENDED_ALREADY if self.ended_already else left)
+        return f"Bearer IDENTITY-TOKEN//{token}"
+
+
+def identity_service(settings: Settings) -> OtherSystem:
+    """Return the identity service.
+
+    Raises:
+        SettingError: its URL is missing or wrong.
+    """
+    return OtherSystem.configured("identity service", settings, "identity_url", "outsourced")
+
+
+def _seconds_until(moment: object) -> float:
+    """How many seconds a DateTime of the contract is ahead; below 0 if it has passed.
+
+    Raises:
+        ValueError: it is not a DateTime.
+    """
+    if not isinstance(moment, str):
+        raise ValueError
+    end = datetime.fromisoformat(second(moment).replace("Z", "+00:00"))
+    return end.timestamp() - time.time()
+
+
+def _password(settings: Settings) -> str:
+    if not settings.system_password_file:
+        return settings.needed("system_password", "outsourced")
+    name = f"{PREFIX}SYSTEM_PASSWORD_FILE"
+    if settings.system_password:
+        raise SettingError(f"{name} and {PREFIX}SYSTEM_PASSWORD exclude each other")
+    try:
+        password = Path(settings.system_password_file).read_text("utf-8").rstrip("\r\n")
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise SettingError(f"{name} cannot be read: {reason}") from None
+    if not password:
+        raise SettingError(f"{name} names an empty file")
+    return password

@@ -192,8 +192,11 @@ def test_the_exit_code_tells_a_refusal_from_an_absence(run: Run, service: Servic
         (["list", "--name", "\x1b\n\u202e"], "\N{REPLACEMENT CHARACTER}"),
         (["list", "--name", "ä"], "ä cannot be sent as a name"),
         (["list", "--key", __file__], "--key goes with --certificate"),
-        (["list", "--url", "https://x", "--certificate", __file__], "hold no certificate"),
-        (["list", "--url", "https://x", "--ca", __file__], "is no PEM file"),
+        (
+            ["list", "--url", "https://x", "--certificate", __file__],
+            "hold a certificate and its key",
+        ),
+        (["list", "--url", "https://x", "--ca", __file__], "is not a PEM file"),
         (["list", "--name", "A", "--token-file", __file__], "not both"),
         (["list", "--token-file", __file__], "holds no token"),
         (["list", "--token-file", "/proc/self/mem"], "/proc/self/mem cannot be read: "),
@@ -798,7 +801,7 @@ def test_a_line_that_systemd_reads_otherwise_is_refused(
     assert "ORCHMGMT_PORT" not in os.environ
 
 
-@pytest.mark.parametrize("package", ["urllib3", "cryptography", "dotenv"])
+@pytest.mark.parametrize("package", ["cryptography", "dotenv"])
 def test_a_check_without_a_package_says_which_extra_it_takes(
     run: Run, database: Path, tmp_path: Path, cloud: Cloud, package: str
 ) -> None:

@@ -11,7 +11,8 @@ from standin import AUTHORIZATION, NAME, NONSENSE, PASSWORD, Cloud
 from support import MANAGEMENT, Answer, Service, lock
 
 from orchmgmt.app import create_app
-from orchmgmt.settings import SettingError
+from orchmgmt.policies import AuthenticationPolicy, Evidence, OwnIdentity, Requester, declared
+from orchmgmt.settings import AUTHENTICATION_POLICIES, Part, SettingError, Settings
 
 pytestmark = pytest.mark.sqlite
 
@@ -210,6 +211,39 @@ def test_a_setting_that_is_missing_or_wrong_stops_the_start(
 ) -> None:
     with pytest.raises(SettingError, match=says):
         create_app({"MANAGEMENT_POLICY": "authorization", **settings})
+
+
+class Mine(AuthenticationPolicy):
+    """A policy that somebody adds."""
+
+    def __init__(self, settings: Settings) -> None:
+        pass
+
+    def identify(self, evidence: Evidence) -> Requester:
+        return Requester("Alice", operator=False)
+
+
+class MineToo(Mine):
+    """One that also says how this system proves who it is."""
+
+    @classmethod
+    def own_identity(cls, settings: Settings) -> OwnIdentity:
+        return OwnIdentity("Own", "Mine own")
+
+
+def test_a_policy_says_itself_who_this_system_is(
+    begin: Start, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(policy: type[Mine]) -> Service:
+        monkeypatch.setattr(declared, "Mine", policy, raising=False)
+        monkeypatch.setitem(AUTHENTICATION_POLICIES, "declared", Part("policies.declared:Mine"))
+        return begin(SYSTEM_NAME=policy.__name__)
+
+    cloud.answer = lambda path: (200, b"true")
+    with pytest.raises(SettingError, match="`declared` does not say how this system proves"):
+        start(Mine)
+    assert ask(start(MineToo), "query").status == 200
+    assert cloud.requests == [("POST", f"{AUTHORIZATION}/verify", "Mine own")]
 
 
 def test_the_stand_in_refuses_a_question_that_is_not_its_askers(begin: Start, cloud: Cloud) -> None:

@@ -19,6 +19,7 @@ from wire import JOB, LOCK, execute, job_entry, job_id, lock_entry, put
 from orchmgmt import client as module
 from orchmgmt.client import AlreadyLocked, Client, Job, Lock, Refused, Unavailable
 from orchmgmt.commands.transfer import import_jobs
+from orchmgmt.entries import already_locked, to_wire
 
 pytestmark = pytest.mark.sqlite
 
@@ -327,6 +328,26 @@ def test_it_needs_the_standard_library_alone():
     assert set(loaded.split()) - sys.stdlib_module_names == {"orchmgmt"}
 
 
+def test_what_is_false_is_a_value_of_an_entry():
+    assert to_wire({"temporary": False, "number": 0, "owner": "", "expires_at": None}) == {
+        "temporary": False,
+        "number": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("message", "instances"),
+    [
+        ("Already locked: A|b|1.0.0", ["A|b|1.0.0"]),
+        ("Already locked: A|b|1.0.0, C|d|2.0.0", ["A|b|1.0.0", "C|d|2.0.0"]),
+        ("Owner is missing", []),
+        ("A|b|1.0.0 is Already locked: C|d|2.0.0", []),
+    ],
+)
+def test_a_message_tells_which_instances_are_locked(message, instances):
+    assert already_locked(message) == instances
+
+
 # What is wrong before anything is sent
 
 
@@ -391,7 +412,7 @@ def test_somebody_must_ask():
     ],
 )
 def test_arguments_are_found_wrong_at_once(wrong):
-    with pytest.raises(ValueError, match=r"ASCII alone|must be above 0, and retries 0 or more"):
+    with pytest.raises(ValueError, match=r"printable ASCII|must be above 0, and retries 0 or more"):
         Client("http://127.0.0.1:1", **wrong)
 
 
@@ -434,7 +455,8 @@ class Stand:
     """Gives one scripted answer to each request, on a real socket.
 
     Attributes:
-        script: the answers to come: bytes, `DROP` to hang up instead, `SILENCE` to say nothing.
+        script: the answers to come: bytes, a list of bytes to hang up after them, `DROP` to hang up
+            at once, `SILENCE` to say nothing.
         requests: the number of the connection, the first line, the Authorization and the body.
         ended: how many connections the client has closed.
     """
@@ -476,6 +498,9 @@ class Stand:
                         return
                     if now == SILENCE:
                         self.over.wait(30)
+                        return
+                    if isinstance(now, list):
+                        connection.sendall(now[0])
                         return
                     connection.sendall(now)
                 self.ended += 1
@@ -528,6 +553,8 @@ FAULTS = {
     "502 of a proxy": answer(502),
     "503": error(503),
     "cut off": EMPTY[:-3],
+    "cut off by its end": [EMPTY[:-3]],
+    "chunks cut off": [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n20\r\n{"],
     "no HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
 }
 
@@ -642,7 +669,7 @@ def test_a_connection_is_used_again(stand, asking):
 def test_a_create_does_not_go_into_a_connection_that_is_over(stand, asking, pauses):
     stand.script += [EMPTY, MADE]
     query(asking)
-    (idle,) = asking._idle
+    ((idle,),) = asking._connections._idle.values()
     idle.sock.shutdown(socket.SHUT_WR)  # so that the other side ends it
     while stand.ended < 1:
         pass
