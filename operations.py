@@ -82,7 +82,7 @@ def operations(store: Store) -> list[Operation]:
     settings, locks, jobs = store.settings, store.lock_table, store.job_table
     lock_entry, job_entry = schemas.LockEntry(settings), schemas.JobEntry(settings)
     lock_query, history_query = schemas.LockQuery(settings), schemas.HistoryQuery(settings)
-    removal = schemas.LockRemove(settings)
+    creation, removal = schemas.LockCreate(settings), schemas.LockRemove(settings)
 
     def find_locks(payload: Any, tell: Tell) -> Result:
         return locks.find(*lock_query.read(payload))
@@ -101,8 +101,8 @@ def operations(store: Store) -> list[Operation]:
             group="lock",
             scope="create",
             changes=True,
-            takes=schemas.LockCreate(settings),
-            perform=lock_maker(store, schemas.LockCreate, lambda new, _: locks.create(new)),
+            takes=creation,
+            perform=lock_maker(store, creation, lambda new, _: locks.create(new)),
             summary="Lock service instances, all or none",
             outcome="The new locks, in the order of the request",
             returns=lock_entry,
@@ -145,17 +145,16 @@ def operations(store: Store) -> list[Operation]:
 
 def lock_maker(
     store: Store,
-    request_schema: type[schemas.LockCreate],
+    request: schemas.LockCreate,
     make_rows: Callable[[list[NewLock], Tell], list[Row]],
 ) -> Callable[[Any, Tell], Result]:
     """Return what makes the locks of a payload.
 
     Args:
         store: where the locks are kept.
-        request_schema: what the payload looks like.
+        request: what the payload looks like.
         make_rows: makes all of the locks, or none, and returns their rows.
     """
-    request = request_schema(store.settings)
 
     def make(payload: Any, tell: Tell) -> Result:
         try:

@@ -169,10 +169,10 @@ class HistoryPagination(Pagination):
 
 
 class Nested(fields.Value):
-    """An object that a schema of its own reads, under the same settings.
+    """An object within another, under the same settings.
 
     Args:
-        schema: that schema.
+        schema: what reads it.
     """
 
     type_name = "an object"
@@ -183,7 +183,7 @@ class Nested(fields.Value):
 
     @cached_property
     def schema(self) -> WireSchema:
-        """The schema."""
+        """What reads it."""
         root: Any = self.root
         return self._class(root.settings)
 
@@ -194,7 +194,7 @@ class Nested(fields.Value):
 
 
 class NestedList(Nested):
-    """A request's list of such objects, which must not be empty; the first bad one is named."""
+    """A request's list of objects. It must not be empty; the fault is that of the first bad one."""
 
     type_name = "a list"
 
@@ -290,7 +290,8 @@ class LockCreate(ListRequest):
     def past_before(self, payload: Any, fault: InvalidParameter, present: str) -> str | None:
         """Return the first time in a refused payload that is past and counts before the fault.
 
-        Only the database knows the present, and a good payload need not ask for it here.
+        Only the database knows the present. Times are compared with it where locks are made, and
+        here only when something else is wrong with the payload.
 
         Args:
             payload: the payload.
@@ -519,7 +520,7 @@ class JobEntry(EntrySchema):
 
 
 class JobRecord(WireSchema):
-    """One element of a record request's `jobs`, with the values that are given."""
+    """One element of a record request's `jobs`; what is left out stays, or gets its default."""
 
     title = "JobRecord"
 

@@ -25,6 +25,7 @@ def operations(store: Store) -> list[Operation]:
     """Return the operations that the recorder adds."""
     settings = store.settings
     recording = schemas.HistoryRecord(settings)
+    reserving = schemas.LockReserve(settings)
     releasing = schemas.LockRelease(settings)
 
     def record(payload: Any, tell: Tell) -> Result:
@@ -51,8 +52,8 @@ def operations(store: Store) -> list[Operation]:
             group="lock",
             scope="reserve",
             changes=True,
-            takes=schemas.LockReserve(settings),
-            perform=lock_maker(store, schemas.LockReserve, reserve),
+            takes=reserving,
+            perform=lock_maker(store, reserving, reserve),
             summary="Lock service instances for unfinished jobs, temporarily, all or none",
             outcome="The new locks, in the order of the request",
             returns=schemas.LockEntry(settings),

@@ -546,6 +546,9 @@ def test_a_time_that_is_past_counts_in_the_order_of_the_list(service):
     says = "Expires at is in the past: 2020-01-01T01:00:00+01:00"
     assert reserve(service, *wanted).error == says
     assert reserve(service, *reversed(wanted)).error == "Service instance id is missing"
+    assert reserve(service, {**wanted[0], "orchestrationJobId": "5"}).error == says
+    missing = {**wanted[0], "orchestrationJobId": ""}
+    assert reserve(service, missing).error == "Orchestration job id is missing"
 
 
 # Release.
