@@ -147,7 +147,7 @@ ENV_FILE = click.Option(
     is_eager=True,
     expose_value=False,
     callback=_use_env_file,
-    help="File of variables, as the systemd unit reads it: /etc/orchmgmt/orchmgmt.env.",
+    help="File of variables, such as the systemd unit's: /etc/orchmgmt/orchmgmt.env.",
 )
 
 #: Commands that no variable has an effect on.

@@ -72,32 +72,31 @@ def asks(
         click.option(
             "--url",
             envvar=OF_A_CLIENT["url"],
-            help="Where the service is; by default where HOST, PORT or UNIX_SOCKET say.  "
-            "[ORCHMGMT_URL]",
+            help="URL of the service; by default at HOST and PORT, or UNIX_SOCKET.  [ORCHMGMT_URL]",
         ),
         click.option(
-            "--name", help=f"The system that asks, where its name is enough.  [default: {OPERATOR}]"
+            "--name", help=f"Your system name, under the policy `declared`.  [default: {OPERATOR}]"
         ),
         click.option(
             "--token-file",
             type=click.File(),
-            help="File (- is standard input) with its identity token, instead.  "
+            help="File with your identity token, instead; - is standard input.  "
             "[ORCHMGMT_TOKEN_FILE]",
         ),
         click.option(
             "--certificate",
             type=_FILE,
-            help="PEM file of its certificate, instead.  [ORCHMGMT_CLIENT_CERTIFICATE_FILE]",
+            help="PEM file of your certificate, instead.  [ORCHMGMT_CLIENT_CERTIFICATE_FILE]",
         ),
         click.option(
             "--key",
             type=_FILE,
-            help="PEM file of its key, if that is another file.  [ORCHMGMT_CLIENT_KEY_FILE]",
+            help="PEM file of its key, if it is a separate file.  [ORCHMGMT_CLIENT_KEY_FILE]",
         ),
         click.option(
             "--ca",
             type=_FILE,
-            help="PEM file of who may certify the service; the machine's own by default.  "
+            help="PEM file of the CA trusted for the service; by default those of the machine.  "
             "[ORCHMGMT_CA_FILE]",
         ),
         click.option(
@@ -117,7 +116,7 @@ def asks(
             if direct and (database_url := rest.pop("database_url")) is not None:
                 if any([_given("url"), ca, *identity.values()]):
                     raise click.UsageError(
-                        "--database-url asks no service: give nothing that says which, or who asks"
+                        "--database-url uses no service: give neither a URL nor an identity"
                     )
                 _at_the_database(command, database_url, rest)
                 return
@@ -130,7 +129,7 @@ def asks(
             if system_name is None:
                 who = _who(**_with_environment(identity, tls))
             elif any(identity.values()):
-                raise click.UsageError("--system-name says who asks: give nothing else that does")
+                raise click.UsageError("--system-name identifies you: give no other identity")
             else:
                 login = {it: rest[it] for it in OF_A_LOGIN}
                 who = {"token": Login(system_name, {**login, "ca_file": ca})}
@@ -148,7 +147,7 @@ def asks(
             asking = click.option(
                 "--database-url",
                 metavar="<text>",
-                help="Ask no service, but go to this database, which you must be able to open.",
+                help="Use this database directly, not a service; you must be able to open it.",
             )(asking)
         return asking
 
@@ -242,8 +241,8 @@ class Login:
                 return refused
             if not self._told:
                 log.warning(
-                    "the login of %s has ended early, as it does when somebody else logs in as %s: "
-                    "it logs in anew, and waits longer each time",
+                    "the login of %s has ended early, because somebody else logged in as %s: "
+                    "logging in again, with a longer wait each time",
                     *(self._own.name, self._own.name),
                 )
             self._told = True
@@ -268,14 +267,16 @@ def _who(name: str | None, token_file: Any, certificate: str | None, key: str | 
         try:
             who["token"] = _plain(token_file.read())
         except ValueError:
-            raise Failure(f"{token_file.name} holds no token: one line of ASCII") from None
+            raise Failure(f"{token_file.name} has no token: it must be one line of ASCII") from None
         except OSError as error:
             raise Failure(f"{token_file.name} cannot be read: {error.strerror}") from None
     elif name or not certificate:
         try:
             who["name"] = _plain(name or OPERATOR)
         except ValueError:
-            raise Failure(f"{printable(name or '')} cannot be sent as a name: ASCII is") from None
+            raise Failure(
+                f"{printable(name or '')} cannot be sent as a name: it must be ASCII"
+            ) from None
     return who
 
 

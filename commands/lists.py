@@ -19,7 +19,10 @@ any_of = partial(click.option, multiple=True)
 
 
 as_json = click.option(
-    "--json", "as_json", is_flag=True, help="A line of JSON for each, as an export has it."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print a line of JSON for each, in the format of an export.",
 )
 
 
@@ -32,7 +35,7 @@ def watches(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             type=click.FloatRange(0.1, 3600),
             default=2.0,
             show_default=True,
-            help="Seconds between two looks of --watch.",
+            help="Seconds between two rounds of --watch.",
         )(command)
         return click.option("--watch", is_flag=True, help=help)(command)
 
@@ -47,7 +50,7 @@ def go_on(look: Callable[[], None], interval: float) -> None:
             try:
                 look()
             except (Unavailable, DatabaseUnavailable) as failure:
-                click.echo(printable(f"{failure}; it is asked again"), err=True)
+                click.echo(printable(f"{failure}; retrying"), err=True)
     except KeyboardInterrupt:
         pass  # which is how a watch ends
 

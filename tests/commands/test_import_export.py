@@ -384,7 +384,7 @@ def test_a_move_goes_on_with_the_ids_though_locks_were_removed(
                 ended = run("lock", "import", "-", env=other, input=text.stdout)
                 assert ended.returncode == 0
                 assert ended.stdout.startswith(f"Imported {len(there)} locks into ")
-                assert ended.stdout.endswith("; 0 had expired and were passed over.\n")
+                assert ended.stdout.endswith("; 0 had expired and were skipped.\n")
             with Store({"DATABASE_URL": url}) as moved:
                 ((number, *_),) = moved.lock_table.create([NewLock("", "A|b|1.0.0", "O", FUTURE)])
             assert number == 6
@@ -409,9 +409,7 @@ def test_expired_locks_are_passed_over(run, tmp_path):
     ended = run("lock", "import", "-", input=lines(*entries))
     assert ended.returncode == 0
     database = f"sqlite:///{tmp_path}/orchmgmt.db"
-    assert ended.stdout == (
-        f"Imported 1 lock into {database}; 2 had expired and were passed over.\n"
-    )
+    assert ended.stdout == (f"Imported 1 lock into {database}; 2 had expired and were skipped.\n")
     last = lock_entry("Removed|lock|1.0.0", id=9, owner="Nobody", expiresAt="1970-01-01T00:00:00Z")
     assert exported(run, "lock") == [lock_entry(), last]
 
