@@ -1,4 +1,4 @@
-"""How a command asks a running service: where that is, who asks, and how the answers are shown."""
+"""How a command calls a running service: its address, the identity, and how answers are shown."""
 
 import json
 import logging
@@ -28,15 +28,15 @@ from orchmgmt.settings import OF_A_CLIENT, PREFIX, Settings, demand_known
 from orchmgmt.store import Store
 from orchmgmt.values import second, strip
 
-#: Addresses to listen on that none can connect to, and those to take instead.
+#: Addresses that one can listen on but not connect to, and the ones to connect to instead.
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 OPERATOR = "Sysop"
 
-#: What a command that logs in itself takes of the settings.
+#: The settings for a command that logs in by itself.
 OF_A_LOGIN = ("system_password_file", "identity_url")
 
-#: Seconds from one login that was ended early to the next; twice as many each further time.
+#: Seconds between a login that ended early and the next one. They double each time.
 FIRST_PAUSE = 5.0
 LONGEST_PAUSE = 3600.0
 
@@ -48,7 +48,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
 
 
 class NotDone(Failure):
-    """The service refuses, or not all is as it should be."""
+    """The service refuses, or something is not as it should be."""
 
     exit_code = 1
 
@@ -62,11 +62,11 @@ class NoAnswer(Failure):
 def asks(
     url: bool = True, direct: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command a `Client` as `client`, and the options that it is made from.
+    """Pass a `Client` to a command as `client`, and add the options that it is made from.
 
     Args:
-        url: whether one of them says where the service is; otherwise an argument does.
-        direct: whether it may also be given a database, as a `Direct`.
+        url: whether an option gives the service's address; otherwise an argument does.
+        direct: whether the command can also use a database, as a `Direct`.
     """
     options: list[Callable[[Callable[..., None]], Callable[..., None]]] = [
         click.option(
@@ -172,7 +172,7 @@ def _at_the_database(command: Callable[..., None], url: str, rest: dict[str, Any
 
 
 def _with_environment(identity: dict[str, Any], tls: bool) -> dict[str, Any]:
-    """Add what the environment says of who asks to what the options say; they win.
+    """Add the identity from the environment to that of the options, which override it.
 
     Args:
         identity: what the options say.
@@ -193,10 +193,10 @@ def _with_environment(identity: dict[str, Any], tls: bool) -> dict[str, Any]:
 
 
 class Login:
-    """An operator's login at the identity service: a `Client`'s token that goes on for ever.
+    """An operator's login at the identity service, as a `Client`'s token that never ends.
 
-    A system has one session there. When somebody else logs in as the same one, this login ends, and
-    logging in anew ends the other one's: so the pauses between that grow.
+    A system has only one session there. If somebody else logs in as the same system, this login
+    ends, and logging in again ends theirs. So the pauses between such logins grow.
 
     Args:
         name: the operator.
@@ -217,18 +217,18 @@ class Login:
         settings = replace(Settings.read(options), authentication_policy="outsourced")
         self._own = OwnSide(settings)
         try:
-            # Not by the setting, which refuses the operator's name: a service is none.
+            # Not through the setting, which refuses the operator's name.
             self._own.name = settings.naming.system_name(strip(name))
         except ValueError as error:
             raise Failure(printable(f"--system-name: {error}")) from None
         self._pause = FIRST_PAUSE
-        self._last = -inf  # when it logged in after having been refused
+        self._last = -inf  # when it last logged in after a refusal
         self._told = False
         with explained():
             self()
 
     def __call__(self, refused: str | None = None) -> str:
-        """Return the token, which is another one than this if it is time for that.
+        """Return the token: after a refusal a new one, unless it is too early to log in again.
 
         Raises:
             orchmgmt.client.Unavailable: the identity service does not let it in.
@@ -257,7 +257,7 @@ class Login:
 
 
 def _who(name: str | None, token_file: Any, certificate: str | None, key: str | None) -> Any:
-    """What a `Client` is told of who asks."""
+    """The identity for a `Client`."""
     if key and not certificate:
         raise click.UsageError("--key goes with --certificate")
     if name and token_file:
@@ -281,7 +281,7 @@ def _who(name: str | None, token_file: Any, certificate: str | None, key: str | 
 
 
 def _plain(text: str) -> str:
-    """What a header can hold."""
+    """Return a text that a header can contain."""
     text = strip(text)
     if not text or not text.isascii() or not text.isprintable():
         raise ValueError
@@ -290,7 +290,7 @@ def _plain(text: str) -> str:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """End the command with one clear line where the service does not do what it is asked."""
+    """End the command with one clear line if the service refuses or does not answer."""
     try:
         yield
     except Refused as refusal:
@@ -303,7 +303,7 @@ def explained() -> Iterator[None]:
 
 
 def own_url() -> str:
-    """Return where the service of this machine listens, as the settings say."""
+    """Return the URL of this machine's service, according to the settings."""
     settings = Settings.read()
     if settings.unix_socket:
         return f"http+unix://{quote(str(Path(settings.unix_socket).absolute()), safe='')}"
@@ -334,13 +334,13 @@ class Moment(click.ParamType[datetime]):
 
 
 def wire(entry: Entry) -> str:
-    """Return an entry as the line of JSON that an export writes: all its keys are there."""
+    """Return an entry as the line of JSON that an export writes, with all its keys."""
     empty = {camel_case(it.name): "" for it in fields(entry)}
     return json.dumps({**empty, **entry.to_wire()}, separators=(",", ":"))
 
 
 class Table:
-    """Rows for people, in columns that get wider as they must.
+    """A table for people. Its columns get wider as needed.
 
     Args:
         titles: of the columns.
@@ -363,6 +363,6 @@ class Table:
 
 
 def say(text: str) -> None:
-    """Print a line; what the terminal's encoding has no sign for is a question mark."""
+    """Print a line, with a question mark for what the terminal's encoding does not have."""
     encoding = sys.stdout.encoding
     click.echo(text.encode(encoding, "replace").decode(encoding))

@@ -1,4 +1,4 @@
-"""The command that looks whether all that a server needs is there, and changes nothing."""
+"""`orchmgmt check`: checks that a server has everything it needs, and changes nothing."""
 
 import logging
 import os
@@ -40,17 +40,17 @@ CORE_SYSTEMS = {
     "TranslationManager",
 }
 
-#: Blocks of a PEM file that end some day.
+#: Blocks of a PEM file that have an expiry date.
 CERTIFICATE = "-----BEGIN CERTIFICATE-----"
 REVOCATIONS = "-----BEGIN X509 CRL-----"
 
 
 class Wrong(Exception):
-    """What is not as it should be, and what to do."""
+    """Something is wrong. The text says what, and what to do."""
 
 
 class Doubtful(Exception):
-    """What a server runs with, and may still not be meant."""
+    """A server runs, but perhaps not as intended."""
 
 
 @click.command()
@@ -90,12 +90,12 @@ def check(
             except Doubtful as doubt:
                 result = f"warn   {what}: {doubt}"
             except (Wrong, SettingError, UnusableDatabase, Unavailable) as error:
-                # The log says more than an answer to a client may.
+                # The log says more than an answer to a client is allowed to.
                 reason = reasons[-1] if isinstance(error, Unavailable) and reasons else error
                 result = f"wrong  {what}: {reason}"
                 wrong = True
             except ImportError as error:
-                # What was looked at before has said which extra it takes.
+                # An earlier check has named the extra that is needed.
                 result = f"wrong  {what}: it cannot be checked: {error.name} is not installed"
                 wrong = True
             say(printable(result))
@@ -103,7 +103,7 @@ def check(
 
 
 class _Reasons(list[str]):
-    """What the log says meanwhile, instead of where it says it otherwise."""
+    """Collects what is logged meanwhile, instead of printing it."""
 
     def __enter__(self) -> "_Reasons":
         self._handler = logging.Handler()
@@ -123,13 +123,13 @@ Look = tuple[str, Callable[[], str]]
 def looks(
     options: dict[str, Any], files: tuple[Path, ...], last: timedelta, thorough: bool
 ) -> Iterator[Look]:
-    """Return what there is to look at: a name, and what returns in words that it is well.
+    """Return the checks: the name of each, and a function that returns in words that all is well.
 
     Args:
-        options: settings, over those of the environment.
-        files: PEM files that are looked at as well.
-        last: for how long what is in them must last.
-        thorough: whether to look at all of the database.
+        options: settings by name; they override the environment.
+        files: PEM files to check too.
+        last: for how long certificates and lists must still be valid.
+        thorough: whether to check all of the database.
     """
     found: list[Settings] = []
 
@@ -208,7 +208,7 @@ def _key(settings: Settings) -> str:
 
 
 def _lasts(path: Path, last: timedelta) -> str:
-    """Until when a PEM file's first part that ends lasts."""
+    """Say when the first part of a PEM file expires."""
     try:
         from cryptography import x509
     except ImportError:

@@ -1,4 +1,4 @@
-"""The command that lets a shell complete the others."""
+"""`orchmgmt completion`."""
 
 import click
 from click.shell_completion import get_completion_class

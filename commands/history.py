@@ -1,4 +1,4 @@
-"""`orchmgmt history`: the jobs of a running service, and import and export of a database's."""
+"""`orchmgmt history`: the jobs of a running service, and their import and export."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -92,7 +92,7 @@ def export_history(file: str, **options: Any) -> None:
 
 
 def _jobs_shower(as_json: bool) -> Callable[[list[Job]], None]:
-    """What shows jobs, and more of them."""
+    """Return a function that shows jobs. It can be called repeatedly."""
     if as_json:
         return show_json
     table = Table(
@@ -115,5 +115,5 @@ def _jobs_shower(as_json: bool) -> Callable[[list[Job]], None]:
 
 
 def _age(job: Job) -> tuple[bool, datetime | None, str]:
-    """What puts the newest job last."""
+    """Return the sort key that puts the newest job last."""
     return job.created_at is not None, job.created_at, job.id

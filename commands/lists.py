@@ -1,4 +1,4 @@
-"""What the commands that list locks and jobs share: their options, and how they go on."""
+"""What the commands that list locks and jobs share: their options, and how they watch."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from orchmgmt.commands.asking import say, wire
 from orchmgmt.entries import Entry, write_time
 from orchmgmt.errors import Unavailable as DatabaseUnavailable
 
-#: A filter with several values: its option is repeated.
+#: The option of a filter with several values, which can be repeated.
 any_of = partial(click.option, multiple=True)
 
 
@@ -27,7 +27,7 @@ as_json = click.option(
 
 
 def watches(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options of a list that goes on."""
+    """Add the options with which a list is watched."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         command = click.option(
@@ -43,7 +43,7 @@ def watches(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def go_on(look: Callable[[], None], interval: float) -> None:
-    """Look again and again, until ^C."""
+    """Call `look` at each interval, until ^C."""
     try:
         while True:
             time.sleep(interval)

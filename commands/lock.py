@@ -1,4 +1,4 @@
-"""`orchmgmt lock`: the locks of a running service, and import and export of those of a database."""
+"""`orchmgmt lock`: the locks of a running service, and their import and export."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -24,14 +24,14 @@ _DURATION = re.compile("".join(rf"(?:([0-9]{{1,9}}){unit})?" for unit in _UNITS)
 
 
 class Duration(click.ParamType[timedelta]):
-    """How long, such as `1h`, `90s` or `1d12h`."""
+    """A duration such as `1h`, `90s` or `1d12h`."""
 
     name = "duration"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> timedelta:
-        """Return it."""
+        """Return the duration."""
         match = _DURATION(value)
         if not match or not any(match.groups()):
             self.fail(f"{printable(value)!r} is not like 1h, 90s or 1d12h", param, ctx)
@@ -145,7 +145,7 @@ def remove_locks(
     except Refused as refusal:
         if owner is None or refusal.status != HTTPStatus.FORBIDDEN:
             raise
-        # Who may remove need not be one who may query.
+        # Permission to remove does not imply permission to query.
         client.remove_locks(owner, *instances)
         say("Removed what this owner held.")
         return
@@ -185,7 +185,7 @@ def _tell_removed(removed: int, others: dict[str, int]) -> None:
 
 
 def _locks_shower(as_json: bool) -> Callable[..., None]:
-    """What shows locks, and more of them, and those that are gone."""
+    """Return a function that shows locks, and those that are gone. It can be called repeatedly."""
     if as_json:
         return lambda locks, gone=(): show_json(locks)
     table = Table("ID", "INSTANCE", "OWNER", "EXPIRES", "HELD BY")
