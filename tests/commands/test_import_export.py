@@ -216,7 +216,7 @@ def test_importing_a_known_job_updates_every_part_of_it(store):
     }
     text = encoded(job_entry(JOB_ID.upper(), **changed))
     reason = f"Orchestration job {JOB_ID} has type PULL: it cannot become PUSH"
-    refuses(import_jobs, store, text, 1, f"{reason}; with --replace it can")
+    refuses(import_jobs, store, text, 1, f"{reason}; use --replace to allow it")
     import_jobs(store, text, replace=True)
     assert written(export_jobs, store) == [{"id": JOB_ID, **changed}]
 
@@ -244,7 +244,7 @@ def test_an_import_takes_no_job_back_unless_it_is_told_to(run, tmp_path, databas
             assert (ended.returncode, ended.stdout) == (2, "")
             reason = f"Orchestration job {JOB_ID} is DONE: it cannot become {status}"
             line = len(between) + 3
-            assert ended.stderr == f"Error: line {line}: {reason}; with --replace it can\n"
+            assert ended.stderr == f"Error: line {line}: {reason}; use --replace to allow it\n"
         assert there() == {OTHER_ID: "DONE", JOB_ID: "DONE"}
     assert imports(pending, options=["--replace"]).returncode == 0
     assert there() == {OTHER_ID: "DONE", JOB_ID: "PENDING"}

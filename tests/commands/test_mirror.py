@@ -180,7 +180,7 @@ def test_a_lock_of_its_own_that_is_in_the_way_is_named_and_no_lock_is_copied(
         own.database.write(restore, own, {number: _row(instance)})
     ended = run("mirror", there.url)
     assert (ended.returncode, ended.stdout) == (1, "")
-    hint = "it is no copy; remove it, or mirror into another database"
+    hint = "it is not a copy; remove it, or mirror into another database"
     assert ended.stderr == f"Error: {message}: {hint}\n"
     assert [row[0] for row in of(here)[0]] == [number]
 
@@ -526,8 +526,8 @@ def test_a_second_lock_on_an_instance_is_named_once_and_counted(
     ]
     java.jobs = []
     named = (
-        "Boiler|heat|1.0.0 is locked twice there: by First with lock 5 and by Second with lock 9; "
-        "here only lock 9 is kept, for it is the later one"
+        "Boiler|heat|1.0.0 is locked twice there, by First with lock 5 and by Second with lock 9; "
+        "only lock 9 is copied, because it is the later one"
     )
     for options, code in (([], 0), (["--strict"], 6)):
         ended = run("mirror", java.url, *options)
@@ -544,7 +544,7 @@ def test_a_second_lock_on_an_instance_is_named_once_and_counted(
         assert named in mirror.stderr.readline()
         java.locks.append(lock_entry(10, owner="Third", **heat))
         line = mirror.stderr.readline()
-        assert "by Second with lock 9 and by Third with lock 10; here only lock 10" in line
+        assert "by Second with lock 9 and by Third with lock 10; only lock 10" in line
         wait_until(lambda: [row[0] for row in of(here)[0]] == [10])
         mirror.send_signal(signal.SIGTERM)
         output, log = mirror.communicate(timeout=30)

@@ -177,7 +177,7 @@ def test_the_exit_code_tells_a_refusal_from_an_absence(run: Run, service: Servic
     away = run(*create, "--url", "http://127.0.0.1:1")
     assert away.returncode == 5
     assert away.stderr.startswith("Error: no connection to http://127.0.0.1:1: ")
-    assert away.stderr.endswith("if it was sent, `orchmgmt lock list` tells whether it was done\n")
+    assert away.stderr.endswith("; check with `orchmgmt lock list` whether it was done\n")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_the_exit_code_tells_a_refusal_from_an_absence(run: Run, service: Servic
         (["list", "--url", "https://x", "--certificate", __file__], "hold no certificate"),
         (["list", "--url", "https://x", "--ca", __file__], "is no PEM file"),
         (["list", "--name", "A", "--token-file", __file__], "not both"),
-        (["list", "--token-file", __file__], "holds no token"),
+        (["list", "--token-file", __file__], "has no token"),
         (["list", "--token-file", "/proc/self/mem"], "/proc/self/mem cannot be read: "),
         (["create", "--owner", "A", "A|b|1"], "give --expires-in or --expires-at"),
         (["create", "--owner", "A", "--expires-in", "1h", "--expires-at", FUTURE, "A|b|1"], "give"),
@@ -392,7 +392,7 @@ def test_whoever_can_open_the_database_needs_no_service(
     assert removed.stderr.endswith(" owners=Alice removed=1\n")
     both = run("lock", "list", *direct, "--name", "Sysop")
     assert both.returncode == 2
-    assert "--database-url asks no service" in both.stderr
+    assert "--database-url uses no service" in both.stderr
 
 
 def test_where_and_who_may_come_from_the_environment_and_options_win(
@@ -584,16 +584,16 @@ def test_a_check_looks_when_certificates_and_revocation_lists_end(
     files = ("old.pem", "crl.pem", "bad.pem", "none.pem", "orchmgmt.db")
     ca, certificate = ("--ca-file", authority.ca_file), ("--certificate-file", "own.pem")
     found = looked(call("check", *files, *ca, *certificate, "--key-file", "other.pem"))
-    soon = f"it ends soon, at {NOW + DAY:%Y-%m-%dT%H:%M:%SZ}: replace it"
+    soon = f"it expires soon, at {NOW + DAY:%Y-%m-%dT%H:%M:%SZ}: replace it"
     assert found["wrong  ORCHMGMT_CA_FILE"] == soon
     lasts = f"it is valid until {NOW + 30 * DAY:%Y-%m-%dT%H:%M:%SZ}"
     assert found["ok     ORCHMGMT_CERTIFICATE_FILE"] == lasts
-    assert found["wrong  ORCHMGMT_KEY_FILE"].startswith("it is not the key of the certificate")
+    assert found["wrong  ORCHMGMT_KEY_FILE"].startswith("it does not belong to the certificate")
     assert found["wrong  old.pem"].startswith("it expired at ")
     assert found["wrong  crl.pem"] == soon
     assert found["wrong  bad.pem"] == "it is damaged: replace the file"
     assert found["wrong  none.pem"] == "it cannot be read: No such file or directory"
-    assert found["wrong  orchmgmt.db"].startswith("it has neither a certificate nor")
+    assert found["wrong  orchmgmt.db"].startswith("it has no certificate and no revocation list")
     found = looked(call("check", "crl.pem", *ca, *certificate, "--days", "0.5"))
     assert [name[:2] for name in found] == ["ok"] * 7
 
