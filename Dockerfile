@@ -10,7 +10,7 @@ RUN /opt/orchmgmt/bin/pip install --no-cache-dir '.[certificate,cors,dotenv,metr
 
 FROM python:3.13-slim
 COPY --from=build /opt/orchmgmt /opt/orchmgmt
-# A new volume is a copy of this folder, with its owner.
+# Docker copies this folder, with its owner, into a new volume.
 RUN install --directory --owner=10001 --group=10001 --mode=0750 /data
 ENV PYTHONDONTWRITEBYTECODE=1 \
     ORCHMGMT_DATABASE_URL=sqlite:////data/orchmgmt.db \
@@ -20,7 +20,7 @@ USER 10001:10001
 WORKDIR /data
 VOLUME /data
 EXPOSE 8441
-# It asks where these variables say: give another port or a Unix socket by them, not by an option.
+# The check uses these variables, so set another port or a Unix socket with them, not with an option.
 HEALTHCHECK --interval=10s --timeout=6s --start-period=5s CMD ["/opt/orchmgmt/bin/python", "-c", "import http.client, os, socket, sys; e = os.environ; path = e.get('ORCHMGMT_UNIX_SOCKET'); c = http.client.HTTPConnection('localhost', timeout=5); c.sock = socket.socket(socket.AF_UNIX) if path else socket.create_connection((e['ORCHMGMT_HOST'], e['ORCHMGMT_PORT']), 5); c.sock.settimeout(5); path and c.sock.connect(path); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["/opt/orchmgmt/bin/orchmgmt"]
 CMD ["serve"]

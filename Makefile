@@ -1,5 +1,5 @@
 # make demo   set up and run the service on the example data
-# make test   set up and pass all tests
+# make test   set up and run all tests
 # make bench  measure the speed beside a limit server (needs wrk)
 # make wheel  build the wheel in dist/
 
@@ -8,7 +8,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-# The tests start Python a thousand times: what it has compiled is kept, whatever the machine thinks.
+# The tests start Python a thousand times, so keep the compiled files, even if the environment disables that.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint bench wheel example man clean
@@ -19,7 +19,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 6 --dist worksteal
 
-# mypy and import-linter find the modules under the package's name through links to them.
+# Links make the modules available to mypy and import-linter under the package's name.
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

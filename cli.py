@@ -1,4 +1,4 @@
-"""The command `orchmgmt`: its group, the options made from settings, and how it fails.
+"""The command `orchmgmt`: its group, the options made from settings, and its failures.
 
 Each command is a module of `commands`, imported when it is used.
 """
@@ -35,8 +35,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 AS_IT_IS = Permitted(create=False, upgrade=False)
 
 
-#: A line that systemd and python-dotenv read alike. They differ in a comment behind a value, in
-#: most escapes, in quotes within a value, and in values of several lines.
+#: A line that systemd and python-dotenv read in the same way. They differ in comments after a
+#: value, most escapes, quotes within a value, and values of several lines.
 _ALIKE = re.compile(
     r"""\s*(?:[A-Za-z_][A-Za-z0-9_]*=[ \t]*
         (?:"(?:[^"\\]|\\["\\])*"|'[^'\\]*'|(?:[^\s"'\\]|[ \t]+(?![\s#]))*)
@@ -48,9 +48,9 @@ _COMMENT = re.compile(r"\s*[#;]").match
 
 
 class Failure(click.ClickException):
-    """What ends a command with one clear line: what it was told cannot be done."""
+    """Ends a command with one clear line that says what cannot be done."""
 
-    exit_code = 2  # as click's own of a wrong command line
+    exit_code = 2  # the same as click's for a wrong command line
 
 
 class NoDatabase(Failure):
@@ -66,11 +66,11 @@ class NoAddress(Failure):
 
 
 def takes_settings(*names: str, **defaults: str) -> Callable[[Command], Command]:
-    """Give a command an option for each of these settings, passed on as text.
+    """Add an option for each of these settings to a command, which gets its text.
 
     Args:
         names: the settings.
-        defaults: the defaults that are the command's own.
+        defaults: the command's own defaults.
     """
     rows = {row.name.removeprefix(PREFIX).lower(): row for row in describe()}
 
@@ -91,16 +91,16 @@ def takes_settings(*names: str, **defaults: str) -> Callable[[Command], Command]
 def _completer(
     words: list[str],
 ) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    """Complete the value of an option, where it is one of a few words."""
+    """Return a function that completes an option's value from a few words."""
     return lambda _context, _parameter, begun: [it for it in words if it.startswith(begun)]
 
 
 @contextmanager
 def _environment_of(path: Path) -> Iterator[None]:
-    """Have the variables of a file in the environment while the context lasts, over those there.
+    """Add the variables of a file to the environment while the context lasts; they override it.
 
     Raises:
-        SettingError: the file cannot be read, or holds a line that systemd would read otherwise.
+        SettingError: the file cannot be read, or has a line that systemd would read differently.
     """
     before = dict(os.environ)
     os.environ.update(_read_env_file(path))
@@ -128,8 +128,8 @@ def _read_env_file(path: Path) -> dict[str, str]:
         if not _ALIKE(line):
             raise SettingError(
                 f"{path}, line {number}: it must be NAME=VALUE, on one line and without a "
-                "comment; a value with quotes or # in it must be in quotes of the other kind, one "
-                "with \\ in double quotes, as \\\\"
+                "comment; put a value that contains quotes or # into quotes of the other kind, and "
+                "one that contains \\ into double quotes, as \\\\"
             )
     found = dotenv_values(stream=StringIO("\n".join(lines)), interpolate=False)
     return {name: value or "" for name, value in found.items()}
@@ -140,7 +140,7 @@ def _use_env_file(context: click.Context, _: click.Parameter, path: Path | None)
         context.with_resource(_environment_of(path))
 
 
-#: Read before all other options, which win.
+#: Read before all other options, which override it.
 ENV_FILE = click.Option(
     ["--env-file"],
     type=click.Path(path_type=Path),
@@ -148,21 +148,21 @@ ENV_FILE = click.Option(
     is_eager=True,
     expose_value=False,
     callback=_use_env_file,
-    help="File of variables, as the systemd unit reads it: /etc/orchmgmt/orchmgmt.env.",
+    help="File of variables, such as the systemd unit's: /etc/orchmgmt/orchmgmt.env.",
 )
 
-#: Commands that no variable has an effect on.
+#: Commands that read no variables.
 WITHOUT_ENVIRONMENT = ("completion", "deploy-files", "test-server")
 
 
 class Group(click.Group):
-    """Commands that end with one clear line where the user can mend the cause.
+    """Commands that end with one clear line if the user can fix the cause.
 
     Args:
-        lazy: commands that are imported when they are used, each from its module of `commands`.
+        lazy: names of commands; each is imported from its module of `commands` when it is used.
     """
 
-    group_class = type  # a group in a group is of the same kind
+    group_class = type  # a group in a group has the same class
 
     def __init__(self, *args: Any, lazy: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -200,14 +200,14 @@ class Group(click.Group):
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            # What could not be written would be tried again, and complained of, at the exit.
+            # Otherwise Python would try to write the rest again at the exit, and complain.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             what = error.filename or "the output"
             raise Failure(f"cannot write {what}: {error.strerror}") from None
 
 
 def printable(text: str) -> str:
-    """Return `text` on one line, with nothing that a terminal would obey."""
+    """Return `text` on one line, without control characters."""
     return "".join(it if it.isprintable() else "\N{REPLACEMENT CHARACTER}" for it in text)
 
 
@@ -217,7 +217,7 @@ def many(count: int, noun: str) -> str:
 
 
 def begin(options: dict[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
-    """Read the settings, and start to log."""
+    """Read the settings, and start logging."""
     settings = Settings.read(options, environ=environ)
     start_logging(settings)
     return settings

@@ -1,7 +1,7 @@
 """Every setting of the service: its name, default, type, limits and help, in one table.
 
 The table is the class `Settings`. The command line's options, the table of docs/settings.md and the
-check at start are all made from it.
+check at the start all come from it.
 """
 
 import os
@@ -62,7 +62,7 @@ class Part:
             ) from error
 
     def is_installed(self) -> bool:
-        """Return whether the packages that it needs are there."""
+        """Return whether the packages that it needs are installed."""
         try:
             self.load("it")
         except SettingError:
@@ -116,27 +116,27 @@ def _setting(
 
 @dataclass(frozen=True)
 class Settings:
-    """What the service can be told. `ORCHMGMT_<NAME>` is the name in capitals."""
+    """The settings of the service. The variable of each is `ORCHMGMT_` and its name in capitals."""
 
     database_url: str = _setting(
         "sqlite:///orchmgmt.db",
-        "Where locks and jobs are kept: sqlite:///FILE (relative), sqlite:////FILE (absolute), "
+        "The database: sqlite:///FILE (relative), sqlite:////FILE (absolute), "
         "sqlite:///:memory: or postgresql://USER:PASSWORD@HOST:PORT/NAME; "
-        "% escapes a character as in any URL",
+        "escape special characters with %, as in any URL",
     )
     database_timeout_seconds: float = _setting(
-        5.0, "How long a request waits for a busy database", within=(0.0, 3600.0)
+        5.0, "How long a request waits for a busy database, in seconds", within=(0.0, 3600.0)
     )
     database_connections: int = _setting(
-        20, "Connections to PostgreSQL that a process has at most", within=(1, 1000)
+        20, "Maximum number of connections to PostgreSQL for each process", within=(1, 1000)
     )
-    host: str = _setting("127.0.0.1", "Address to listen on; :: is all of IPv6 and IPv4")
-    port: int = _setting(8441, "TCP port to listen on; 0 picks a free one", within=(0, 65535))
-    unix_socket: str = _setting("", "Unix socket to listen on instead of an address and a port")
+    host: str = _setting("127.0.0.1", "Address to listen on; :: means all IPv6 and IPv4 addresses")
+    port: int = _setting(8441, "TCP port to listen on; 0 picks a free port", within=(0, 65535))
+    unix_socket: str = _setting("", "Unix socket to listen on, instead of an address and a port")
     threads: int = _setting(
         0,
-        "Threads that answer requests, beside those that wait for other programs; 0 is 1 with "
-        "SQLite, or 4 where PostgreSQL or other systems must be waited for",
+        "Threads that answer requests, in addition to those that wait for other programs; 0 means "
+        "4 if the service uses PostgreSQL or a policy asks other systems, otherwise 1",
         within=(0, 256),
     )
     authentication_policy: str = _setting(
@@ -144,80 +144,83 @@ class Settings:
     )
     management_policy: str = _setting(
         "sysop-only",
-        "Who may manage locks and history: operators, or also the whitelist, or also those that "
-        "ConsumerAuthorization allows",
+        "Who may manage locks and history: only operators, or also the systems in the whitelist, "
+        "or also those that ConsumerAuthorization allows",
         choices=MANAGEMENT_POLICIES,
     )
     management_whitelist: tuple[str, ...] = _setting(
         (),
-        "System names, separated by commas, that `whitelist` and `authorization` let in",
+        "System names, separated by commas, that `whitelist` and `authorization` allow",
     )
     system_name: str = _setting(
         "OrchestrationManagement",
-        "The name of this system, for the systems that it asks; under `certificate` that of its "
+        "The name of this system when it calls other systems; under `certificate` the name in its "
         "certificate",
     )
     system_password: str = _setting(
         "",
-        "What this system logs in with; other users of the machine can see a command's options",
+        "The password with which this system logs in; do not give it as an option, which other "
+        "users of the machine can see",
         secret=True,
     )
-    system_password_file: str = _setting("", "File with that password, instead")
+    system_password_file: str = _setting("", "File with the password, instead")
     identity_url: str = _setting(
-        "", "The identity service, such as https://HOST:8444/authentication/identity"
+        "", "URL of the identity service, such as https://HOST:8444/authentication/identity"
     )
     authorization_url: str = _setting(
         "",
-        "ConsumerAuthorization, such as https://HOST:8445/consumerauthorization/authorization; it "
-        "must have the same authentication policy",
+        "URL of ConsumerAuthorization, such as "
+        "https://HOST:8445/consumerauthorization/authorization; it must have the same "
+        "authentication policy",
     )
     service_registry_url: str = _setting(
         "",
-        "The ServiceRegistry where `serve` registers this system, such as "
-        "https://HOST:8443/serviceregistry; without it, nowhere",
+        "URL of the ServiceRegistry where `serve` registers this system, such as "
+        "https://HOST:8443/serviceregistry; if empty, it does not register",
     )
     service_addresses: tuple[str, ...] = _setting(
         (),
         "Addresses, separated by commas, at which other systems reach this one; HOST by default",
     )
     service_port: int = _setting(
-        0, "Port at those addresses; 0 is the one listened on", within=(0, 65535)
+        0, "Port at those addresses; 0 means the port listened on", within=(0, 65535)
     )
     service_tls: bool = _setting(
-        False, "Whether a proxy speaks TLS there; always so under `certificate`"
+        False, "Whether a proxy at those addresses uses TLS; always true under `certificate`"
     )
     service_metadata: tuple[str, ...] = _setting(
         (),
-        "Metadata of the registered services, key=value separated by commas; true and false are "
-        "such in JSON, all else is text",
+        "Metadata of the registered services, key=value separated by commas; true and false "
+        "become JSON booleans, everything else is text",
     )
     ca_file: str = _setting(
-        "", "PEM file of who may certify those systems; the machine's own by default"
+        "", "PEM file of the CAs trusted for other systems; by default those of the machine"
     )
     certificate_file: str = _setting(
-        "", "PEM file of this system's own certificate, for those systems"
+        "", "PEM file of this system's own certificate, for calls to other systems"
     )
-    key_file: str = _setting("", "PEM file of its key, if that is another file")
+    key_file: str = _setting("", "PEM file of the certificate's key, if it is a separate file")
     identity_cache_seconds: float = _setting(
-        10.0, "How long a verified token is remembered; 0 never", within=(0.0, 3600.0)
+        10.0, "How long a verified token is cached, in seconds; 0 means never", within=(0.0, 3600.0)
     )
     connect_timeout_seconds: float = _setting(
-        2.0, "How long a connection to those systems may take", within=(0.05, 300.0)
+        2.0, "How long connecting to another system may take, in seconds", within=(0.05, 300.0)
     )
     read_timeout_seconds: float = _setting(
-        5.0, "How long their answer may take", within=(0.05, 300.0)
+        5.0, "How long another system's answer may take, in seconds", within=(0.05, 300.0)
     )
-    cloud: str = _setting("", "<cloud>.<organisation> that a client certificate must name")
+    cloud: str = _setting("", "<cloud>.<organisation> that a client certificate must have")
     client_certificate_header: str = _setting(
-        "X-Client-Certificate", "Header in which a trusted proxy hands on the client certificate"
+        "X-Client-Certificate", "Header in which a trusted proxy passes on the client certificate"
     )
     trusted_proxies: tuple[str, ...] = _setting(
         ("127.0.0.0/8", "::1"),
-        "Addresses and networks, separated by commas, of proxies whose headers are believed",
+        "Addresses and networks, separated by commas, of the proxies whose headers are trusted",
     )
     normalization_mode: str = _setting(
         "extended",
-        "`extended` brings names to their convention, `simple` only strips white space",
+        "How names are normalised: `extended` brings them to their convention, `simple` only "
+        "strips white space",
         choices=("extended", "simple"),
     )
     max_page_size: int = _setting(
@@ -227,16 +230,16 @@ class Settings:
         4 * 1024 * 1024, "Largest request body, in bytes", within=(1, 2**31)
     )
     omit_empty: bool = _setting(
-        False, "Leave keys without a value out of entries instead of giving an empty string"
+        False, "Leave keys without a value out of answers, instead of an empty string"
     )
     unknown_keys: str = _setting(
         "ignore",
-        "What becomes of keys of a payload or of remove's query string that the contract does not "
-        "name: ignore them, or refuse the request (400)",
+        "What to do with keys of a payload, or of remove's query string, that the contract does "
+        "not name: ignore them, or refuse the request with 400",
         choices=("ignore", "refuse"),
     )
     recorder: bool = _setting(
-        False, "Let orchestrators in any language keep their jobs and reservations here"
+        False, "Switch on the operations with which orchestrators store jobs and reservations"
     )
     history_max_age_days: float = _setting(
         15.0, "Age at which the cleaner deletes a finished job, in days", within=(0.0, 1e6)
@@ -246,30 +249,28 @@ class Settings:
     )
     log_level: str = _setting(
         "INFO",
-        "What is logged to standard error",
+        "The lowest level that is logged, to standard error",
         choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
     )
     log_format: str = _setting(
         "text",
-        "Lines of the log: for people, or a JSON object each",
+        "Format of the log: text for people, or one JSON object on each line",
         choices=("text", "json"),
     )
     metrics: bool = _setting(
-        False, "Tell Prometheus at /metrics, which asks for no identity, how the service is doing"
+        False, "Serve metrics for Prometheus at /metrics, which needs no identity"
     )
-    ui: bool = _setting(
-        False, "Show locks and history to people, on the page /ui/, to which / leads"
-    )
+    ui: bool = _setting(False, "Serve the page for people at /ui/, with a redirect from /")
     openapi: bool = _setting(
         False,
-        "Describe the operations at /openapi.json (OpenAPI 3.1), and at /docs for people; neither "
-        "asks for an identity",
+        "Serve the OpenAPI 3.1 document at /openapi.json, and a page for people at /docs; neither "
+        "needs an identity",
     )
 
     cors_origins: tuple[str, ...] = _setting(
         (),
-        "Origins, separated by commas, whose pages may ask the service from a browser, such as "
-        "https://tools.example:8080; * lets those of any origin",
+        "Origins, separated by commas, whose pages may call the service from a browser, such as "
+        "https://tools.example:8080; * allows any origin",
     )
 
     def __post_init__(self) -> None:
@@ -289,12 +290,12 @@ class Settings:
             if origin != ANY_ORIGIN and (not _ORIGIN(origin) or _USUAL_PORTS(origin)):
                 raise SettingError(
                     f"{PREFIX}CORS_ORIGINS: {origin!r} is not an origin: give the scheme, the host "
-                    "and the port, unless it is the usual one, as in https://tools.example:8080"
+                    "and the port (unless it is the default), as in https://tools.example:8080"
                 )
         if self.own_name == OPERATOR_NAME:
             raise SettingError(
-                f"{PREFIX}SYSTEM_NAME: {OPERATOR_NAME} is the operator, whose rights this system "
-                "must not have: give it a name of its own"
+                f"{PREFIX}SYSTEM_NAME: {OPERATOR_NAME} is the operator, and this system must not "
+                "have its rights: choose another name"
             )
 
     @property
@@ -318,7 +319,7 @@ class Settings:
         return self.threads or (4 if waits else 1)
 
     def needed(self, name: str, policy: str) -> str:
-        """Return the text of a setting that a policy cannot do without.
+        """Return the text of a setting that a policy requires.
 
         Args:
             name: the setting, such as `identity_url`.
@@ -342,9 +343,9 @@ class Settings:
 
         Args:
             layers: mappings from a name (`PORT` or `ORCHMGMT_PORT`) to a value of the setting's
-                type, or to the text that the environment would hold. `None` leaves it as it is.
-            environ: where `ORCHMGMT_*` are read; a blank one leaves the default. `os.environ` by
-                default.
+                type, or to its text in the environment. `None` changes nothing.
+            environ: where `ORCHMGMT_*` are read; `os.environ` by default. A blank variable leaves
+                the default.
 
         Raises:
             SettingError: a value is wrong, or a name is no setting. A misspelt policy would leave
@@ -409,7 +410,7 @@ def describe() -> list[Described]:
 
 
 def write(value: object) -> str:
-    """Return a setting's value as its environment variable would hold it."""
+    """Return a setting's value as the text of its environment variable."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
@@ -462,7 +463,7 @@ def _list(value: object) -> tuple[str, ...]:
     return tuple(_text(part) for part in parts if part != "")
 
 
-#: For the type of a default: how a value is read, and what it must be.
+#: For each type of a default: how a value is read, and what it must be.
 _TYPES: dict[type, tuple[Callable[[object], Any], str]] = {
     str: (_text, "text"),
     bool: (_boolean, "true or false"),

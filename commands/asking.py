@@ -1,4 +1,4 @@
-"""How a command asks a running service: where that is, who asks, and how the answers are shown."""
+"""How a command calls a running service: its address, the identity, and how answers are shown."""
 
 import json
 import logging
@@ -28,15 +28,15 @@ from orchmgmt.settings import OF_A_CLIENT, PREFIX, Settings, demand_known
 from orchmgmt.store import Store
 from orchmgmt.values import second, strip
 
-#: Addresses to listen on that none can connect to, and those to take instead.
+#: Addresses that one can listen on but not connect to, and the ones to connect to instead.
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 OPERATOR = "Sysop"
 
-#: What a command that logs in itself takes of the settings.
+#: The settings for a command that logs in by itself.
 OF_A_LOGIN = ("system_password_file", "identity_url")
 
-#: Seconds from one login that was ended early to the next; twice as many each further time.
+#: Seconds between a login that ended early and the next one. They double each time.
 FIRST_PAUSE = 5.0
 LONGEST_PAUSE = 3600.0
 
@@ -53,7 +53,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
 
 
 class NotDone(Failure):
-    """The service refuses, or not all is as it should be."""
+    """The service refuses, or something is not as it should be."""
 
     exit_code = 1
 
@@ -68,33 +68,33 @@ class NoAnswer(Failure):
 _URL = click.option(
     "--url",
     envvar=OF_A_CLIENT["url"],
-    help="Where the service is; by default where HOST, PORT or UNIX_SOCKET say.  [ORCHMGMT_URL]",
+    help="URL of the service; by default at HOST and PORT, or UNIX_SOCKET.  [ORCHMGMT_URL]",
 )
 _REQUESTER = [
     click.option(
-        "--name", help=f"The system that asks, where its name is enough.  [default: {OPERATOR}]"
+        "--name", help=f"Your system name, under the policy `declared`.  [default: {OPERATOR}]"
     ),
     click.option(
         "--token-file",
         type=click.File(),
-        help="File (- is standard input) with its identity token, instead.  [ORCHMGMT_TOKEN_FILE]",
+        help="File with your identity token, instead; - is standard input.  [ORCHMGMT_TOKEN_FILE]",
     ),
     click.option(
         "--certificate",
         type=_FILE,
-        help="PEM file of its certificate, instead.  [ORCHMGMT_CLIENT_CERTIFICATE_FILE]",
+        help="PEM file of your certificate, instead.  [ORCHMGMT_CLIENT_CERTIFICATE_FILE]",
     ),
     click.option(
         "--key",
         type=_FILE,
-        help="PEM file of its key, if that is another file.  [ORCHMGMT_CLIENT_KEY_FILE]",
+        help="PEM file of its key, if it is a separate file.  [ORCHMGMT_CLIENT_KEY_FILE]",
     ),
 ]
 _CONNECTION = [
     click.option(
         "--ca",
         type=_FILE,
-        help="PEM file of who may certify the service; the machine's own by default.  "
+        help="PEM file of the CA trusted for the service; by default those of the machine.  "
         "[ORCHMGMT_CA_FILE]",
     ),
     click.option(
@@ -108,7 +108,7 @@ _CONNECTION = [
 _DATABASE_URL = click.option(
     "--database-url",
     metavar="<text>",
-    help="Ask no service, but go to this database, which you must be able to open.",
+    help="Use this database directly, not a service; you must be able to open it.",
 )
 
 
@@ -137,7 +137,7 @@ def asks(url: bool = True, direct: bool = False) -> Callable[[Command], Command]
                 return
             if any([_given("url"), where["ca"], *identity.values()]):
                 raise click.UsageError(
-                    "--database-url asks no service: give nothing that says which, or who asks"
+                    "--database-url uses no service: give neither a URL nor an identity"
                 )
             _at_the_database(command, database_url, rest)
 
@@ -170,7 +170,7 @@ def _client(
     if system_name is None:
         who = _who(**_with_environment(identity, tls))
     elif any(identity.values()):
-        raise click.UsageError("--system-name says who asks: give nothing else that does")
+        raise click.UsageError("--system-name identifies you: give no other identity")
     else:
         who = {"token": Login(system_name, {**{it: rest[it] for it in OF_A_LOGIN}, "ca_file": ca})}
     try:
@@ -197,7 +197,7 @@ def _at_the_database(command: Command, url: str, rest: dict[str, Any]) -> None:
 
 
 def _with_environment(identity: dict[str, Any], tls: bool) -> dict[str, Any]:
-    """Add what the environment says of who asks to what the options say; they win.
+    """Add the identity from the environment to that of the options, which override it.
 
     Args:
         identity: what the options say.
@@ -263,8 +263,8 @@ class Login:
             return refused
         if not self._told:
             log.warning(
-                "the login of %s has ended early, as it does when somebody else logs in as %s: "
-                "it logs in anew, and waits longer each time",
+                "the login of %s has ended early, because somebody else logged in as %s: "
+                "logging in again, with a longer wait each time",
                 *(self._login.name, self._login.name),
             )
         self._told = True
@@ -281,7 +281,7 @@ class Login:
 
 
 def _who(name: str | None, token_file: Any, certificate: str | None, key: str | None) -> Any:
-    """What a `Client` is told of who asks."""
+    """The identity for a `Client`."""
     if key and not certificate:
         raise click.UsageError("--key goes with --certificate")
     if name and token_file:
@@ -291,19 +291,21 @@ def _who(name: str | None, token_file: Any, certificate: str | None, key: str | 
         try:
             who["token"] = _plain(token_file.read())
         except ValueError:
-            raise Failure(f"{token_file.name} holds no token: one line of ASCII") from None
+            raise Failure(f"{token_file.name} has no token: it must be one line of ASCII") from None
         except OSError as error:
             raise Failure(f"{token_file.name} cannot be read: {error.strerror}") from None
     elif name or not certificate:
         try:
             who["name"] = _plain(name or OPERATOR)
         except ValueError:
-            raise Failure(f"{printable(name or '')} cannot be sent as a name: ASCII is") from None
+            raise Failure(
+                f"{printable(name or '')} cannot be sent as a name: it must be ASCII"
+            ) from None
     return who
 
 
 def _plain(text: str) -> str:
-    """What a header can hold."""
+    """Return a text that a header can contain."""
     text = strip(text)
     if not text or not text.isascii() or not text.isprintable():
         raise ValueError
@@ -312,7 +314,7 @@ def _plain(text: str) -> str:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """End the command with one clear line where the service does not do what it is asked."""
+    """End the command with one clear line if the service refuses or does not answer."""
     try:
         yield
     except Refused as refusal:
@@ -325,7 +327,7 @@ def explained() -> Iterator[None]:
 
 
 def own_url() -> str:
-    """Return where the service of this machine listens, as the settings say."""
+    """Return the URL of this machine's service, according to the settings."""
     settings = Settings.read()
     if settings.unix_socket:
         return f"http+unix://{quote(str(Path(settings.unix_socket).absolute()), safe='')}"
@@ -356,13 +358,13 @@ class Moment(click.ParamType[datetime]):
 
 
 def wire(entry: Entry) -> str:
-    """Return an entry as the line of JSON that an export writes: all its keys are there."""
+    """Return an entry as the line of JSON that an export writes, with all its keys."""
     empty = {camel_case(it.name): "" for it in fields(entry)}
     return json.dumps({**empty, **entry.to_wire()}, separators=(",", ":"))
 
 
 class Table:
-    """Rows for people, in columns that get wider as they must.
+    """A table for people. Its columns get wider as needed.
 
     Args:
         titles: of the columns.
@@ -385,6 +387,6 @@ class Table:
 
 
 def say(text: str) -> None:
-    """Print a line; what the terminal's encoding has no sign for is a question mark."""
+    """Print a line, with a question mark for what the terminal's encoding does not have."""
     encoding = sys.stdout.encoding
     click.echo(text.encode(encoding, "replace").decode(encoding))

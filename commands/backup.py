@@ -14,9 +14,9 @@ from orchmgmt.databases.backup import CannotBackUp, back_up
 @click.argument("file", type=click.Path(path_type=Path))
 @takes_settings("database_url", "database_timeout_seconds", *OF_THE_LOG)
 def backup(file: Path, **options: Any) -> None:
-    """Copy the database to a new FILE (- is standard output), as it is at one moment.
+    """Make a consistent copy of the database in a new FILE (- is standard output).
 
-    Servers go on using it meanwhile.
+    Servers can use the database meanwhile.
     """
     settings = begin(options)
     source, timeout = settings.database_url, settings.database_timeout_seconds

@@ -1,4 +1,4 @@
-"""The command that looks whether all that a server needs is there, and changes nothing."""
+"""`orchmgmt check`: checks that a server has everything it needs, and changes nothing."""
 
 import logging
 import os
@@ -42,17 +42,17 @@ CORE_SYSTEMS = {
     "TranslationManager",
 }
 
-#: Blocks of a PEM file that end some day.
+#: Blocks of a PEM file that have an expiry date.
 CERTIFICATE = "-----BEGIN CERTIFICATE-----"
 REVOCATIONS = "-----BEGIN X509 CRL-----"
 
 
 class Wrong(Exception):
-    """What is not as it should be, and what to do."""
+    """Something is wrong. The text says what, and what to do."""
 
 
 class Doubtful(Exception):
-    """What a server runs with, and may still not be meant."""
+    """A server runs, but perhaps not as intended."""
 
 
 @click.command()
@@ -62,7 +62,7 @@ class Doubtful(Exception):
     default=14.0,
     show_default=True,
     type=click.FloatRange(0, 3650),
-    help="For how long certificates and revocation lists must last.",
+    help="For how many days certificates and revocation lists must still be valid.",
 )
 @click.option(
     "--thorough", is_flag=True, help="Compare the database's indexes with its tables too (SQLite)."
@@ -77,11 +77,11 @@ def check(
     thorough: bool,
     **options: Any,
 ) -> None:
-    """Look whether all that a server needs is there, and change nothing.
+    """Check that a server has everything it needs. This changes nothing.
 
-    PEM files are looked at as well: the proxy's certificates and its revocation list. Each thing is
-    one line: `ok`, `warn` where it may not be meant, or `wrong` and what to do; then the exit code
-    is 1.
+    You can name PEM files to check too, such as the proxy's certificates and revocation list. Each
+    line begins with `ok`, with `warn` if something is perhaps not intended, or with `wrong` and
+    says what to do. If a line is `wrong`, the exit code is 1.
     """
     wrong = False
     with _Reasons() as reasons:
@@ -92,7 +92,7 @@ def check(
             except (Doubtful, Busy, BusyDatabase) as doubt:
                 result = f"warn   {what}: {doubt}"
             except (Wrong, SettingError, UnusableDatabase, Unavailable) as error:
-                # The log says more than an answer to a client may.
+                # The log says more than an answer to a client is allowed to.
                 reason = reasons[-1] if isinstance(error, Unavailable) and reasons else error
                 result = f"wrong  {what}: {reason}"
                 wrong = True
@@ -101,7 +101,7 @@ def check(
 
 
 class _Reasons(list[str]):
-    """What the log says meanwhile, instead of where it says it otherwise."""
+    """Collects what is logged meanwhile, instead of printing it."""
 
     def __enter__(self) -> "_Reasons":
         self._handler = logging.Handler()
@@ -121,13 +121,13 @@ Look = tuple[str, Callable[[], str]]
 def looks(
     options: dict[str, Any], files: tuple[Path, ...], last: timedelta, thorough: bool
 ) -> Iterator[Look]:
-    """Return what there is to look at: a name, and what returns in words that it is well.
+    """Return the checks: the name of each, and a function that returns in words that all is well.
 
     Args:
-        options: settings, over those of the environment.
-        files: PEM files that are looked at as well.
-        last: for how long what is in them must last.
-        thorough: whether to look at all of the database.
+        options: settings by name; they override the environment.
+        files: PEM files to check too.
+        last: for how long certificates and lists must still be valid.
+        thorough: whether to check all of the database.
     """
     found: list[Settings] = []
 
@@ -136,13 +136,14 @@ def looks(
         if found[0].own_name in CORE_SYSTEMS:
             raise Doubtful(
                 f"{PREFIX}SYSTEM_NAME is {found[0].own_name}, the name of a core system of the "
-                "cloud, which others look up by it: choose another, unless this service takes its "
-                "place"
+                "cloud, which other systems look up: choose another name, unless this service "
+                "takes its place"
             )
         if ANY_ORIGIN in found[0].cors_origins and found[0].authentication_policy == "declared":
             raise Doubtful(
                 f"{PREFIX}CORS_ORIGINS is * under the policy `declared`: any page that somebody "
-                "opens in a browser that reaches this service can be an operator. Name the origins"
+                "opens in a browser that reaches this service can act as an operator. Name the "
+                "origins"
             )
         return f"authentication policy {found[0].authentication_policy}, " + (
             f"management policy {found[0].management_policy}"
@@ -181,16 +182,16 @@ def _database(settings: Settings, thorough: bool) -> str:
             found = store.database.inspect(thorough)
     except MissingDatabase:
         if not settings.database_url.startswith("sqlite:"):
-            return "its tables will be made"
+            return "its tables will be created"
         path = sqlite_path(settings.database_url)
         if path == MEMORY:
-            return "it is made in memory, for each process"
+            return "it is created in memory, for each process"
         path = os.path.realpath(path)
         if not os.path.isdir(os.path.dirname(path)):
             raise
         if obstacle := in_the_way(path):
-            raise Wrong(f"it is not there and cannot be made: {obstacle}") from None
-        return f"{path} will be made"
+            raise Wrong(f"it does not exist and cannot be created: {obstacle}") from None
+        return f"{path} will be created"
     return f"schema version {SCHEMA_VERSION}" + (found and f"; {found}")
 
 
@@ -200,12 +201,12 @@ def _key(settings: Settings) -> str:
             settings.certificate_file, settings.key_file or None, password=""
         )
     except OSError as error:
-        raise Wrong(f"it is not the key of the certificate: {error.strerror}") from None
-    return "it is that of the certificate"
+        raise Wrong(f"it does not belong to the certificate: {error.strerror}") from None
+    return "it belongs to the certificate"
 
 
 def _lasts(path: Path, last: timedelta) -> str:
-    """Until when a PEM file's first part that ends lasts."""
+    """Say when the first part of a PEM file expires."""
     try:
         from cryptography import x509
     except ImportError:
@@ -220,17 +221,17 @@ def _lasts(path: Path, last: timedelta) -> str:
     except OSError as error:
         raise Wrong(f"it cannot be read: {error.strerror}") from None
     except ValueError:
-        raise Wrong("it is damaged: put the file there anew") from None
+        raise Wrong("it is damaged: replace the file") from None
     known = [it for it in ends if it]
     if not known:
-        raise Wrong("it has neither a certificate nor a revocation list that ends: name another")
+        raise Wrong("it has no certificate and no revocation list with an end: name another file")
     end = min(known)
     now = datetime.now(UTC)
     if end <= now:
-        raise Wrong(f"it ended at {end:%Y-%m-%dT%H:%M:%SZ}: put a new one there")
+        raise Wrong(f"it expired at {end:%Y-%m-%dT%H:%M:%SZ}: replace it")
     if end <= now + last:
-        raise Wrong(f"it ends soon, at {end:%Y-%m-%dT%H:%M:%SZ}: put a new one there")
-    return f"it lasts until {end:%Y-%m-%dT%H:%M:%SZ}"
+        raise Wrong(f"it expires soon, at {end:%Y-%m-%dT%H:%M:%SZ}: replace it")
+    return f"it is valid until {end:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _ask(settings: Settings, system: "OtherSystem", *request: Any) -> Any:
@@ -311,11 +312,11 @@ def _registry(settings: Settings) -> str:
         except CannotTell as reason:
             raise Doubtful(
                 f"{registry.name} is there with {seen}; whether it answers at "
-                f"{registry.url(address)} could not be told ({reason})"
+                f"{registry.url(address)} could not be determined ({reason})"
             ) from None
         if not answered:
             raise Doubtful(
-                f"{registry.name} is there with {seen}, and nobody answers at "
+                f"{registry.name} is there with {seen}, but nothing answers at "
                 f"{registry.url(address)}"
             )
     return f"{registry.name} is there with {seen}, and answers at {registry.urls()}"

@@ -1,4 +1,4 @@
-"""The command that lets a shell complete the others."""
+"""`orchmgmt completion`."""
 
 import click
 from click.shell_completion import get_completion_class
@@ -8,10 +8,10 @@ from click.shell_completion import get_completion_class
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print what lets SHELL complete the commands and their options.
+    """Print the script that lets SHELL complete the commands and their options.
 
-    Where a shell starts, have it read the output: eval "$(orchmgmt completion bash)" in ~/.bashrc,
-    the same with zsh in ~/.zshrc after compinit, or for fish the output itself as
+    For bash, add the line eval "$(orchmgmt completion bash)" to ~/.bashrc. For zsh, add it with
+    zsh instead of bash to ~/.zshrc, after compinit. For fish, write the output to
     ~/.config/fish/completions/orchmgmt.fish.
     """
     kind = get_completion_class(shell)

@@ -20,7 +20,7 @@ SECRET = [setting.name for setting in fields(Settings) if not setting.repr]
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, with values of their type.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with typed values.")
 @takes_settings(*OF_EVERYTHING)
 def config(as_json: bool, **options: Any) -> None:
     """Show the settings in effect, and where each comes from.

@@ -42,16 +42,16 @@ OF_THE_DEMO = tuple(name for name in OF_EVERYTHING if name != "database_url")
     default=1.0,
     show_default=True,
     type=click.FloatRange(0.1, 100),
-    help="How many times as fast as usual a job and its reservation go by.",
+    help="How many times as fast as normal jobs and reservations run.",
 )
 @click.option(
     "--still",
     is_flag=True,
-    help="Leave the example and its times as they are, and let nothing happen.",
+    help="Keep the example and its times as they are, and change nothing.",
 )
 @takes_settings(*OF_THE_DEMO, **DEMO_SAID)
 def demo(rate: float, speed: float, still: bool, **options: Any) -> None:
-    """Show the service at work, on a fresh copy of the example; nothing of it is kept.
+    """Run a demonstration on a fresh copy of the example, which is deleted at the end.
 
     The example's times are brought to the present, and a small simulated factory has jobs done,
     reserves for 5 to 60 seconds, collides, fails and releases.

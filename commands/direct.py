@@ -1,4 +1,4 @@
-"""What the commands ask of a service, done at its database: for when no service lets anybody in."""
+"""What the commands ask of a service, done at its database, for emergencies."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""`orchmgmt history`: the jobs of a running service, and import and export of a database's."""
+"""`orchmgmt history`: the jobs of a running service, and their import and export."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -28,17 +28,23 @@ def history() -> None:
 @any_of("--id", "ids", help="The UUID of a job.")
 @any_of("--status", "statuses", help=" ".join(STATUSES) + ".")
 @click.option("--type", help=" or ".join(TYPES) + ".")
-@any_of("--requester-system", "requester_systems", help="Who asked for it.")
-@any_of("--target-system", "target_systems", help="Whom its result is for.")
-@any_of("--service-definition", "service_definitions", help="What was looked for.")
-@any_of("--subscription-id", "subscription_ids", help="What triggered it.")
-@watches("Go on with what is new and what changes, until ^C.")
+@any_of("--requester-system", "requester_systems", help="The system that asked for the service.")
+@any_of("--target-system", "target_systems", help="The system that the result is for.")
+@any_of(
+    "--service-definition",
+    "service_definitions",
+    help="The service definition that was searched for.",
+)
+@any_of(
+    "--subscription-id", "subscription_ids", help="The UUID of the subscription that triggered it."
+)
+@watches("Continue with new and changed jobs, until ^C.")
 @as_json
 @asks()
 def list_jobs(client: Client, watch: bool, interval: float, as_json: bool, **filters: Any) -> None:
     """Show the orchestration jobs of a running service, the newest last.
 
-    Those that match every filter; a filter that is repeated, with any of its values.
+    Shows those that match every filter. A repeated filter matches any of its values.
     """
     show = _jobs_shower(as_json)
     changes = Changes(client, filters)
@@ -59,12 +65,12 @@ def list_jobs(client: Client, watch: bool, interval: float, as_json: bool, **fil
 
 @history.command("import")
 @click.argument("file", type=click.File("rb"))
-@click.option("--replace", is_flag=True, help="Let a job that is there go back in its life too.")
+@click.option("--replace", is_flag=True, help="Also replace jobs with an earlier state of them.")
 @takes_settings(*OF_THE_STORE)
 def import_history(file: BinaryIO, replace: bool, **options: Any) -> None:
-    """Insert the jobs in FILE (- is standard input), or update those whose id is there.
+    """Insert the jobs in FILE (- is standard input), or update those whose id exists.
 
-    All of them, or none when a line is bad, or would take a job that is there back in its life.
+    Imports all of them, or none if a line is invalid or would set a job back to an earlier state.
     """
     with (
         opened(options, READY) as store,
@@ -80,14 +86,14 @@ def import_history(file: BinaryIO, replace: bool, **options: Any) -> None:
 @click.argument("file", default="-")
 @takes_settings(*OF_THE_STORE, "omit_empty")
 def export_history(file: str, **options: Any) -> None:
-    """Write all jobs to FILE (- or none is standard output)."""
+    """Write all jobs to FILE (default, or -: standard output)."""
     with opened(options, TO_READ) as store, output(file) as stream:
         count = export_jobs(store, stream.write)
     click.echo(f"Exported {many(count, 'job')}.", err=True)
 
 
 def _jobs_shower(as_json: bool) -> Callable[[list[Job]], None]:
-    """What shows jobs, and more of them."""
+    """Return a function that shows jobs. It can be called repeatedly."""
     if as_json:
         return show_json
     table = Table(
@@ -110,5 +116,5 @@ def _jobs_shower(as_json: bool) -> Callable[[list[Job]], None]:
 
 
 def _age(job: Job) -> tuple[bool, datetime | None, str]:
-    """What puts the newest job last."""
+    """Return the sort key that puts the newest job last."""
     return job.created_at is not None, job.created_at, job.id

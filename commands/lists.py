@@ -1,4 +1,4 @@
-"""What the commands that list locks and jobs share: their options, and how they go on."""
+"""What the commands that list locks and jobs share: their options, and how they watch."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -12,17 +12,20 @@ from orchmgmt.cli import printable
 from orchmgmt.commands.asking import AWAY, say, wire
 from orchmgmt.entries import Entry, write_time
 
-#: A filter with several values: its option is repeated.
+#: The option of a filter with several values, which can be repeated.
 any_of = partial(click.option, multiple=True)
 
 
 as_json = click.option(
-    "--json", "as_json", is_flag=True, help="A line of JSON for each, as an export has it."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print a line of JSON for each, in the format of an export.",
 )
 
 
 def watches(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options of a list that goes on."""
+    """Add the options with which a list is watched."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         command = click.option(
@@ -30,7 +33,7 @@ def watches(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             type=click.FloatRange(0.1, 3600),
             default=2.0,
             show_default=True,
-            help="Seconds between two looks of --watch.",
+            help="Seconds between two rounds of --watch.",
         )(command)
         return click.option("--watch", is_flag=True, help=help)(command)
 
@@ -38,14 +41,14 @@ def watches(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def go_on(look: Callable[[], None], interval: float) -> None:
-    """Look again and again, until ^C."""
+    """Call `look` at each interval, until ^C."""
     try:
         while True:
             time.sleep(interval)
             try:
                 look()
             except AWAY as failure:
-                click.echo(printable(f"{failure}; it is asked again"), err=True)
+                click.echo(printable(f"{failure}; retrying"), err=True)
     except KeyboardInterrupt:
         pass  # which is how a watch ends
 

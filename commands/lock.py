@@ -1,4 +1,4 @@
-"""`orchmgmt lock`: the locks of a running service, and import and export of those of a database."""
+"""`orchmgmt lock`: the locks of a running service, and their import and export."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -24,14 +24,14 @@ _DURATION = re.compile("".join(rf"(?:([0-9]{{1,9}}){unit})?" for unit in _UNITS)
 
 
 class Duration(click.ParamType[timedelta]):
-    """How long, such as `1h`, `90s` or `1d12h`."""
+    """A duration such as `1h`, `90s` or `1d12h`."""
 
     name = "duration"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> timedelta:
-        """Return it."""
+        """Return the duration."""
         match = _DURATION(value)
         if not match or not any(match.groups()):
             self.fail(f"{printable(value)!r} is not like 1h, 90s or 1d12h", param, ctx)
@@ -45,13 +45,15 @@ def lock() -> None:
 
 
 @lock.command("list")
-@any_of("--id", "ids", type=int, help="The number of a lock.")
+@any_of("--id", "ids", type=int, help="The id of a lock.")
 @any_of("--orchestration-job-id", "orchestration_job_ids", help="The job that holds it.")
 @any_of("--service-instance-id", "service_instance_ids", help="SystemName|serviceName|version.")
-@any_of("--owner", "owners", help="Who holds it.")
-@click.option("--expires-before", type=Moment(round_up=True), help="It ends earlier.")
-@click.option("--expires-after", type=Moment(), help="It ends later.")
-@watches("Go on with what is new, changes or is gone, until ^C.")
+@any_of("--owner", "owners", help="The system that holds it.")
+@click.option(
+    "--expires-before", type=Moment(round_up=True), help="Only locks that end before this time."
+)
+@click.option("--expires-after", type=Moment(), help="Only locks that end after this time.")
+@watches("Continue with new, changed and ended locks, until ^C.")
 @as_json
 @asks(direct=True)
 def list_locks(
@@ -59,7 +61,7 @@ def list_locks(
 ) -> None:
     """Show the active locks of a running service, the newest last.
 
-    Those that match every filter; a filter that is repeated, with any of its values.
+    Shows those that match every filter. A repeated filter matches any of its values.
     """
     show = _locks_shower(as_json)
     seen: dict[int | None, Lock] = {}
@@ -80,9 +82,15 @@ def list_locks(
 
 
 @lock.command("create")
-@click.option("--owner", required=True, help="Who is to hold them.")
-@click.option("--expires-in", type=Duration(), help="For how long, such as 1h, 90s or 1d12h.")
-@click.option("--expires-at", type=Moment(round_up=True), help="Until when, instead.")
+@click.option("--owner", required=True, help="The system that will hold the locks.")
+@click.option(
+    "--expires-in", type=Duration(), help="How long the locks last, such as 1h, 90s or 1d12h."
+)
+@click.option(
+    "--expires-at",
+    type=Moment(round_up=True),
+    help="When the locks end, instead, such as 2099-01-01T00:00:00Z.",
+)
 @click.argument("instances", metavar="INSTANCE...", nargs=-1, required=True)
 @as_json
 @asks(direct=True)
@@ -96,8 +104,8 @@ def create_locks(
 ) -> None:
     """Lock service instances at a running service, all of them or none.
 
-    An INSTANCE is SystemName|serviceName|version; a shell needs quotes round it. --expires-in goes
-    by this machine's clock.
+    An INSTANCE is SystemName|serviceName|version; put it in quotes. --expires-in goes by this
+    machine's clock.
     """
     if (expires_in is None) == (expires_at is None):
         raise click.UsageError("give --expires-in or --expires-at")
@@ -111,23 +119,23 @@ def create_locks(
         made = client.create_locks(wanted)
     except Unavailable as failure:
         raise NoAnswer(
-            printable(f"{failure}; if it was sent, `orchmgmt lock list` tells whether it was done")
+            printable(f"{failure}; check with `orchmgmt lock list` whether it was done")
         ) from None
     _locks_shower(as_json)(made)
 
 
 @lock.command("remove")
-@click.option("--owner", help="Who holds them.")
-@click.option("--force", is_flag=True, help="Whoever holds them, which is looked up first.")
+@click.option("--owner", help="The system that holds the locks.")
+@click.option("--force", is_flag=True, help="Remove the locks of any owner.")
 @click.argument("instances", metavar="INSTANCE...", nargs=-1, required=True)
 @asks(direct=True)
 def remove_locks(
     client: Client | Direct, owner: str | None, force: bool, instances: tuple[str, ...]
 ) -> None:
-    """Remove locks at a running service: those of an owner, or with --force anybody's.
+    """Remove an owner's locks at a running service, or with --force those of any owner.
 
-    Temporary ones stay, for they are a job's; what the owner does not hold is passed over. At the
-    end it says how many there were, as a query before and one after tell.
+    Temporary locks belong to a job and stay. Instances that the owner has not locked are skipped.
+    At the end it says how many locks were removed; it queries before and after to know.
     """
     if (owner is None) != force:
         raise click.UsageError("give --owner or --force")
@@ -137,7 +145,7 @@ def remove_locks(
     except Refused as refusal:
         if owner is None or refusal.status != HTTPStatus.FORBIDDEN:
             raise
-        # Who may remove need not be one who may query.
+        # Permission to remove does not imply permission to query.
         client.remove_locks(owner, *instances)
         say("Removed what this owner held.")
         return
@@ -177,7 +185,7 @@ def _tell_removed(removed: int, others: dict[str, int]) -> None:
 
 
 def _locks_shower(as_json: bool) -> Callable[..., None]:
-    """What shows locks, and more of them, and those that are gone."""
+    """Return a function that shows locks, and those that are gone. It can be called repeatedly."""
     if as_json:
         return lambda locks, gone=(): show_json(locks)
     table = Table("ID", "INSTANCE", "OWNER", "EXPIRES", "HELD BY")
@@ -203,7 +211,7 @@ def _number(lock: Lock) -> int:
 @click.argument("file", type=click.File("rb"))
 @takes_settings(*OF_THE_STORE)
 def import_lock(file: BinaryIO, **options: Any) -> None:
-    """Create the locks in FILE (- is standard input); one with a known id is replaced.
+    """Create the locks in FILE (- is standard input). A lock whose id exists is replaced.
 
     All of them, or none when a line is bad or an instance is held.
     """
@@ -212,7 +220,7 @@ def import_lock(file: BinaryIO, **options: Any) -> None:
         tell(locks=imported, expired=expired)
     click.echo(
         f"Imported {many(imported, 'lock')} into {shown(store.settings.database_url)}; "
-        f"{expired} had expired and {'was' if expired == 1 else 'were'} passed over."
+        f"{expired} had expired and {'was' if expired == 1 else 'were'} skipped."
     )
 
 
@@ -220,7 +228,7 @@ def import_lock(file: BinaryIO, **options: Any) -> None:
 @click.argument("file", default="-")
 @takes_settings(*OF_THE_STORE, "omit_empty")
 def export_lock(file: str, **options: Any) -> None:
-    """Write all active locks to FILE (- or none is standard output)."""
+    """Write all active locks to FILE (default, or -: standard output)."""
     with opened(options, TO_READ) as store, output(file) as stream:
         count = export_locks(store, stream.write)
     click.echo(f"Exported {many(count, 'lock')}.", err=True)

@@ -72,7 +72,7 @@ class Copied(NamedTuple):
 
 @click.command()
 @click.argument("url")
-@click.option("--follow", is_flag=True, help="Go on copying what changes, until SIGTERM or ^C.")
+@click.option("--follow", is_flag=True, help="Continue to copy changes, until SIGTERM or ^C.")
 @click.option(
     "--interval",
     type=click.FloatRange(0.1, 86400),
@@ -81,7 +81,7 @@ class Copied(NamedTuple):
     help="Seconds between two rounds of --follow.",
 )
 @click.option(
-    "--strict", is_flag=True, help="Exit with 6 when something could not be copied as it is there."
+    "--strict", is_flag=True, help="Exit with 6 if something could not be copied exactly."
 )
 @click.option(
     "--system-name", metavar="NAME", help="Log in at the identity service as this operator."
@@ -99,9 +99,9 @@ def mirror(
     """Copy the locks and the history of the orchestration at URL into the database.
 
     URL is a running orchmgmt, or the Java implementation of Eclipse Arrowhead. Locks keep their
-    ids, and those that are gone there go here; jobs stay. It can be repeated, and stopped at any
-    time. With --system-name it logs in at the identity service, as often as it must; its password
-    is ORCHMGMT_SYSTEM_PASSWORD or in --system-password-file.
+    ids, and locks that end there are removed here; jobs stay. You can repeat the command, and stop
+    it at any time. With --system-name it logs in at the identity service, as often as needed. The
+    password is ORCHMGMT_SYSTEM_PASSWORD or in --system-password-file.
     """
     with opened(options, READY) as store:
         copy = Mirror(store, client)
@@ -112,11 +112,11 @@ def mirror(
     if copy.shortened:
         click.echo(f"Messages cut to {MESSAGE_MAX_LENGTH} characters: {len(copy.shortened)}.")
     if copy.second:
-        click.echo(f"Locks left out, for a later one is on their instance: {len(copy.second)}.")
+        click.echo(f"Locks left out because a later one is on their instance: {len(copy.second)}.")
     if copy.refused:
-        raise NotDone(f"{len(copy.refused)} entries cannot be kept here; the log says which")
+        raise NotDone(f"{len(copy.refused)} entries cannot be stored here; the log says which")
     if strict and (copy.shortened or copy.second):
-        raise NotExact("not all was copied as it is there")
+        raise NotExact("not everything was copied exactly")
 
 
 def _follow(copy: "Mirror", interval: float, logs_in: bool) -> None:
@@ -127,7 +127,7 @@ def _follow(copy: "Mirror", interval: float, logs_in: bool) -> None:
         if _watched():  # past the stream, which may be in the middle of a line
             os.write(
                 2,
-                b"\nIt ends once everything was compared once more; again, and it ends at once.\n",
+                b"\nIt ends after comparing everything once more; repeat to end it at once.\n",
             )
         for number in numbers:  # the next one ends it wherever it is: what is not written is not
             signal.signal(number, signal.default_int_handler)
@@ -147,7 +147,7 @@ def _follow(copy: "Mirror", interval: float, logs_in: bool) -> None:
                 if isinstance(failure, Refused) and not (logs_in and logged_out):
                     raise
                 if not (away or logged_out):  # of which the login has told
-                    log.warning("%s; it is asked again and again", failure)
+                    log.warning("%s; retrying", failure)
                 away = True
             else:
                 if any(copied) or away or first:
@@ -162,7 +162,9 @@ def _follow(copy: "Mirror", interval: float, logs_in: bool) -> None:
             click.echo("Comparing everything once more.")
         copied = copy.round()
     except BaseException:
-        log.warning("everything was not compared once more: something may be missing; run it again")
+        log.warning(
+            "everything was not compared once more, so something may be missing: run it again"
+        )
         raise
     _tell(copied)
     click.echo("Stopped.")
@@ -255,7 +257,7 @@ class Mirror:
             if loaded["id"] is None:
                 raise InvalidParameter("it has no id")
         except InvalidParameter as error:
-            reason = f"{wire.get('id')} is passed over: {error}"
+            reason = f"{wire.get('id')} is skipped: {error}"
             if reason not in self.refused:
                 log.warning("%s", reason)
             self.refused.add(reason)
@@ -272,8 +274,8 @@ class Mirror:
                 continue
             if number not in self.second:
                 log.warning(
-                    "%s is locked twice there: by %s with lock %d and by %s with lock %d; "
-                    "here only lock %d is kept, for it is the later one",
+                    "%s is locked twice there, by %s with lock %d and by %s with lock %d; "
+                    "only lock %d is copied, because it is the later one",
                     *(instance, lock.owner, number, there[kept[instance]].owner),
                     *(kept[instance], kept[instance]),
                 )
@@ -302,7 +304,7 @@ class Mirror:
         except Conflicts as error:
             first = next(iter(error.reasons.values()))
             raise NotDone(
-                printable(f"{first}: it is no copy; remove it, or mirror into another database")
+                printable(f"{first}: it is not a copy; remove it, or mirror into another database")
             ) from None
         database.change(self._forget, {"ids": list(copies - there.keys())})
         # What was here already, and the same, is no copy: it is not the source that takes it away.

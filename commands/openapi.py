@@ -17,7 +17,7 @@ from orchmgmt.store import Store
     "authentication_policy", "max_page_size", "omit_empty", "unknown_keys", "recorder", *OF_THE_LOG
 )
 def openapi(**options: Any) -> None:
-    """Print what OpenAPI 3.1 says of the operations under these settings."""
+    """Print the OpenAPI 3.1 document of the operations, for these settings."""
     settings = begin(options)
     EXTENSIONS["openapi"].load("the description of the operations")
     from orchmgmt.extensions import openapi, recorder

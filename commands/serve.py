@@ -34,7 +34,7 @@ class Background(Protocol):
 @click.option(
     "--read-only",
     is_flag=True,
-    help="Answer queries alone, and leave the database as it is: a backup, a standby, a read-only "
+    help="Only answer queries, and leave the database as it is: a backup, a standby, a read-only "
     "disk. Nothing is cleaned, upgraded or registered.",
 )
 @takes_settings(*OF_EVERYTHING)
@@ -85,7 +85,7 @@ def run_server(
         if settings.authentication_policy == "declared" and server.reachable:
             log.warning(
                 "the authentication policy `declared` verifies nothing, and %s can be reached from "
-                "other machines: whoever reaches it is an operator by saying so",
+                "other machines: anybody who reaches it can claim to be an operator",
                 settings.host,
             )
         click.echo(greeting.format(server.url))

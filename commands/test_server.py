@@ -27,7 +27,7 @@ OF_THE_TEST_SERVER = tuple(
     "--ready-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Where to write the URL and the process id, as JSON, once it listens.",
+    help="File to which it writes the URL and the process id, as JSON, once it listens.",
 )
 @takes_settings(
     *OF_THE_TEST_SERVER,
@@ -36,9 +36,9 @@ OF_THE_TEST_SERVER = tuple(
     openapi="true, where its extra is installed",
 )
 def test_server(ready_file: Path | None, **options: Any) -> None:
-    """Serve for tests: a clock, faults and more can be controlled below /test/ (docs/testing.md).
+    """Serve for tests, which control the clock, faults and more below /test/ (docs/testing.md).
 
-    Only this machine may reach it. ORCHMGMT_* variables have no effect.
+    It only listens on a loopback address. ORCHMGMT_* variables have no effect.
     """
     hold_signals()
     given = {name: it for name, it in options.items() if it is not None}
@@ -46,8 +46,8 @@ def test_server(ready_file: Path | None, **options: Any) -> None:
     settings = service.settings
     if not is_loopback(settings.host):
         raise Failure(
-            "whoever reaches a test server controls it: it listens on a loopback address such as "
-            f"127.0.0.1, not on {settings.host}"
+            "anybody who reaches a test server controls it, so it only listens on a loopback "
+            f"address such as 127.0.0.1, not on {settings.host}"
         )
     start_logging(settings)
     try:

@@ -74,7 +74,7 @@ def import_jobs(store: Store, lines: Iterable[bytes], replace: bool = False) -> 
             try:
                 (store.job_table.put if replace else store.job_table.put_forward)(jobs)
             except StepBack as error:
-                reason = f"{error}; with --replace it can"
+                reason = f"{error}; use --replace to allow it"
                 raise BadLine(batch[error.place][0], reason) from None
             count += len(batch)
         return count

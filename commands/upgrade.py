@@ -16,20 +16,22 @@ SOMETHING_TO_DO = 1
 
 @click.command()
 @click.option(
-    "--check", is_flag=True, help="Only tell whether there is anything to do (exit code 1)."
+    "--check", is_flag=True, help="Only say whether an upgrade is needed (then the exit code is 1)."
 )
 @takes_settings(*OF_THE_STORE)
 def upgrade(check: bool, **options: Any) -> None:
-    """Bring the schema of the database up to date, as servers and imports do when they start."""
+    """Upgrade the schema of the database, as servers and imports do when they start."""
     settings = begin(options)
     try:
         with Store(settings, permitted=TO_READ):
-            click.echo(f"The schema has version {SCHEMA_VERSION}: there is nothing to do.")
+            click.echo(f"The schema has version {SCHEMA_VERSION}: no upgrade is needed.")
             return
     except OldSchema as error:
         earlier = error.version
     if check:
-        click.echo(f"The schema has version {earlier}: an upgrade to {SCHEMA_VERSION} is to do.")
+        click.echo(
+            f"The schema has version {earlier}: an upgrade to version {SCHEMA_VERSION} is needed."
+        )
         sys.exit(SOMETHING_TO_DO)
     with command("upgrade") as tell:
         tell(before=earlier, after=SCHEMA_VERSION)

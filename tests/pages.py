@@ -6,7 +6,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
-PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{it.name}" for it in DOCS.glob("*.md"))]
+PAGES = [
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
+    *sorted(f"docs/{it.name}" for it in DOCS.glob("*.md")),
+]
 
 
 def page(name: str) -> str:

@@ -216,7 +216,7 @@ def test_importing_a_known_job_updates_every_part_of_it(store):
     }
     text = encoded(job_entry(JOB_ID.upper(), **changed))
     reason = f"Orchestration job {JOB_ID} has type PULL: it cannot become PUSH"
-    refuses(import_jobs, store, text, 1, f"{reason}; with --replace it can")
+    refuses(import_jobs, store, text, 1, f"{reason}; use --replace to allow it")
     import_jobs(store, text, replace=True)
     assert written(export_jobs, store) == [{"id": JOB_ID, **changed}]
 
@@ -244,7 +244,7 @@ def test_an_import_takes_no_job_back_unless_it_is_told_to(run, tmp_path, databas
             assert (ended.returncode, ended.stdout) == (2, "")
             reason = f"Orchestration job {JOB_ID} is DONE: it cannot become {status}"
             line = len(between) + 3
-            assert ended.stderr == f"Error: line {line}: {reason}; with --replace it can\n"
+            assert ended.stderr == f"Error: line {line}: {reason}; use --replace to allow it\n"
         assert there() == {OTHER_ID: "DONE", JOB_ID: "DONE"}
     assert imports(pending, options=["--replace"]).returncode == 0
     assert there() == {OTHER_ID: "DONE", JOB_ID: "PENDING"}
@@ -384,7 +384,7 @@ def test_a_move_goes_on_with_the_ids_though_locks_were_removed(
                 ended = run("lock", "import", "-", env=other, input=text.stdout)
                 assert ended.returncode == 0
                 assert ended.stdout.startswith(f"Imported {len(there)} locks into ")
-                assert ended.stdout.endswith("; 0 had expired and were passed over.\n")
+                assert ended.stdout.endswith("; 0 had expired and were skipped.\n")
             with Store({"DATABASE_URL": url}) as moved:
                 ((number, *_),) = moved.lock_table.create([NewLock("", "A|b|1.0.0", "O", FUTURE)])
             assert number == 6
@@ -409,9 +409,7 @@ def test_expired_locks_are_passed_over(run, tmp_path):
     ended = run("lock", "import", "-", input=lines(*entries))
     assert ended.returncode == 0
     database = f"sqlite:///{tmp_path}/orchmgmt.db"
-    assert ended.stdout == (
-        f"Imported 1 lock into {database}; 2 had expired and were passed over.\n"
-    )
+    assert ended.stdout == (f"Imported 1 lock into {database}; 2 had expired and were skipped.\n")
     last = lock_entry("Removed|lock|1.0.0", id=9, owner="Nobody", expiresAt="1970-01-01T00:00:00Z")
     assert exported(run, "lock") == [lock_entry(), last]
 

@@ -180,7 +180,7 @@ def test_a_lock_of_its_own_that_is_in_the_way_is_named_and_no_lock_is_copied(
         own.database.write(restore, own, {number: _row(instance)})
     ended = run("mirror", there.url)
     assert (ended.returncode, ended.stdout) == (1, "")
-    hint = "it is no copy; remove it, or mirror into another database"
+    hint = "it is not a copy; remove it, or mirror into another database"
     assert ended.stderr == f"Error: {message}: {hint}\n"
     assert [row[0] for row in of(here)[0]] == [number]
 
@@ -295,7 +295,7 @@ def test_a_mirror_goes_on_while_the_other_one_is_away(
         assert mirror.stderr
         assert mirror.stdout.readline() == "Locks: 1 copied, 0 removed. Jobs: 0 copied.\n"
         first.stop()
-        assert mirror.stderr.readline().endswith("refused; it is asked again and again\n")
+        assert mirror.stderr.readline().endswith("refused; retrying\n")
         serve(*database, "--port", first.url.rpartition(":")[2]).create(lock("Second|it|1.0.0"))
         wait_until(lambda: len(of(here)[0]) == 2)
         mirror.send_signal(signal.SIGINT)
@@ -337,7 +337,7 @@ def test_a_mirror_that_cannot_compare_everything_at_its_end_says_so(
         output, log = mirror.communicate(timeout=30)
     assert mirror.returncode == 5
     assert output == "Comparing everything once more.\n"
-    assert "everything was not compared once more: something may be missing; run it again" in log
+    assert "everything was not compared once more, so something may be missing: run it again" in log
     assert log.splitlines()[-1].startswith(f"Error: no connection to {service.url}: ")
 
 
@@ -507,9 +507,9 @@ def test_what_cannot_be_kept_is_named_and_the_rest_is_copied(
         "Locks: 1 copied, 0 removed. Jobs: 1 copied.\n",
     )
     first, second, last = ended.stderr.splitlines()
-    assert "1 is passed over: The specified system name does not match" in first
-    assert f"{job_id(1)} is passed over: A finished job must have finishedAt" in second
-    assert last == "Error: 2 entries cannot be kept here; the log says which"
+    assert "1 is skipped: The specified system name does not match" in first
+    assert f"{job_id(1)} is skipped: A finished job must have finishedAt" in second
+    assert last == "Error: 2 entries cannot be stored here; the log says which"
     assert "\x1b" not in ended.stderr
     assert [[row[0] for row in rows] for rows in of(here)] == [[2], [job_id(2)]]
 
@@ -526,8 +526,8 @@ def test_a_second_lock_on_an_instance_is_named_once_and_counted(
     ]
     java.jobs = []
     named = (
-        "Boiler|heat|1.0.0 is locked twice there: by First with lock 5 and by Second with lock 9; "
-        "here only lock 9 is kept, for it is the later one"
+        "Boiler|heat|1.0.0 is locked twice there, by First with lock 5 and by Second with lock 9; "
+        "only lock 9 is copied, because it is the later one"
     )
     for options, code in (([], 0), (["--strict"], 6)):
         ended = run("mirror", java.url, *options)
@@ -535,20 +535,20 @@ def test_a_second_lock_on_an_instance_is_named_once_and_counted(
         copied = 0 if options else 1
         assert ended.stdout == (
             f"Locks: {copied} copied, 0 removed. Jobs: 0 copied.\n"
-            "Locks left out, for a later one is on their instance: 1.\n"
+            "Locks left out because a later one is on their instance: 1.\n"
         )
         assert ended.stderr.count(named) == 1
-    assert ended.stderr.splitlines()[-1] == "Error: not all was copied as it is there"
+    assert ended.stderr.splitlines()[-1] == "Error: not everything was copied exactly"
     with following(java.url) as mirror:
         assert mirror.stderr
         assert named in mirror.stderr.readline()
         java.locks.append(lock_entry(10, owner="Third", **heat))
         line = mirror.stderr.readline()
-        assert "by Second with lock 9 and by Third with lock 10; here only lock 10" in line
+        assert "by Second with lock 9 and by Third with lock 10; only lock 10" in line
         wait_until(lambda: [row[0] for row in of(here)[0]] == [10])
         mirror.send_signal(signal.SIGTERM)
         output, log = mirror.communicate(timeout=30)
-    assert output.endswith("Locks left out, for a later one is on their instance: 2.\n")
+    assert output.endswith("Locks left out because a later one is on their instance: 2.\n")
     # What is kept in the stead of the first has changed, which is no reason to name it again.
     assert (mirror.returncode, log) == (0, "")
 

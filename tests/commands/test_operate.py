@@ -177,7 +177,7 @@ def test_the_exit_code_tells_a_refusal_from_an_absence(run: Run, service: Servic
     away = run(*create, "--url", "http://127.0.0.1:1")
     assert away.returncode == 5
     assert away.stderr.startswith("Error: no connection to http://127.0.0.1:1: ")
-    assert away.stderr.endswith("if it was sent, `orchmgmt lock list` tells whether it was done\n")
+    assert away.stderr.endswith("; check with `orchmgmt lock list` whether it was done\n")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_the_exit_code_tells_a_refusal_from_an_absence(run: Run, service: Servic
         ),
         (["list", "--url", "https://x", "--ca", __file__], "is not a PEM file"),
         (["list", "--name", "A", "--token-file", __file__], "not both"),
-        (["list", "--token-file", __file__], "holds no token"),
+        (["list", "--token-file", __file__], "has no token"),
         (["list", "--token-file", "/proc/self/mem"], "/proc/self/mem cannot be read: "),
         (["create", "--owner", "A", "A|b|1"], "give --expires-in or --expires-at"),
         (["create", "--owner", "A", "--expires-in", "1h", "--expires-at", FUTURE, "A|b|1"], "give"),
@@ -395,7 +395,7 @@ def test_whoever_can_open_the_database_needs_no_service(
     assert removed.stderr.endswith(" owners=Alice removed=1\n")
     both = run("lock", "list", *direct, "--name", "Sysop")
     assert both.returncode == 2
-    assert "--database-url asks no service" in both.stderr
+    assert "--database-url uses no service" in both.stderr
 
 
 def test_where_and_who_may_come_from_the_environment_and_options_win(
@@ -496,12 +496,12 @@ def test_a_check_says_what_is_wrong_and_what_to_do(call: Run, tmp_path: Path) ->
     found = looked(call("check", env={"ORCHMGMT_PROT": "1"}))
     message = "ORCHMGMT_PROT is not a setting (did you mean ORCHMGMT_PORT?)"
     assert found == {"wrong  settings": message}
-    assert looked(call("check"))["ok     database"] == f"{tmp_path}/orchmgmt.db will be made"
+    assert looked(call("check"))["ok     database"] == f"{tmp_path}/orchmgmt.db will be created"
     assert list(tmp_path.iterdir()) == []
     found = looked(call("check", "--database-url", "sqlite:///no/such.db"))
     assert found["wrong  database"].endswith("`orchmgmt serve` or an import makes a database")
     (tmp_path / "orchmgmt.db").touch()
-    assert looked(call("check"))["ok     database"].endswith("/orchmgmt.db will be made")
+    assert looked(call("check"))["ok     database"].endswith("/orchmgmt.db will be created")
     assert (tmp_path / "orchmgmt.db").stat().st_size == 0
     shutil.copyfile(
         Path(__file__).parents[1] / "data" / "schema-1.sqlite", tmp_path / "orchmgmt.db"
@@ -596,16 +596,16 @@ def test_a_check_looks_when_certificates_and_revocation_lists_end(
     files = ("old.pem", "crl.pem", "bad.pem", "none.pem", "orchmgmt.db")
     ca, certificate = ("--ca-file", authority.ca_file), ("--certificate-file", "own.pem")
     found = looked(call("check", *files, *ca, *certificate, "--key-file", "other.pem"))
-    soon = f"it ends soon, at {NOW + DAY:%Y-%m-%dT%H:%M:%SZ}: put a new one there"
+    soon = f"it expires soon, at {NOW + DAY:%Y-%m-%dT%H:%M:%SZ}: replace it"
     assert found["wrong  ORCHMGMT_CA_FILE"] == soon
-    lasts = f"it lasts until {NOW + 30 * DAY:%Y-%m-%dT%H:%M:%SZ}"
+    lasts = f"it is valid until {NOW + 30 * DAY:%Y-%m-%dT%H:%M:%SZ}"
     assert found["ok     ORCHMGMT_CERTIFICATE_FILE"] == lasts
-    assert found["wrong  ORCHMGMT_KEY_FILE"].startswith("it is not the key of the certificate")
-    assert found["wrong  old.pem"].startswith("it ended at ")
+    assert found["wrong  ORCHMGMT_KEY_FILE"].startswith("it does not belong to the certificate")
+    assert found["wrong  old.pem"].startswith("it expired at ")
     assert found["wrong  crl.pem"] == soon
-    assert found["wrong  bad.pem"] == "it is damaged: put the file there anew"
+    assert found["wrong  bad.pem"] == "it is damaged: replace the file"
     assert found["wrong  none.pem"] == "it cannot be read: No such file or directory"
-    assert found["wrong  orchmgmt.db"].startswith("it has neither a certificate nor")
+    assert found["wrong  orchmgmt.db"].startswith("it has no certificate and no revocation list")
     found = looked(call("check", "crl.pem", *ca, *certificate, "--days", "0.5"))
     assert [name[:2] for name in found] == ["ok"] * 7
 
@@ -684,7 +684,7 @@ def test_a_check_says_what_the_registry_knows_and_would_refuse(
     assert other.startswith(f"warn {name} is there at 127.0.0.1: `serve` takes that away once and ")
     process.stop(signal.SIGKILL)
     assert says(SERVICE_PORT=port) == (
-        f"warn {name} is there with {seen}, and nobody answers at {process.url}"
+        f"warn {name} is there with {seen}, but nothing answers at {process.url}"
     )
     cloud.services.clear()
     assert says(SERVICE_PORT=port).startswith(f"warn {name} is there with no service, and nobody ")

@@ -97,7 +97,7 @@ def test_upgrade_says_what_there_is_to_do_and_does_it(run, earlier):
         ended = run("upgrade", "--check")
         assert ended.returncode == 1
         assert ended.stdout == (
-            f"The schema has version {version}: an upgrade to {SCHEMA_VERSION} is to do.\n"
+            f"The schema has version {version}: an upgrade to version {SCHEMA_VERSION} is needed.\n"
         )
         assert version_of(path) == version
     ended = run("upgrade")
@@ -109,7 +109,7 @@ def test_upgrade_says_what_there_is_to_do_and_does_it(run, earlier):
     for command in (("upgrade", "--check"), ("upgrade",)):
         ended = run(*command)
         assert ended.returncode == 0
-        assert ended.stdout == f"The schema has version {SCHEMA_VERSION}: there is nothing to do.\n"
+        assert ended.stdout == f"The schema has version {SCHEMA_VERSION}: no upgrade is needed.\n"
         assert ended.stderr == ""
     assert run("lock", "export").stderr == "Exported 10 locks.\n"
 

@@ -533,8 +533,7 @@ def test_deploy_files_replaces_nothing_unless_it_is_told_to(run, tmp_path):
     ended = run("deploy-files", ".")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == (
-        "Error: nginx/generic_https.conf is there already: "
-        "--force replaces it, and all the others\n"
+        "Error: nginx/generic_https.conf exists already: --force replaces it and all the others\n"
     )
     assert mine.read_text() == "mine"
     assert [it.name for it in tmp_path.iterdir()] == ["nginx"]

@@ -10,12 +10,15 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytestmark = pytest.mark.sqlite
 
 TREE = Path(__file__).resolve().parents[2]
-FOLDERS = [TREE, *(it.parent for it in TREE.glob("*/__init__.py"))]
-PAGE = [str(it.relative_to(TREE)) for it in TREE.glob("ui/static/*")]
+PACKAGES = [*TREE.glob("*/__init__.py"), *TREE.glob("extensions/*/__init__.py")]
+FOLDERS = [TREE, *(it.parent for it in PACKAGES)]
+PAGE = [str(it.relative_to(TREE)) for it in TREE.glob("extensions/ui/static/*")]
+assert PAGE
 MODULES = sorted(str(it.relative_to(TREE)) for folder in FOLDERS for it in folder.glob("*.py"))
 OPERATIONS = {
     "/serviceorchestration/orchestration/mgmt/lock/create": "POST",
@@ -200,5 +203,22 @@ def test_development_install_imports_from_any_folder(tmp_path):
 
 
 def test_the_version_is_that_of_the_changelog():
-    newest = re.search(r"^## (\S+)", (TREE / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
+    """The one that "Unreleased" announces, or else that of the newest release."""
+    text = (TREE / "CHANGELOG.md").read_text()
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert headings[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+] - \d{4}-\d\d-\d\d", it) for it in headings[1:])
+    newest = re.search(r"^(?:The next version is |## \[)(\d+\.\d+\.\d+)", text, re.MULTILINE)[1]
     assert f"\nversion = {newest}\n" in (TREE / "setup.cfg").read_text()
+
+
+def test_the_public_ci_runs_on_each_python_that_the_metadata_names():
+    workflow = yaml.safe_load((TREE / ".github" / "workflows" / "ci.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    metadata = (TREE / "setup.cfg").read_text()
+    supported = re.findall(r"Programming Language :: Python :: (3\.\d+)", metadata)
+    assert job["strategy"]["matrix"]["python"] == supported
+    (step,) = [it for it in job["steps"] if it.get("run") == ".ci/run"]
+    assert list(step["env"]) == ["PYTHON"]
+    for name in ("run", "bare"):
+        assert "PYTHON:" in (TREE / ".ci" / name).read_text()

@@ -118,7 +118,7 @@ def test_registration(serve: Callable[..., Process], cloud: Cloud, tmp_path: Pat
         assert time.monotonic() < deadline
         time.sleep(0.02)
     check(text, tmp_path, {address: cloud.url})
-    (by_hand,) = blocks("sh", section("registration.md", "Taking it away by hand"))
+    (by_hand,) = blocks("sh", section("registration.md", "Removing the registration by hand"))
     command = by_hand.replace(address, cloud.url)
     subprocess.run(["sh", "-e", "-c", command], check=True, capture_output=True, timeout=30)
     assert cloud.systems == cloud.services == {}
@@ -201,7 +201,7 @@ def test_the_client_does_what_its_page_shows(start: Callable[..., Service]) -> N
 
 
 def test_the_commands_options_are_those_of_the_page() -> None:
-    text = section("commands.md", "Where, and who asks")
+    text = section("commands.md", "Connection options")
     rows = re.findall(r"^\| (`--.*?) \|", text, re.M)
     named = [it for row in rows for it in re.findall("`(--[a-z-]+)`", row)]
     own = {it.name for it in mirror.params} & {it.name for it in remove_locks.params}
@@ -265,9 +265,11 @@ def test_the_registrations_log_lines_are_those_of_the_page() -> None:
 def test_what_differs_from_the_java_implementation_is_as_the_page_says(service: Service) -> None:
     text = section("wire.md", "Where the Java implementation differs")
     here = dict(re.findall(r"^\| (.*?) \| .* \| (.*?) \|$", text, re.MULTILINE))
-    del here["what"], here["---"]
+    del here["case"], here["---"]
     # These have tests of their own: two processes, and an identity service, are more than one row.
-    assert "the database promises it" in here.pop("requests for one instance at once")
+    assert "the database guarantees it" in here.pop(
+        "two requests for one instance at the same time"
+    )
     assert here.pop("a token after its `expirationTime`") == "refused"
 
     def said(row: str) -> str:
@@ -287,18 +289,18 @@ def test_what_differs_from_the_java_implementation_is_as_the_page_says(service: 
     assert f"`{malformed.partition(':')[0]}: ...`" in said("a malformed id in a history query")
     assert said("a name with a letter such as `ſ`") == "refused"
     assert "does not match" in service.create(lock("ſharp|b|1")).error
-    assert said("instances whose names differ in letter case alone") == "two"
+    assert said("instances whose names differ only in letter case") == "two"
     assert service.create(lock("aB|cD|1"), lock("aB|cd|1"), lock("Ab|cD|1")).status == 201
-    assert "`createdAt`, the newest" in said("the order of a history query by default")
+    assert "`createdAt`, the newest" in said("the default order of a history query")
     put(service, JOB, *(job_entry(3 - number, createdAt=after(number)) for number in range(2)))
     assert [it["id"] for it in service.jobs().entries] == [job_id(2), job_id(3)]
     assert said("`2030-01-01T24:00:00Z`, and a second of `60`").startswith("refused")
     for time_ in ("2099-01-01T24:00:00Z", "2099-01-01T00:00:60Z"):
         assert "Invalid expires at format" in service.create(lock("G|h|1", expires_at=time_)).error
-    assert said("a time after 2038-01-19").startswith("taken, up to the year 9999")
+    assert said("a time after 2038-01-19").startswith("accepted, up to the year 9999")
     last = "9999-12-31T23:59:59Z"
     assert service.create(lock("G|h|1", expires_at=last)).entries[0]["expiresAt"] == last
-    assert said("a fraction of a second").startswith("whole seconds: that of `expiresAt` is round")
+    assert said("a fraction of a second").startswith("whole seconds: `expiresAt` is rounded up")
     (entry,) = service.create(lock("I|j|1", expires_at="2099-01-01T00:00:00.1Z")).entries
     assert entry["expiresAt"] == "2099-01-01T00:00:01Z"
     assert said("a number such as `5.5`") == "refused"
@@ -414,14 +416,14 @@ def test_an_earlier_database_is_upgraded_as_the_page_says(
     shutil.copyfile(ROOT / "tests" / "data" / "schema-1.sqlite", tmp_path / "orchmgmt.db")
     text = unmarked(section("operations.md", "Upgrade"))
     assert run_blocks(text, tmp_path) == [0, 0, 0, 0]
-    assert "an upgrade to 3 is to do" in capfd.readouterr().out
+    assert "an upgrade to version 3 is needed" in capfd.readouterr().out
     assert {it.name for it in tmp_path.iterdir()} >= {
         "before-upgrade.db",
         "locks.jsonl",
         "jobs.jsonl",
     }
     assert run_blocks(text.split("2. Stop")[0], tmp_path) == [0]
-    assert "there is nothing to do" in capfd.readouterr().out
+    assert "no upgrade is needed" in capfd.readouterr().out
 
 
 def test_the_end_of_a_list_and_of_a_certificate_is_seen_as_the_page_says(

@@ -864,8 +864,8 @@ def test_no_system_registers_as_the_operator(
     ended = run("serve", "--port", "0", env={"ORCHMGMT_SYSTEM_NAME": name})
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == (
-        "Error: ORCHMGMT_SYSTEM_NAME: Sysop is the operator, whose rights this system must not "
-        "have: give it a name of its own\n"
+        "Error: ORCHMGMT_SYSTEM_NAME: Sysop is the operator, and this system must not "
+        "have its rights: choose another name\n"
     )
 
 
