@@ -20,6 +20,7 @@ from orchmgmt.databases.sqlite import MEMORY, sqlite_path
 from orchmgmt.errors import Unavailable
 from orchmgmt.models import BusyDatabase, MissingDatabase, UnusableDatabase
 from orchmgmt.operations import SERVICES
+from orchmgmt.policies import authentication_policy
 from orchmgmt.policies.gate import Gate
 from orchmgmt.settings import ANY_ORIGIN, PREFIX, SettingError, Settings
 from orchmgmt.store import Store
@@ -139,11 +140,12 @@ def looks(
                 "cloud, which other systems look up: choose another name, unless this service "
                 "takes its place"
             )
-        if ANY_ORIGIN in found[0].cors_origins and found[0].authentication_policy == "declared":
+        verified = authentication_policy(found[0]).verifies
+        if ANY_ORIGIN in found[0].cors_origins and not verified:
             raise Doubtful(
-                f"{PREFIX}CORS_ORIGINS is * under the policy `declared`: any page that somebody "
-                "opens in a browser that reaches this service can act as an operator. Name the "
-                "origins"
+                f"{PREFIX}CORS_ORIGINS is * under the policy `{found[0].authentication_policy}`: "
+                "any page that somebody opens in a browser that reaches this service can act as "
+                "an operator. Name the origins"
             )
         return f"authentication policy {found[0].authentication_policy}, " + (
             f"management policy {found[0].management_policy}"

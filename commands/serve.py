@@ -11,6 +11,7 @@ import click
 from orchmgmt.app import create_app, service_of
 from orchmgmt.cli import OF_EVERYTHING, NoAddress, begin, takes_settings
 from orchmgmt.databases.opening import shown
+from orchmgmt.policies import authentication_policy
 from orchmgmt.serving.cleaner import Cleaner
 from orchmgmt.serving.server import Server, hold_signals
 from orchmgmt.serving.sockets import CannotListen
@@ -82,7 +83,7 @@ def run_server(
             settings.authentication_policy,
             settings.management_policy,
         )
-        if settings.authentication_policy == "declared" and server.reachable:
+        if not authentication_policy(settings).verifies and server.reachable:
             log.warning(
                 "the authentication policy `declared` verifies nothing, and %s can be reached from "
                 "other machines: anybody who reaches it can claim to be an operator",

@@ -37,7 +37,7 @@ from orchmgmt.history import cannot_become
 from orchmgmt.locks import AlreadyLocked, InThePast, NoUnfinishedJob
 from orchmgmt.models import DONE, PENDING
 from orchmgmt.operations import Operation
-from orchmgmt.policies import INVALID_HEADER
+from orchmgmt.policies import AuthenticationPolicy, authentication_policy
 from orchmgmt.policies.gate import NO_PERMISSION
 from orchmgmt.settings import Settings
 from orchmgmt.views import NO_SUCH_PATH
@@ -46,26 +46,6 @@ LICENSE = {"name": "Apache-2.0", "identifier": "Apache-2.0"}
 
 DOCUMENT = "/openapi.json"
 PAGES = "/docs"
-
-IDENTITIES: dict[str, dict[str, Any]] = {
-    "declared": {
-        "type": "http",
-        "scheme": "bearer",
-        "bearerFormat": "SYSTEM//<name>",
-        "description": "`Authorization: Bearer SYSTEM//<name>`; `SYSTEM//Sysop` is the operator.",
-    },
-    "outsourced": {
-        "type": "http",
-        "scheme": "bearer",
-        "bearerFormat": "IDENTITY-TOKEN//<token>",
-        "description": "`Authorization: Bearer IDENTITY-TOKEN//<token>`, "
-        "with a token of the cloud's identity service.",
-    },
-    "certificate": {
-        "type": "mutualTLS",
-        "description": "A client certificate of the local cloud, of a system or an operator.",
-    },
-}
 
 LOCK_EXAMPLE = {
     "id": 43,
@@ -307,9 +287,10 @@ def document(settings: Settings, operations: Iterable[Operation]) -> dict[str, A
         servers=[{"url": ".", "description": "The service that gives this document"}],
         security=[{"identity": []}],
     )
-    spec.components.security_scheme("identity", IDENTITIES[settings.authentication_policy])
+    policy = authentication_policy(settings)
+    spec.components.security_scheme("identity", dict(policy.scheme))
     spec.components.schema("ErrorResponse", _ERROR_RESPONSE)
-    for status, (meaning, message) in _errors(settings).items():
+    for status, (meaning, message) in _errors(settings, policy).items():
         origin = f"POST {MANAGEMENT}/lock/query"
         spec.components.response(str(status), _error(status, meaning, {"example": message}, origin))
     for operation in operations:
@@ -321,13 +302,14 @@ def document(settings: Settings, operations: Iterable[Operation]) -> dict[str, A
     return found
 
 
-def _errors(settings: Settings) -> dict[int, tuple[str, str]]:
+def _errors(settings: Settings, policy: type[AuthenticationPolicy]) -> dict[int, tuple[str, str]]:
     """For each status but 400: what it means, and the message of its example."""
+    too_large = BodyTooLarge.smallest(settings.max_body_bytes)
     return {
-        401: ("The requester has no identity, or a bad one", INVALID_HEADER),
+        401: ("The requester has no identity, or a bad one", policy.refusal),
         403: ("The requester is known and may not manage", NO_PERMISSION),
         404: ("There is no such path: its last part holds a slash", NO_SUCH_PATH),
-        413: ("The body is too large", str(BodyTooLarge(settings.max_body_bytes))),
+        413: ("The body is too large", str(BodyTooLarge(too_large))),
         415: ("The body is not declared to be JSON, or has a Content-Encoding", str(NotJson())),
         500: ("A fault of the service; its log has the details", CRASHED),
         503: ("The database, or a system that must be asked, does not answer now", SILENT),

@@ -11,6 +11,7 @@ from typing import Any
 
 from orchmgmt.entries import ROOT
 from orchmgmt.errors import Unavailable
+from orchmgmt.policies import authentication_policy
 from orchmgmt.policies.cloud import REASON_LENGTH, OtherSystem, own_side, printable
 from orchmgmt.settings import PREFIX, SettingError, Settings
 from orchmgmt.values import strip
@@ -53,7 +54,7 @@ class Registry:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._registry = _Asked.configured("ServiceRegistry", settings, "service_registry_url", "")
-        self._certificate = settings.authentication_policy == "certificate"
+        self._certificate = authentication_policy(settings).reads_certificate
         self._tls = settings.service_tls or self._certificate
         self.addresses = _addresses(settings)
         self.port = settings.service_port
@@ -260,10 +261,10 @@ def _check(settings: Settings, tls: bool) -> None:
         raise SettingError(
             f"{PREFIX}SERVICE_PORT must say at which port a proxy speaks TLS: this process does not"
         )
-    if settings.authentication_policy == "certificate" and not settings.certificate_file:
+    if authentication_policy(settings).reads_certificate and not settings.certificate_file:
         raise SettingError(
             f"{PREFIX}SERVICE_REGISTRY_URL needs {PREFIX}CERTIFICATE_FILE under the policy "
-            "`certificate`"
+            f"`{settings.authentication_policy}`"
         )
 
 

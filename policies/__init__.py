@@ -7,11 +7,17 @@ proxies are trusted. Nothing here knows locks, jobs, their database or the serve
 """
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 from orchmgmt.errors import Unidentified
-from orchmgmt.settings import SettingError, Settings
+from orchmgmt.settings import (
+    AUTHENTICATION_POLICIES,
+    MANAGEMENT_POLICIES,
+    SettingError,
+    Settings,
+)
 from orchmgmt.values import strip
 
 INVALID_HEADER = "Invalid authorization header"
@@ -87,7 +93,19 @@ class OwnIdentity:
 
 
 class AuthenticationPolicy(Protocol):
-    """A way to find out who sent a request."""
+    """A way to find out who sent a request.
+
+    Attributes:
+        scheme: how OpenAPI describes what a request must show.
+        refusal: the message for a request that shows something else.
+        verifies: whether a system cannot claim to be another one.
+        reads_certificate: whether a client certificate identifies a system.
+    """
+
+    scheme: ClassVar[Mapping[str, Any]] = {"type": "http", "scheme": "bearer"}
+    refusal: ClassVar[str] = INVALID_HEADER
+    verifies: ClassVar[bool] = True
+    reads_certificate: ClassVar[bool] = False
 
     def identify(self, evidence: Evidence) -> Requester:
         """Return who sent a request.
@@ -134,6 +152,30 @@ class ManagementPolicy(Protocol):
         Raises:
             Unavailable: another system has to be asked, and does not answer.
         """
+
+
+def authentication_policy(settings: Settings) -> type[AuthenticationPolicy]:
+    """Return the class of the policy that the settings choose.
+
+    Raises:
+        SettingError: a package that it needs is missing.
+    """
+    name = settings.authentication_policy
+    policy: type[AuthenticationPolicy]
+    policy = AUTHENTICATION_POLICIES[name].load(f"the policy `{name}`")
+    return policy
+
+
+def management_policy(settings: Settings) -> Callable[[Settings], ManagementPolicy]:
+    """Return the class of the management policy that the settings choose.
+
+    Raises:
+        SettingError: a package that it needs is missing.
+    """
+    name = settings.management_policy
+    policy: Callable[[Settings], ManagementPolicy]
+    policy = MANAGEMENT_POLICIES[name].load(f"the policy `{name}`")
+    return policy
 
 
 def bearer(evidence: Evidence) -> tuple[str, str]:

@@ -6,8 +6,10 @@ in a header.
 
 import re
 from base64 import b64decode
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 from cryptography import x509
@@ -18,6 +20,8 @@ from orchmgmt.policies import AuthenticationPolicy, Evidence, OwnIdentity, Reque
 from orchmgmt.policies.proxies import TrustedProxies
 from orchmgmt.settings import OPERATOR_NAME, PREFIX, SettingError, Settings
 from orchmgmt.values import strip
+
+NO_CERTIFICATE = "No client certificate has been provided"
 
 SYSTEM, OPERATOR = "sy", "op"
 
@@ -43,6 +47,13 @@ class Certificate(AuthenticationPolicy):
     Raises:
         SettingError: one of these settings is missing or wrong.
     """
+
+    scheme: ClassVar[Mapping[str, Any]] = {
+        "type": "mutualTLS",
+        "description": "A client certificate of the local cloud, of a system or an operator.",
+    }
+    refusal = NO_CERTIFICATE
+    reads_certificate = True
 
     def __init__(self, settings: Settings) -> None:
         self._naming = settings.naming
@@ -79,7 +90,7 @@ class Certificate(AuthenticationPolicy):
         if value is not None and not self._proxies.sent(evidence):
             raise Unidentified("A client certificate is only taken from a trusted proxy")
         if not value:
-            raise Unidentified("No client certificate has been provided")
+            raise Unidentified(NO_CERTIFICATE)
         try:
             certificate = x509.load_der_x509_certificate(_der(value))
             now = datetime.now(UTC)

@@ -16,10 +16,9 @@ from urllib.parse import quote, quote_plus
 
 from orchmgmt.client import Connections, Unanswered, UnusableFile, split_url, tls_context
 from orchmgmt.errors import Unavailable
-from orchmgmt.policies import OwnIdentity
+from orchmgmt.policies import OwnIdentity, authentication_policy
 from orchmgmt.settings import (
     ASKING_AT_ONCE,
-    AUTHENTICATION_POLICIES,
     PREFIX,
     SettingError,
     Settings,
@@ -202,9 +201,7 @@ def own_side(settings: Settings) -> OwnSide:
     Raises:
         SettingError: what proves who this system is, is missing or wrong.
     """
-    name = settings.authentication_policy
-    policy = AUTHENTICATION_POLICIES[name].load(f"the policy `{name}`")
-    return OwnSide(policy.own_identity(settings))
+    return OwnSide(authentication_policy(settings).own_identity(settings))
 
 
 @lru_cache(maxsize=16)

@@ -1,5 +1,8 @@
 """The authentication policy `declared`: the requester says its name, and nothing is verified."""
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from orchmgmt.errors import Unidentified
 from orchmgmt.policies import (
     INVALID_HEADER,
@@ -14,6 +17,14 @@ from orchmgmt.settings import OPERATOR_NAME, Settings
 
 class Declared(AuthenticationPolicy):
     """`declared`: the requester says its name, and nothing is verified."""
+
+    scheme: ClassVar[Mapping[str, Any]] = {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "SYSTEM//<name>",
+        "description": "`Authorization: Bearer SYSTEM//<name>`; `SYSTEM//Sysop` is the operator.",
+    }
+    verifies = False
 
     def __init__(self, settings: Settings) -> None:
         self._naming = settings.naming

@@ -10,13 +10,12 @@ from orchmgmt.policies import (
     ManagementPolicy,
     Operation,
     Requester,
+    authentication_policy,
+    management_policy,
 )
 from orchmgmt.policies.proxies import TrustedProxies
 from orchmgmt.settings import (
-    AUTHENTICATION_POLICIES,
-    MANAGEMENT_POLICIES,
     PREFIX,
-    Part,
     Settings,
 )
 
@@ -55,18 +54,13 @@ class Gate:
     """
 
     def __init__(self, settings: Settings, read_only: bool = False) -> None:
-        self._identity: AuthenticationPolicy = _chosen(
-            AUTHENTICATION_POLICIES, settings.authentication_policy, settings
-        )
-        self._permission: ManagementPolicy = _chosen(
-            MANAGEMENT_POLICIES, settings.management_policy, settings
-        )
+        policy: Any = authentication_policy(settings)
+        self._identity: AuthenticationPolicy = policy(settings)
+        self._permission: ManagementPolicy = management_policy(settings)(settings)
         self._read_only = read_only
         self._proxies = TrustedProxies(settings)
         # A certificate that nobody looks at: the setting may have been forgotten.
-        self._unread = ""
-        if settings.authentication_policy != "certificate":
-            self._unread = settings.client_certificate_header
+        self._unread = "" if policy.reads_certificate else settings.client_certificate_header
 
     def identify(self, evidence: Evidence, name: str) -> Requester:
         """Return who sent a request.
@@ -144,8 +138,3 @@ class Gate:
             }
             line = "%(outcome)s %(requester)s %(operation)s from %(client)s: %(reason)s"
             access.log(level, line, fields, extra={"fields": fields})
-
-
-def _chosen(policies: dict[str, Part], name: str, settings: Settings) -> Any:
-    """One of `policies`, made from the settings."""
-    return policies[name].load(f"the policy `{name}`")(settings)

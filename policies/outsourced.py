@@ -6,9 +6,11 @@ import re
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any, ClassVar
 
 from orchmgmt.errors import Unavailable, Unidentified
 from orchmgmt.policies import (
@@ -53,6 +55,14 @@ class Outsourced(AuthenticationPolicy):
     Raises:
         SettingError: one of these settings is missing or wrong.
     """
+
+    scheme: ClassVar[Mapping[str, Any]] = {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "IDENTITY-TOKEN//<token>",
+        "description": "`Authorization: Bearer IDENTITY-TOKEN//<token>`, "
+        "with a token of the cloud's identity service.",
+    }
 
     def __init__(self, settings: Settings) -> None:
         self._naming = settings.naming

@@ -17,7 +17,8 @@ def operator_headers(settings: Settings) -> dict[str, str]:
     if settings.authentication_policy == "certificate":
         return {settings.client_certificate_header: _certificate(settings.cloud)}
     raise SettingError(
-        f"Under the policy `{settings.authentication_policy}` ask the identity service for a token"
+        f"The harness has no operator's headers under the policy "
+        f"`{settings.authentication_policy}`: send what the policy asks for"
     )
 
 
