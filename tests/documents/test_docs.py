@@ -32,6 +32,7 @@ from orchmgmt.app import create_app, store_of
 from orchmgmt.commands.check import looks
 from orchmgmt.commands.lock import remove_locks
 from orchmgmt.commands.mirror import mirror
+from orchmgmt.operations import SERVICES
 from orchmgmt.settings import OF_A_CLIENT, Settings, describe
 
 pytestmark = pytest.mark.sqlite
@@ -361,7 +362,7 @@ def test_the_bodies_for_the_other_systems_name_this_one_and_its_services() -> No
     with store_of(app):
         scopes = [it.partition(".")[2] for it in app.view_functions if it.startswith("lock.")]
     assert set(body["scopedPolicies"]) <= set(scopes)
-    assert body["target"] in (ROOT / "app.py").read_text()
+    assert body["target"] == SERVICES["lock"]
 
 
 def test_authorization_starts_with_what_is_said(
