@@ -687,7 +687,7 @@ def test_a_check_says_what_the_registry_knows_and_would_refuse(
         f"warn {name} is there with {seen}, but nothing answers at {process.url}"
     )
     cloud.services.clear()
-    assert says(SERVICE_PORT=port).startswith(f"warn {name} is there with no service, and nobody ")
+    assert says(SERVICE_PORT=port).startswith(f"warn {name} is there with no service, but nothing ")
     instance = f"{name}|kelvinInfo|1.0.0"
     cloud.services[instance] = {
         "instanceId": instance,
