@@ -14,7 +14,7 @@ from support import FUTURE, lock
 from wire import LOCK, connect
 
 from orchmgmt.app import create_app, store_of
-from orchmgmt.databases import postgresql as module
+from orchmgmt.databases import STREAM_BATCH, pool
 from orchmgmt.databases.queries import Page
 from orchmgmt.models import NewLock
 from orchmgmt.store import Store
@@ -156,7 +156,7 @@ def test_client_that_stops_within_a_transaction_lets_go(start, url, client, stat
 
 def test_export_waits_for_its_reader_as_long_as_it_takes(url):
     with Store({"DATABASE_URL": url, "DATABASE_TIMEOUT_SECONDS": TIMEOUT}) as store:
-        count = module.STREAM_BATCH + 1
+        count = STREAM_BATCH + 1
         store.lock_table.create(
             [NewLock("", f"P{n}|s|1.0.0", "Alice", FUTURE) for n in range(count)]
         )
@@ -467,7 +467,7 @@ def test_connection_is_used_again_but_not_for_ever(url, monkeypatch):
     with Store({"DATABASE_URL": url}) as store:
         first = pid_of(store)
         assert pid_of(store) == first
-    monkeypatch.setattr(module, "MAX_AGE", 0.2)
+    monkeypatch.setattr(pool, "MAX_AGE", 0.2)
     with Store({"DATABASE_URL": url}) as store:
         first = pid_of(store)
         time.sleep(0.3)
