@@ -1,6 +1,6 @@
 """The history of one database: its orchestration jobs, from their creation to their end.
 
-As in `locks.py`, values and rows are in the form in which they are on the wire and in the table.
+As in `locks.py`, values and rows are as the contract and the table have them.
 """
 
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from orchmgmt.values import write_instant
 COLUMNS = list(Job._meta.sorted_fields)
 NAMES = [column.name for column in COLUMNS]
 
-#: What a job has from its beginning to its end.
+#: What never changes in the life of a job.
 FOR_LIFE = (
     "type",
     "requester_system",
@@ -33,14 +33,16 @@ FOR_LIFE = (
     "subscription_id",
 )
 
+EMPTY = SQL("''")
+
 _ROW = itemgetter(*NAMES)
 
 
 class StepBack(InvalidParameter):
-    """A job would go back in its life, or become another.
+    """A job would go back in its life, or become another job.
 
     Attributes:
-        place: which of the jobs that were given it is, from 0.
+        place: which of the given jobs it is, from 0.
     """
 
     def __init__(self, place: int, reason: object) -> None:
@@ -49,14 +51,14 @@ class StepBack(InvalidParameter):
 
 
 class NoSuchJob(NotFound):
-    """There is no job with an id."""
+    """There is no job with this id."""
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"There is no orchestration job {job_id}")
 
 
 class JobTable:
-    """The orchestration jobs of one database. Every method may be called from any thread.
+    """The orchestration jobs of one database. Any thread may call every method.
 
     Args:
         database: where they are kept.
@@ -67,8 +69,23 @@ class JobTable:
         self._database = database
         self._entry = JobEntry(settings)
         self._max_age = timedelta(days=settings.history_max_age_days)
-        self._jobs = Selection(
+        self._jobs = self._select_jobs()
+        self._counts = database.sql(JobCount.select())
+        self._insert = BulkInsert(database, COLUMNS, lambda insert: insert)
+        self._upsert = BulkInsert(
             database,
+            COLUMNS,
+            lambda insert: insert.on_conflict(conflict_target=[Job.id], preserve=COLUMNS[1:]),
+        )
+        among = Job.select().where(database.any_of(Job.id, "ids")).order_by(Job.id)
+        self._select_among = database.sql(database.locking(among, "UPDATE"))
+        self._start_sql, self._end_sql = self._steps()
+        self._status = database.sql(Job.select(Job.status).where(Job.id == database.place("id")))
+        self._delete_old = self._delete_finished()
+
+    def _select_jobs(self) -> Selection:
+        return Selection(
+            self._database,
             Job,
             filters={
                 "ids": Job.id,
@@ -80,41 +97,35 @@ class JobTable:
                 "type": Job.type,
             },
             default_sort="created_at",
-            quick_count=self._quick_count if database.one_writer else no_quick_count,
+            quick_count=self._quick_count if self._database.one_writer else no_quick_count,
         )
-        self._counts = database.sql(JobCount.select())
-        self._upsert = BulkInsert(
-            database,
-            COLUMNS,
-            lambda insert: insert.on_conflict(conflict_target=[Job.id], preserve=COLUMNS[1:]),
-        )
-        place = database.place
-        self._insert = BulkInsert(database, COLUMNS, lambda insert: insert)
-        among = Job.select().where(database.any_of(Job.id, "ids")).order_by(Job.id)
-        self._select_among = database.sql(database.locking(among, "UPDATE"))
-        this_job = Job.id == place("id")
-        message = place("message")
-        nothing = SQL("''")
+
+    def _steps(self) -> tuple[str, str]:
+        """The SQL that puts a job in progress, and that ends one which is."""
+        place, message = self._database.place, self._database.place("message")
         changes = {
             Job.status: place("status"),
-            Job.message: Case(None, [(message == nothing, Job.message)], message),
+            Job.message: Case(None, [(message == EMPTY, Job.message)], message),
         }
-        started = {Job.started_at: place("now"), Job.finished_at: nothing}
-        self._start_sql = database.sql(Job.update({**changes, **started}).where(this_job))
-        ended = {Job.finished_at: place("now")}
-        self._end_sql = database.sql(
-            Job.update({**changes, **ended}).where(this_job, Job.status == SQL(f"'{IN_PROGRESS}'"))
-        )
-        self._status = database.sql(Job.select(Job.status).where(this_job))
-        self._delete_old = database.deletion(
-            Job.id,
+        started = {**changes, Job.started_at: place("now"), Job.finished_at: EMPTY}
+        ended = {**changes, Job.finished_at: place("now")}
+        this_job = Job.id == place("id")
+        in_progress = Job.status == SQL(f"'{IN_PROGRESS}'")
+        start = Job.update(started).where(this_job)
+        end = Job.update(ended).where(this_job, in_progress)
+        return self._database.sql(start), self._database.sql(end)
+
+    def _delete_finished(self) -> str:
+        place = self._database.place
+        chosen = (
             Job.select(Job.id)
             # Not `<> ''`, which would walk through all unfinished jobs first.
-            .where(Job.finished_at > nothing, Job.finished_at < place("before"))
+            .where(Job.finished_at > EMPTY, Job.finished_at < place("before"))
             .order_by(Job.finished_at)
-            .limit(place("limit")),
-            "UPDATE SKIP LOCKED",  # a job that starts anew meanwhile must stay
+            .limit(place("limit"))
         )
+        # A job that starts again meanwhile must stay.
+        return self._database.deletion(Job.id, chosen, "UPDATE SKIP LOCKED")
 
     def find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
         """Return a page of the jobs that match, and how many match in all.
@@ -122,7 +133,7 @@ class JobTable:
         Contract: "History".
 
         Args:
-            wanted: for each filter asked for, its list of values; `type` is a single value.
+            wanted: the list of values of each filter; `type` is a single value.
             page: which page, in which order.
 
         Raises:
@@ -131,15 +142,15 @@ class JobTable:
         return self._jobs.find(wanted, page)
 
     def stream(self) -> Iterator[Row]:
-        """Return all jobs, the oldest first, as they are read. For use inside `Backend.read`."""
+        """Yield all jobs, the oldest first. For use inside `Backend.read`."""
         return self._jobs.stream()
 
     def put(self, jobs: Sequence[Mapping[str, Any]]) -> list[Row]:
-        """Insert jobs, or update those whose id is there, within a `Backend.write`.
+        """Insert jobs, or update those whose id is known, within a `Backend.write`.
 
         Args:
-            jobs: jobs as `JobEntry` reads them; one without an id is new, and of several with
-                one id the last counts.
+            jobs: jobs as `JobEntry` reads them. One without an id is new. Of several with one id
+                the last counts.
 
         Returns:
             Their rows, in the same order.
@@ -149,10 +160,10 @@ class JobTable:
         return rows
 
     def put_forward(self, jobs: Sequence[Mapping[str, Any]]) -> None:
-        """As `put`, but a job that is there only goes forward in its life, as `record` has it.
+        """As `put`, but a known job only goes forward in its life, as with `record`.
 
         Raises:
-            StepBack: the first that would not; the write must roll back.
+            StepBack: the first job that would not; the write must roll back.
         """
         there = self._there([job["id"] for job in jobs if job["id"]])
         known: dict[str, Mapping[str, Any]] = dict(there)
@@ -168,32 +179,32 @@ class JobTable:
         self._write(list(rows.values()), there)
 
     def _there(self, ids: Sequence[str]) -> dict[str, dict[str, str]]:
-        """Those of these jobs that are there; they stay as they are until the end of the write."""
+        """Return those of these jobs that exist, locked until the end of the write."""
         found = self._database.rows(self._select_among, {"ids": ids})
         return {row[0]: dict(zip(NAMES, row, strict=True)) for row in found}
 
     def _write(self, rows: Sequence[Row], there: Container[str]) -> None:
-        # Writers come to new jobs in one order, as to others. One that another writer has put
-        # there meanwhile is a conflict; at the next try it is there.
+        # Writers insert new jobs in one order too. If another writer has just inserted one, that is
+        # a conflict, and the next attempt finds it.
         self._insert.rows(sorted(row for row in rows if row[0] not in there))
         self._upsert.rows([row for row in rows if row[0] in there])
 
     def record(self, jobs: Sequence[Mapping[str, str]]) -> list[Row]:
-        """Put new jobs there and bring others forward in their life, all or none.
+        """Insert new jobs and bring known ones forward in their life, all or none.
 
-        Contract: "Extensions of ours", `record`. Times that a job's status needs and that are not
-        given are the present.
+        Contract: "Extensions of ours", `record`. If a job's status needs a time that is not given,
+        it is the present.
 
         Args:
-            jobs: jobs as `HistoryRecord` reads them, each with the values that are given. One
-                without an id, or with one that is not there, is new.
+            jobs: jobs as `HistoryRecord` reads them, with the values that are given. One without
+                an id, or with an unknown one, is new.
 
         Returns:
             Their rows, in the same order.
 
         Raises:
-            InvalidParameter: a job is named twice, would take a step back, changes what stays, or
-                is new and not complete; or its times do not go with its status.
+            InvalidParameter: a job is named twice, would go back in its life, changes what never
+                changes, or is new and incomplete; or its times do not fit its status.
             Unavailable: the database does not answer.
         """
         seen: set[str] = set()
@@ -209,7 +220,7 @@ class JobTable:
             rows = []
             for job_id, job in zip(ids, jobs, strict=True):
                 whole = _stepped(job_id, job, there.get(job_id), now)
-                kept = whole.pop("message", "")  # earlier versions took longer ones
+                kept = whole.pop("message", "")  # earlier versions allowed longer ones
                 try:
                     loaded = self._entry.read(payload_of({**whole, "message": job.get("message")}))
                     rows.append(_ROW({**loaded, "message": loaded["message"] or kept}))
@@ -224,22 +235,22 @@ class JobTable:
         return self._database.write(record_all)
 
     def delete_old(self, moment: str, pause: Pause) -> int:
-        """Delete the jobs that had ended the maximum age before then, in batches.
+        """Delete the jobs that ended at least the maximum age before a moment, in batches.
 
         Args:
             moment: a DateTime that is past.
-            pause: as `delete_in_batches` has it.
+            pause: as for `delete_in_batches`.
 
         Returns:
             How many there were.
         """
-        # As old as the calendar allows is old enough: an age may reach back before it.
+        # The maximum age may reach back before the year 1, where the calendar begins.
         then = datetime.fromisoformat(moment.removesuffix("Z"))
         before = write_instant(then - min(self._max_age, then - datetime.min))
         return delete_in_batches(self._database, self._delete_old, {"before": before}, pause)
 
     def _quick_count(self, wanted: Mapping[str, Any]) -> int | None:
-        """How many jobs match, if statuses and a type are all that is asked for."""
+        """Return how many jobs match, if only statuses and a type are asked for."""
         if wanted.keys() - {"statuses", "type"}:
             return None
         statuses, type = wanted.get("statuses", STATUSES), wanted.get("type")
@@ -253,12 +264,12 @@ class JobTable:
 
         Args:
             job_id: the job's id, in canonical form.
-            status: its new status; `PENDING` is none.
+            status: its new status, not `PENDING`.
             message: replaces the job's message, unless empty.
 
         Raises:
             NotFound: there is no such job.
-            InvalidParameter: it cannot end, for it is not in progress.
+            InvalidParameter: it cannot end, because it is not in progress.
             Unavailable: the database does not answer.
         """
         sql = self._start_sql if status == IN_PROGRESS else self._end_sql
@@ -280,12 +291,12 @@ class JobTable:
 def _stepped(
     job_id: str, job: Mapping[str, str], there: Mapping[str, str] | None, now: str
 ) -> dict[str, str]:
-    """Return a job as it will be.
+    """Return a job as it will be after a step.
 
     Args:
         job_id: its id.
         job: what is given.
-        there: the job as it is, if it is there.
+        there: the job as it is, if it exists.
         now: the present.
     """
     whole = {"status": PENDING, "created_at": now, **(there or {}), **job, "id": job_id}
@@ -298,7 +309,7 @@ def _stepped(
 
 
 def _demand_forward(job: Mapping[str, str], there: Mapping[str, str] | None) -> None:
-    """Raise InvalidParameter unless the job that is there may become this one."""
+    """Raise InvalidParameter unless the known job may become this one."""
     if there is None:
         return
     for name in FOR_LIFE:

@@ -1,6 +1,6 @@
 """The locks of one database: exclusive, all or nothing, gone the moment they expire.
 
-Values and rows are in the form in which they are on the wire and in the table.
+Values and rows are as the contract and the table have them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,15 +18,15 @@ from orchmgmt.models import Job, Lock, LockCount, NewLock
 
 COLUMNS = [getattr(Lock, name) for name in NewLock._fields]
 
-#: The order in which writers come to locks.
-IN_TURN = Lock.service_instance_id
+#: All writers lock rows in this order, so that no two wait for each other.
+LOCKING_ORDER = Lock.service_instance_id
 
 
 class Conflicts(InvalidParameter):
-    """Locks that cannot be put where others are.
+    """Other locks are in the way.
 
     Attributes:
-        reasons: for each of them what is in its way, by its id or its service instance.
+        reasons: what is in the way, by the id or the service instance of the lock that it stops.
     """
 
     def __init__(self, message: str, reasons: Mapping[int | str, str]) -> None:
@@ -35,10 +35,10 @@ class Conflicts(InvalidParameter):
 
 
 class AlreadyLocked(Conflicts):
-    """Service instances that somebody holds.
+    """Somebody holds some of the service instances.
 
     Attributes:
-        service_instance_ids: every one of those asked for, in the order of the request.
+        service_instance_ids: all of these, in the order of the request.
     """
 
     def __init__(self, service_instance_ids: Sequence[str]) -> None:
@@ -66,7 +66,7 @@ class DuplicatedInstance(InvalidParameter):
 
 
 class NoUnfinishedJob(InvalidParameter, NotFound):
-    """A reservation's job is not there, or has ended; on the wire that is 400."""
+    """The job of a reservation does not exist or has ended. It is answered with 400."""
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"There is no unfinished orchestration job {job_id}")
@@ -81,8 +81,28 @@ class LockTable:
 
     def __init__(self, database: Backend) -> None:
         self._database = database
-        place = database.place
-        self._active = Selection(
+        place, among = database.place, database.any_of(Lock.service_instance_id, "instances")
+        self._active = self._select_active()
+        self._insert = self._insert_or_replace_expired()
+        expired = Lock.expires_at <= place("now")
+        count = LockCount.locks - Lock.select(fn.COUNT(SQL("*"))).where(expired)
+        self._count = database.sql(LockCount.select(count))
+        self._delete_expired = database.deletion(
+            Lock.id, Lock.select(Lock.id).where(expired).limit(place("limit")), "UPDATE SKIP LOCKED"
+        )
+        # An owner may hold any number of locks, so the instances find the rows.
+        is_owner = database.unindexed(Lock.owner) == place("owner")
+        self._delete_owned = self._deletion(is_owner, among, ~Lock.temporary)
+        of_job = Lock.orchestration_job_id == place("job_id")
+        self._delete_of_job = self._deletion(of_job, Lock.temporary)
+        of_locks = (database.any_of(Job.id, "ids"), Job.finished_at == SQL("''"))
+        unfinished = Job.select(Job.id).where(*of_locks).order_by(Job.id)
+        # Such a job cannot end before its locks are made.
+        self._select_unfinished = database.sql(database.locking(unfinished, "SHARE"))
+
+    def _select_active(self) -> Selection:
+        database, place = self._database, self._database.place
+        return Selection(
             database,
             Lock,
             filters={
@@ -99,37 +119,22 @@ class LockTable:
             always=[database.unindexed(Lock.expires_at) > place("now")],
             quick_count=self._quick_count if database.one_writer else no_quick_count,
         )
-        expired = Lock.expires_at <= place("now")
-        self._count = database.sql(
-            LockCount.select(LockCount.locks - Lock.select(fn.COUNT(SQL("*"))).where(expired))
-        )
-        among = database.any_of(Lock.service_instance_id, "service_instance_ids")
-        # A lock that has expired is as good as none.
-        self._insert = BulkInsert(
-            database,
+
+    def _insert_or_replace_expired(self) -> BulkInsert:
+        # This one statement is what keeps locks exclusive: an active lock on the instance stays.
+        return BulkInsert(
+            self._database,
             [Lock.id, *COLUMNS],
             lambda insert: insert.on_conflict(
                 conflict_target=[Lock.service_instance_id],
                 preserve=[Lock.id, *COLUMNS],
-                where=Lock.expires_at <= database.next_place,
+                where=Lock.expires_at <= self._database.next_place,
             ).returning(Lock.service_instance_id, Lock.id),
         )
-        self._delete_expired = database.deletion(
-            Lock.id, Lock.select(Lock.id).where(expired).limit(place("limit")), "UPDATE SKIP LOCKED"
-        )
-        is_owner = database.unindexed(Lock.owner) == place("owner")
-        owned = (is_owner, among, ~Lock.temporary)  # an owner may hold any number of locks
-        self._delete_owned = database.deletion(
-            Lock.id, Lock.select(Lock.id).where(*owned).order_by(IN_TURN)
-        )
-        of_job = (Lock.orchestration_job_id == place("job_id"), Lock.temporary)
-        self._delete_of_job = database.deletion(
-            Lock.id, Lock.select(Lock.id).where(*of_job).order_by(IN_TURN)
-        )
-        of_locks = (database.any_of(Job.id, "ids"), Job.finished_at == SQL("''"))
-        unfinished = Job.select(Job.id).where(*of_locks).order_by(Job.id)
-        # They cannot end before the locks are there.
-        self._select_unfinished = database.sql(database.locking(unfinished, "SHARE"))
+
+    def _deletion(self, *conditions: Any) -> str:
+        chosen = Lock.select(Lock.id).where(*conditions).order_by(LOCKING_ORDER)
+        return self._database.deletion(Lock.id, chosen)
 
     def create(self, locks: Sequence[NewLock]) -> list[Row]:
         """Make all of `locks` or none; return their rows in the same order.
@@ -156,7 +161,7 @@ class LockTable:
             locks: what to make, in canonical form, as `LockReserve` reads it.
 
         Raises:
-            NoUnfinishedJob: one of their jobs is not there, or has ended.
+            NoUnfinishedJob: one of their jobs does not exist or has ended.
             InThePast: as `create`.
             DuplicatedInstance: likewise.
             AlreadyLocked: likewise.
@@ -177,11 +182,11 @@ class LockTable:
     def _create(self, locks: Sequence[NewLock]) -> list[Row]:
         self._demand_future(locks)
         rows = self.put(locks)
-        self._demand_future(locks)  # it may have waited long for others
+        self._demand_future(locks)  # it may have waited for other writers
         return rows
 
     def put(self, locks: Sequence[NewLock]) -> list[Row]:
-        """Insert locks as they are, also expired ones, within a `Backend.write`.
+        """Insert locks as they are, even expired ones, within a `Backend.write`.
 
         Returns:
             Their rows, in the same order.
@@ -207,11 +212,9 @@ class LockTable:
         Raises:
             AlreadyLocked: somebody holds one of the service instances; the write must roll back.
         """
-        # All who insert or remove come to the instances in one order, so that one may wait for
-        # another, but never two for each other.
         in_turn = locks
         if not self._database.one_writer:
-            in_turn = sorted(locks, key=attrgetter(IN_TURN.name))
+            in_turn = sorted(locks, key=attrgetter(LOCKING_ORDER.name))
         rows = [(self._database.provisional_id(), *lock) for lock in in_turn]
         ids: dict[str, int] = dict(self.insert_rows(rows))
         held = [it.service_instance_id for it in locks if it.service_instance_id not in ids]
@@ -222,19 +225,19 @@ class LockTable:
         )
 
     def insert_rows(self, rows: Sequence[Row]) -> list[Row]:
-        """Insert rows on free instances, within a `Backend.write`.
+        """Insert the rows whose instances are free, within a `Backend.write`.
 
         Returns:
-            The service instance and the id of each that is there now.
+            The service instance and the id of each row that was inserted.
         """
         return self._insert.rows(rows, self._database.now())
 
     def last_id(self) -> int:
-        """Return the largest id that a lock ever had, 0 if there was none, within a transaction."""
+        """Return the largest id that a lock ever had, or 0. For use inside a transaction."""
         return self._database.last_id(Lock.id)
 
     def go_on_from(self, last_id: int) -> None:
-        """See that ids to come are larger than this, within a `Backend.write`."""
+        """Make all later ids larger than this one, within a `Backend.write`."""
         self._database.keep_others_off(Lock.id, last_id)
 
     def find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
@@ -243,8 +246,8 @@ class LockTable:
         Contract: "Lock", "query".
 
         Args:
-            wanted: for each filter asked for, its list of values; `expires_before` and
-                `expires_after` are single DateTimes, exclusive.
+            wanted: the list of values of each filter; `expires_before` and `expires_after` are
+                single DateTimes, exclusive.
             page: which page, in which order.
 
         Raises:
@@ -253,7 +256,7 @@ class LockTable:
         return self._active.find(wanted, page)
 
     def stream(self) -> Iterator[Row]:
-        """Return all active locks, the oldest first, as they are read, within `Backend.read`."""
+        """Yield all active locks, the oldest first. For use inside `Backend.read`."""
         return self._active.stream()
 
     def release(self, job_id: str) -> int:
@@ -268,7 +271,7 @@ class LockTable:
         return self._database.write(self._database.change, self._delete_of_job, {"job_id": job_id})
 
     def remove(self, owner: str, service_instance_ids: Sequence[str]) -> int:
-        """Remove an owner's locks on these instances, but no temporary ones.
+        """Remove an owner's locks on these instances, except temporary ones.
 
         Contract: "Lock", "remove".
 
@@ -282,7 +285,7 @@ class LockTable:
         Raises:
             Unavailable: the database does not answer.
         """
-        values = {"owner": owner, "service_instance_ids": service_instance_ids}
+        values = {"owner": owner, "instances": service_instance_ids}
         return self._database.write(self._database.change, self._delete_owned, values)
 
     def delete_expired(self, moment: str, pause: Pause) -> int:
@@ -290,7 +293,7 @@ class LockTable:
 
         Args:
             moment: a DateTime that is past.
-            pause: as `delete_in_batches` has it.
+            pause: as for `delete_in_batches`.
         """
         return delete_in_batches(self._database, self._delete_expired, {"now": moment}, pause)
 
@@ -301,7 +304,7 @@ class LockTable:
                 raise InThePast(lock.expires_at)
 
     def _quick_count(self, wanted: Mapping[str, Any]) -> int | None:
-        """How many active locks there are: all but those that have expired, which are few."""
+        """Return how many active locks there are: all locks minus the few that have expired."""
         if wanted:
             return None
         ((count,),) = self._database.rows(self._count, {"now": self._database.now()})
