@@ -155,6 +155,7 @@ def test_server_goes_on_cleaning_after_a_failed_round(serve, path, tmp_path):
         until(lambda: kept(path) == ([], []))
         until(lambda: process.send("GET", "/health").status == 200)
     assert process.stop() == 0
+    assert "Traceback" not in log.read_text()
 
 
 def test_failure_that_nobody_foresaw_is_logged_and_the_next_round_runs(path, open_store, caplog):
