@@ -35,6 +35,7 @@ bench: $(READY)
 	$(BIN)/python bench/run.py --output bench/RESULTS.md
 
 wheel: $(READY)
+	rm -rf build
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 example: $(READY)

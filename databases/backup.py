@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import peewee
 
-from orchmgmt.databases.files import demand_whole
+from orchmgmt.databases.files import demand_whole, in_the_way
 from orchmgmt.databases.schema import Permitted, check_schema
 from orchmgmt.databases.sqlite import MEMORY, may_write, sqlite_path, state_of, uri_of
 from orchmgmt.databases.unfinished import unfinished
@@ -47,7 +47,8 @@ def back_up(url: str, target: Path | BinaryIO, timeout: float) -> int:
     path = os.path.realpath(path)
     if not os.path.isfile(path):
         # SQLite would make one.
-        raise UnusableDatabase(f"cannot back up {path}: there is no such file")
+        reason = in_the_way(path, to_write=False) or "there is no such file"
+        raise UnusableDatabase(f"cannot back up {path}: {reason}")
     if isinstance(target, Path):
         where, parent = str(target), target.parent
         if os.path.lexists(target):

@@ -185,7 +185,9 @@ def in_the_way(path: str, to_write: bool = True) -> str:
         wanted += [(file, os.R_OK, "read")]
     for part, mode, does in wanted:
         if os.path.exists(part) and not os.access(part, mode, effective_ids=True):
-            return f"{_name_of_user(os.geteuid())} cannot {does} {part}, which {owned(str(part))}"
+            read_only = mode & os.W_OK and os.statvfs(part).f_flag & os.ST_RDONLY
+            reason = "is on a read-only file system" if read_only else owned(str(part))
+            return f"{_name_of_user(os.geteuid())} cannot {does} {part}, which {reason}"
     return ""
 
 

@@ -72,9 +72,11 @@ class Cleaner:
             self.rounds += 1
             try:
                 self._round()
-            except Exception:
+            except Exception as error:
                 self.failures += 1
-                log.exception("the cleaner's round failed; the next one will try again")
+                fault = not isinstance(error, Unavailable)  # the database logs its own reason
+                reason = "the cleaner's round failed: %s; the next one will try again"
+                log.error(reason, error, exc_info=fault)
 
     def _round(self) -> None:
         present = self._present()

@@ -14,7 +14,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from needs import terminal
+from conftest import COMMAND
+from needs import bound_by_permissions, terminal
 from pages import blocks, marked
 from support import job, lock
 
@@ -79,6 +80,28 @@ def test_the_page_says_how_to_restore(serve, run, tmp_path):
     second = serve()
     assert [it["serviceInstanceId"] for it in second.locks().entries] == ["Kept|s|1.0.0"]
     assert second.create(lock("Later|s|1.0.0")).status == 201
+
+
+def test_ids_continue_after_a_restore_as_the_page_says(serve, tmp_path, monkeypatch):
+    (commands,) = blocks("sh", marked("last-id"))
+    monkeypatch.setenv("PATH", f"{Path(COMMAND).parent}{os.pathsep}{os.environ['PATH']}")
+    subprocess.run(["sh", "-ec", commands], cwd=tmp_path, check=True)
+    server = serve()
+    (made,) = server.create(lock("New|s|1.0.0")).entries
+    assert made["id"] == 1235
+    assert server.locks().json["count"] == 1
+
+
+def test_a_backup_says_what_keeps_it_from_the_database(run, tmp_path):
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    Store({"DATABASE_URL": f"sqlite:///{folder}/orchmgmt.db"}).close()
+    folder.chmod(0o600)
+    url = f"sqlite:///{folder}/orchmgmt.db"
+    ended = run("backup", "copy.db", "--database-url", url, preexec_fn=bound_by_permissions)
+    folder.chmod(0o700)
+    assert (ended.returncode, ended.stdout) == (3, "")
+    assert f"cannot enter {folder}, which has mode 0600" in ended.stderr
 
 
 def test_a_backup_may_be_written_wherever_the_database_may_be_read(run, tmp_path):

@@ -211,6 +211,18 @@ def test_a_disk_that_nobody_can_write_to(
 
 
 @pytest.mark.sqlite
+def test_a_check_names_a_file_system_that_is_read_only(read_only: tuple[Path, list[str]]) -> None:
+    folder, command = read_only
+    url = f"sqlite:///{folder}/orchmgmt.db"
+    fill(url)
+    ended = subprocess.run(
+        [*command, COMMAND, "check", "--database-url", url], stdout=-1, text=True, timeout=60
+    )
+    assert ended.returncode == 1
+    assert f"cannot write to {folder}, which is on a read-only file system" in ended.stdout
+
+
+@pytest.mark.sqlite
 def test_nothing_is_registered(serve: Callable[..., Process], cloud: Cloud, tmp_path: Path) -> None:
     fill(f"sqlite:///{tmp_path}/orchmgmt.db")
     env = {f"ORCHMGMT_{name}": value for name, value in cloud.registry.items()}

@@ -97,7 +97,7 @@ def test_the_unit_outlives_a_database_that_starts_later():
 
 
 def test_the_backup_unit_keeps_the_last_fourteen(tmp_path):
-    for name in ("User", "Group", "Environment", "EnvironmentFile"):
+    for name in ("User", "Group", "EnvironmentFile", "WorkingDirectory"):
         assert unit_values(name, BACKUP) == unit_values(name)
     assert unit_values("StateDirectory", BACKUP) == ["orchmgmt orchmgmt/backups"]
     url = f"sqlite:///{tmp_path}/orchmgmt.db"
@@ -113,7 +113,7 @@ def test_the_backup_unit_keeps_the_last_fourteen(tmp_path):
         command = command.replace("$$", "$").replace("%%", "%")
         arguments = shlex.split(command.replace("/opt/orchmgmt/current/bin/orchmgmt", COMMAND))
         environ = {**os.environ, "ORCHMGMT_DATABASE_URL": url}
-        subprocess.run(arguments, cwd=folder, env=environ, check=True, timeout=60)
+        subprocess.run(arguments, cwd=tmp_path, env=environ, check=True, timeout=60)
     left = sorted(it.name for it in folder.iterdir())
     assert left[:13] == old[7:]
     assert left[14:] == ["mine.db"]
@@ -139,7 +139,7 @@ def test_the_environment_file_names_settings_and_can_be_read(run, tmp_path):
 
 
 def test_the_cleaning_unit_cleans_what_the_server_uses(run, tmp_path):
-    for name in ("User", "Group", "Environment", "EnvironmentFile", "StateDirectory"):
+    for name in ("User", "Group", "EnvironmentFile", "StateDirectory"):
         assert unit_values(name, CLEAN) == unit_values(name)
     (command,) = unit_values("ExecStart", CLEAN)
     name, *arguments = shlex.split(command)
@@ -153,8 +153,11 @@ def test_the_units_command_starts_and_its_limits_suffice(tmp_path):
     (command,) = unit_values("ExecStart")
     name, *arguments = shlex.split(command.replace("%i", "0"))
     assert name == "/opt/orchmgmt/current/bin/orchmgmt"
-    (environment,) = unit_values("Environment")
-    variable, _, url = environment.partition("=")
+    assert unit_values("EnvironmentFile") == ["/etc/orchmgmt/orchmgmt.env"]
+    lines = (SYSTEMD / "orchmgmt.env").read_text().splitlines()
+    (active,) = [it for it in lines if it and not it.startswith("#")]
+    variable, _, url = active.partition("=")
+    assert (variable, url) == ("ORCHMGMT_DATABASE_URL", "sqlite:////var/lib/orchmgmt/orchmgmt.db")
     url = url.replace("/var/lib/orchmgmt", str(tmp_path))
     started = subprocess.Popen(
         [COMMAND, *arguments], env={**os.environ, variable: url}, stdout=subprocess.PIPE, text=True

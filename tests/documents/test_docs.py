@@ -4,14 +4,18 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import sysconfig
 import textwrap
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
+from contextlib import closing
 from datetime import timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -311,21 +315,24 @@ def test_what_differs_from_the_java_implementation_is_as_the_page_says(service: 
 
 def test_nginx_and_certificates(serve: Callable[..., Process], tmp_path: Path) -> None:
     program("openssl")
+    etc = tmp_path / "etc"
+    etc.mkdir()
     text = section("nginx.md", "Certificates")
-    (commands,) = blocks("sh", text)
-    made = subprocess.run(
-        ["bash", "-e", "-c", commands], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    assert made.returncode == 0, made.stderr
+    for name in ("certificates", "place"):
+        (commands,) = blocks("sh", marked(name))
+        commands = commands.replace("/etc/orchmgmt", str(etc))
+        made = subprocess.run(
+            ["bash", "-e", "-c", commands], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert made.returncode == 0, made.stderr
     process = serve(env=environ(section("policies.md", "`certificate`")))
     nginx = Nginx(
         tmp_path / "nginx",
         "generic_https_certificate.conf",
-        {"/etc/orchmgmt": str(tmp_path), "127.0.0.1:8441": urlsplit(process.url).netloc},
+        {"/etc/orchmgmt": str(etc), "127.0.0.1:8441": urlsplit(process.url).netloc},
     )
     try:
         check(text, tmp_path, {"https://localhost": f"https://localhost:{nginx.port}"})
-        (tmp_path / "password").write_text("open sesame\n")
         for name in ("pkcs12", "revoke"):
             (commands,) = blocks("sh", textwrap.dedent(marked(name).replace("<!--", "  <!--")))
             subprocess.run(
@@ -411,22 +418,6 @@ def run_blocks(text: str, folder: Path) -> list[int]:
     ]
 
 
-def test_an_earlier_database_is_upgraded_as_the_page_says(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copyfile(ROOT / "tests" / "data" / "schema-1.sqlite", tmp_path / "orchmgmt.db")
-    text = unmarked(section("operations.md", "Upgrade"))
-    assert run_blocks(text, tmp_path) == [0, 0, 0, 0]
-    assert "an upgrade to version 3 is needed" in capfd.readouterr().out
-    assert {it.name for it in tmp_path.iterdir()} >= {
-        "before-upgrade.db",
-        "locks.jsonl",
-        "jobs.jsonl",
-    }
-    assert run_blocks(text.split("2. Stop")[0], tmp_path) == [0]
-    assert "no upgrade is needed" in capfd.readouterr().out
-
-
 def test_the_end_of_a_list_and_of_a_certificate_is_seen_as_the_page_says(
     authority: Authority, tmp_path: Path
 ) -> None:
@@ -469,36 +460,56 @@ def test_the_commands_for_contributors_are_in_the_makefile() -> None:
 STUB = """#!/bin/sh
 echo "$(basename "$0") $*" >> "$LOG"
 """
+STUBS = {
+    **dict.fromkeys(("useradd", "userdel", "systemctl", "nginx"), STUB),
+    "runuser": '#!/bin/sh\ntest "$1 $2 $3" = "-u orchmgmt --" && shift 3 && exec "$@"\n',
+    "ssh": '#!/bin/sh\ntest "$1" = vault && cd "$VAULT" && exec sh -c "$2"\n',
+}
 
 
-def test_the_steps_of_an_operator_install_upgrade_and_uninstall(tmp_path: Path) -> None:
-    """With stand-ins for users and systemd, and packages from this environment."""
-    tree, folder = tmp_path / "tree", tmp_path / "machine"
-    left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "*.db*-*")
-    shutil.copytree(ROOT, tree, ignore=left_out)
-    for name in (
-        "etc/systemd/system",
-        "usr/local/bin",
-        "var/lib/orchmgmt",
-    ):
-        (folder / name).mkdir(parents=True)
-    stubs = tmp_path / "stubs"
-    stubs.mkdir()
-    for name in ("useradd", "userdel", "systemctl"):
-        (stubs / name).write_text(STUB)
-        (stubs / name).chmod(0o755)
-    told = {
-        **os.environ,
-        "PATH": f"{stubs}:{folder}/usr/local/bin:{os.environ['PATH']}",
-        "LOG": str(tmp_path / "log"),
-        "PIP_NO_INDEX": "1",
-        "PIP_NO_DEPS": "1",
-        "PYTHONPATH": sysconfig.get_path("purelib"),
-    }
+class Machine:
+    """A folder with what the pages' commands change on a machine, and stand-ins for its programs.
 
-    def follow(name: str) -> None:
-        (commands,) = blocks("sh", textwrap.dedent(marked(name).replace("<!--", "   <!--")))
-        commands = re.sub(r"(?m)(^|[ '])/(opt|etc|var|usr)/", rf"\1{folder}/\2/", commands)
+    Python packages come from this environment.
+
+    Attributes:
+        folder: where `/etc`, `/opt`, `/usr` and `/var` are.
+        tree: a checkout.
+        vault: the folder that `ssh vault` writes to.
+        log: the calls of programs that change nothing here.
+    """
+
+    def __init__(self, parent: Path) -> None:
+        self.folder, self.tree = parent / "machine", parent / "tree"
+        self.vault, self.log = parent / "vault", parent / "log"
+        left_out = (".*", "build", "dist", "*.egg-info", "__pycache__", "*.db*-*")
+        shutil.copytree(ROOT, self.tree, ignore=shutil.ignore_patterns(*left_out))
+        made = ("etc/systemd/system", "etc/nginx/sites-enabled", "usr/local/bin")
+        for name in (*made, "var/lib/orchmgmt", "var/lib/systemd/timers"):
+            (self.folder / name).mkdir(parents=True)
+        self.vault.mkdir()
+        stubs = parent / "stubs"
+        stubs.mkdir()
+        for name, text in STUBS.items():
+            (stubs / name).write_text(text)
+            (stubs / name).chmod(0o755)
+        self._environ = {
+            **os.environ,
+            "PATH": f"{stubs}:{self.folder}/usr/local/bin:{os.environ['PATH']}",
+            "LOG": str(self.log),
+            "VAULT": str(self.vault),
+            "PIP_NO_INDEX": "1",
+            "PIP_NO_DEPS": "1",
+            "PYTHONPATH": sysconfig.get_path("purelib"),
+        }
+
+    def __truediv__(self, path: str) -> Path:
+        return self.folder / path
+
+    def follow(self, name: str, code: int = 0) -> str:
+        """Run the commands of a marked block; return what they print."""
+        (commands,) = blocks("sh", textwrap.dedent(re.sub(r"<!--.*-->", "", marked(name))))
+        commands = re.sub(r"(?m)(^|[ '])/(opt|etc|var|usr)/", rf"\1{self.folder}/\2/", commands)
         commands = commands.replace("/tmp/build/bin/pip", f"{sys.executable} -m pip")
         commands = commands.replace("python3 -m venv /tmp/build\n", "")
         commands = commands.replace("pip wheel ", "pip wheel --no-build-isolation ")
@@ -506,37 +517,127 @@ def test_the_steps_of_an_operator_install_upgrade_and_uninstall(tmp_path: Path) 
         commands = commands.replace(" -g orchmgmt", "")  # there is no such group here
         ended = subprocess.run(
             ["bash", "-e", "-c", commands],
-            cwd=tree,
-            env=told,
+            cwd=self.tree,
+            env=self._environ,
             capture_output=True,
             text=True,
             timeout=180,
         )
-        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert ended.returncode == code, ended.stdout + ended.stderr
+        return ended.stdout
 
-    follow("wheel")
-    follow("install")
-    orchmgmt = folder / "usr" / "local" / "bin" / "orchmgmt"
-    assert orchmgmt.resolve() == (folder / "opt/orchmgmt/0.1.0/bin/orchmgmt").resolve()
-    units = {it.name for it in (folder / "etc/systemd/system").iterdir()}
-    assert {"orchmgmt@.service", "orchmgmt-backup.timer"} <= units
-    assert "orchmgmt" in (folder / "etc/bash_completion.d/orchmgmt").read_text()
-    assert (folder / "etc/orchmgmt/orchmgmt.env").exists()
-    manual = folder / "usr/local/share/man/man1/orchmgmt.1"
+    def build(self, version: str) -> Path:
+        """Build the wheel of a version as the page says."""
+        metadata = self.tree / "setup.cfg"
+        text = re.sub(r"(?m)^version = .*$", f"version = {version}", metadata.read_text())
+        metadata.write_text(text)
+        self.follow("wheel")
+        return self.tree / "dist" / f"orchmgmt-{version}-py3-none-any.whl"
+
+
+def exported(path: Path) -> str:
+    """The locks and jobs of a database, as an export writes them."""
+    commands = [[COMMAND, it, "export", "--database-url"] for it in ("lock", "history")]
+    run = partial(subprocess.run, check=True, capture_output=True, text=True, timeout=60)
+    return "".join(run([*it, f"sqlite:///{path}"]).stdout for it in commands)
+
+
+def version_of(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as database:
+        (version,) = database.execute("SELECT version FROM orchestration_schema").fetchone()
+    return int(version)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    """A machine with the service installed, and a database of an earlier schema."""
+    machine = Machine(tmp_path)
+    machine.build("0.1.0")
+    machine.follow("install")
+    variables = machine / "etc/orchmgmt/orchmgmt.env"
+    variables.write_text(variables.read_text().replace("/var/lib", f"{machine.folder}/var/lib"))
+    earlier = ROOT / "tests" / "data" / "schema-1.sqlite"
+    shutil.copyfile(earlier, machine / "var/lib/orchmgmt/orchmgmt.db")
+    return machine
+
+
+def test_the_steps_of_an_operator_install_upgrade_go_back_and_uninstall(machine: Machine) -> None:
+    assert (machine / "usr/local/bin/orchmgmt").resolve() == (
+        machine / "opt/orchmgmt/0.1.0/bin/orchmgmt"
+    ).resolve()
+    system = machine / "etc/systemd/system"
+    assert {"orchmgmt@.service", "orchmgmt-backup.timer"} <= {it.name for it in system.iterdir()}
+    assert "orchmgmt" in (machine / "etc/bash_completion.d/orchmgmt").read_text()
+    manual = machine / "usr/local/share/man/man1/orchmgmt.1"
     assert manual.read_text() == (ROOT / "docs/orchmgmt.1").read_text()
-    metadata = tree / "setup.cfg"
-    metadata.write_text(metadata.read_text().replace("version = 0.1.0", "version = 0.2.0"))
-    follow("wheel")
-    follow("new-version")
-    follow("switch")
-    current = folder / "opt" / "orchmgmt" / "current"
+    machine.follow("extra")
+    machine.follow("policy")
+    machine.follow("site")
+    assert "server {" in (machine / "etc/nginx/sites-enabled/orchmgmt.conf").resolve().read_text()
+
+    (machine.tree / "build/lib/orchmgmt/removed.py").touch()  # left by the build of 0.1.0
+    with zipfile.ZipFile(machine.build("0.2.0")) as wheel:
+        assert "orchmgmt/store.py" in wheel.namelist()
+        assert "orchmgmt/removed.py" not in wheel.namelist()
+    machine.follow("new-version")
+    found = machine.follow("check-new", code=1)
+    assert "ok     settings: authentication policy certificate" in found
+    (wrong,) = [it for it in found.splitlines() if it.startswith("wrong")]
+    assert wrong.startswith("wrong  database")
+    assert wrong.endswith("run `orchmgmt upgrade`")
+    machine.follow("upgrade")
+    database = machine / "var/lib/orchmgmt/orchmgmt.db"
+    assert version_of(machine / "var/lib/orchmgmt/before-0.2.0.db") == 1
+    assert version_of(database) == 3
+    assert "wrong" not in machine.follow("check-new")
+    unit = machine / "opt/orchmgmt/deploy/systemd/orchmgmt@.service"
+    unit.write_text("earlier")
+    machine.follow("switch")
+    assert (system / unit.name).read_text() == unit.read_text() != "earlier"
+    current = machine / "opt/orchmgmt/current"
     assert current.resolve().name == "0.2.0"
     assert [*current.glob("lib/*/site-packages/orchmgmt-0.2.0.dist-info")]
-    follow("uninstall")
-    assert list(folder.rglob("*orchmgmt*")) == []
-    calls = (tmp_path / "log").read_text()
+    assert "> #ORCHMGMT_" not in machine.follow("compare", code=1)
+
+    before = exported(database)
+    assert before.count("\n") > 3
+    machine.follow("back")
+    assert current.resolve().name == "0.1.0"
+    assert exported(database) == before
+    assert exported(machine / "var/lib/orchmgmt/after-0.2.0/orchmgmt.db") == before
+
+    for name in ("multi-user.target.wants/orchmgmt@8441.service", "orchmgmt@.service.d/own.conf"):
+        (system / name).parent.mkdir()
+        (system / name).symlink_to(system / "orchmgmt@.service")
+    (machine / "var/lib/systemd/timers/stamp-orchmgmt-backup.timer").touch()
+    machine.follow("uninstall-nginx")
+    machine.follow("uninstall")
+    assert list(machine.folder.rglob("*orchmgmt*")) == []
+    calls = machine.log.read_text().splitlines()
     assert "systemctl enable --now orchmgmt@8441 orchmgmt-backup.timer" in calls
-    assert "userdel orchmgmt" in calls
+    assert calls[-5:] == [
+        "nginx -t",
+        "nginx -s reload",
+        "systemctl stop orchmgmt@* orchmgmt-*",
+        "systemctl daemon-reload",
+        "userdel orchmgmt",
+    ]
+    # systemctl finds stopped units by their names alone, and disables nothing by a pattern.
+    for call in calls:
+        assert "*" not in call or call.startswith("systemctl stop ")
+
+
+def test_a_backup_that_fails_leaves_the_earlier_copies_alone(machine: Machine) -> None:
+    database = machine / "var/lib/orchmgmt/orchmgmt.db"
+    machine.follow("vault")
+    (copy,) = machine.vault.iterdir()
+    assert re.fullmatch(r"orchmgmt-[0-9TZ-]+\.db", copy.name)
+    assert version_of(copy) == 1
+    content = copy.read_bytes()
+    database.unlink()
+    machine.follow("vault", code=3)
+    assert copy.read_bytes() == content
+    assert {it.suffix for it in machine.vault.iterdir() if it != copy} == {".part"}
 
 
 def test_the_way_from_sqlite_to_postgresql_keeps_ids(

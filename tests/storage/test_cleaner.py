@@ -155,9 +155,10 @@ def test_server_goes_on_cleaning_after_a_failed_round(serve, path, tmp_path):
         until(lambda: kept(path) == ([], []))
         until(lambda: process.send("GET", "/health").status == 200)
     assert process.stop() == 0
+    assert "Traceback" not in log.read_text()
 
 
-def test_failure_that_nobody_foresaw_is_logged_and_the_next_round_runs(path, open_store, caplog):
+def test_failure_of_the_database_is_logged_and_the_next_round_runs(path, open_store, caplog):
     store = open_store()
     with closing(sqlite3.connect(path)) as database:
         database.execute("ALTER TABLE orchestration_lock RENAME TO aside")
@@ -172,7 +173,27 @@ def test_failure_that_nobody_foresaw_is_logged_and_the_next_round_runs(path, ope
             until(lambda: kept(path)[0] == KEPT[0])
         finally:
             cleaner.stop()
-    assert any(record.exc_info for record in caplog.records)
+    failed = [it for it in caplog.records if "round failed" in it.message]
+    assert not any(it.exc_info for it in failed)  # the database's own line has the reason
+    assert any("no such table" in it.message for it in caplog.records)
+
+
+def test_a_fault_is_logged_with_its_traceback_and_the_next_round_runs(
+    path, open_store, caplog, monkeypatch
+):
+    store = open_store()
+    cleaner = Cleaner(store, 0.01)
+    with caplog.at_level(logging.ERROR, "orchmgmt"), monkeypatch.context() as broken:
+        broken.setattr(store, "clean", None)
+        cleaner.start("")
+        try:
+            until(lambda: sum("round failed" in it.message for it in caplog.records) >= 2)
+            broken.undo()
+            fill(path, LOCKS)
+            until(lambda: kept(path)[0] == KEPT[0])
+        finally:
+            cleaner.stop()
+    assert all(it.exc_info for it in caplog.records)
 
 
 @pytest.mark.parametrize("table", ["orchestration_lock", "orchestration_job"])
