@@ -97,6 +97,8 @@ class Example(NamedTuple):
     refused: Mapping[str, str]
 
 
+NO_EXAMPLE = Example({}, {}, {})
+
 EXAMPLES = {
     "lock.create": Example(
         {"locks": [_LOCK]},
@@ -318,7 +320,7 @@ def _errors(settings: Settings, policy: type[AuthenticationPolicy]) -> dict[int,
 
 def _described(operation: Operation, converter: Any, spec: APISpec) -> tuple[str, dict[str, Any]]:
     """Return the path of an operation, and what OpenAPI calls an operation."""
-    example = EXAMPLES[operation.name]
+    example = EXAMPLES.get(operation.name, NO_EXAMPLE)
     path = f"{MANAGEMENT}/{operation.group}/{operation.scope}"
     described: dict[str, Any] = {
         "operationId": operation.scope + {"lock": "Locks", "history": "Jobs"}[operation.group],
@@ -327,7 +329,7 @@ def _described(operation: Operation, converter: Any, spec: APISpec) -> tuple[str
     }
     origin = f"{operation.method} {path}"
     if operation.in_path:
-        origin += f"/{example.payload[operation.in_path]}"
+        origin += f"/{example.payload.get(operation.in_path, '')}"
         path += f"/{{{operation.in_path}}}"
         described["parameters"] = _parameters(operation, example.payload, converter)
     else:
@@ -358,7 +360,7 @@ def _parameters(
             "required": True,
             **field.metadata,
             "schema": converter.field2property(field),
-            "example": payload[str(field.data_key)],
+            **({"example": payload[key]} if (key := str(field.data_key)) in payload else {}),
         }
         for field in operation.takes.fields.values()
     ]
