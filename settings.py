@@ -58,7 +58,7 @@ class Part:
             return resolve_name(f"orchmgmt.{self.where}")
         except ImportError as error:
             raise SettingError(
-                f"{chosen} needs {error.name}: pip install 'orchmgmt[{self.extra}]'"
+                f"{chosen} needs {error.name or error}: pip install 'orchmgmt[{self.extra}]'"
             ) from error
 
     def is_installed(self) -> bool:

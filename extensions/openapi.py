@@ -22,7 +22,7 @@ from flask_swagger_ui import get_swaggerui_blueprint
 
 from orchmgmt import fields, schemas
 from orchmgmt.app import Service
-from orchmgmt.databases import SILENT
+from orchmgmt.databases import BUSY
 from orchmgmt.entries import MANAGEMENT, ROOT
 from orchmgmt.errors import (
     CRASHED,
@@ -314,7 +314,7 @@ def _errors(settings: Settings, policy: type[AuthenticationPolicy]) -> dict[int,
         413: ("The body is too large", str(BodyTooLarge(too_large))),
         415: ("The body is not declared to be JSON, or has a Content-Encoding", str(NotJson())),
         500: ("A fault of the service; its log has the details", CRASHED),
-        503: ("The database, or a system that must be asked, does not answer now", SILENT),
+        503: ("The database, or a system that must be asked, does not answer now", BUSY),
     }
 
 

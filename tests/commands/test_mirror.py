@@ -598,7 +598,7 @@ def test_a_mirror_that_may_not_log_in_says_so(
     assert "it refuses this system's name or password" in ended.stderr
     ended = run(*login, "--name", "Carol", env=env)
     assert ended.returncode == 2
-    assert "--system-name says who asks" in ended.stderr
+    assert "--system-name identifies you" in ended.stderr
 
 
 @pytest.mark.sqlite

@@ -157,7 +157,7 @@ def test_without_the_extra_the_start_ends_with_one_clear_line(
     ended = run("serve", "--cors-origins", "*", env={"PYTHONPATH": str(tmp_path)})
     assert (ended.returncode, ended.stdout) == (2, "")
     (line,) = ended.stderr.splitlines()
-    assert line.startswith("Error: ORCHMGMT_CORS_ORIGINS needs Flask-CORS")
+    assert line.startswith("Error: ORCHMGMT_CORS_ORIGINS needs no such module: ")
     assert line.endswith("pip install 'orchmgmt[cors]'")
 
 

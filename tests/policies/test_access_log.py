@@ -125,7 +125,7 @@ def test_nothing_that_was_sent_makes_a_line_of_its_own(
 def test_a_crash_of_a_forged_path_makes_no_line_of_its_own(
     service: Service, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LockRemove, "from_path", lambda *args: 1 / 0)
+    monkeypatch.setattr(LockRemove, "read", lambda *args: 1 / 0)
     assert service.remove("Alice%0Aforged%1b[2J", "instanceIds=A%7Cb%7C1.0.0").status == 500
     (record,) = [it for it in caplog.records if it.levelname == "ERROR"]
     assert record.getMessage().isprintable()

@@ -201,7 +201,7 @@ def test_a_busy_database_is_a_503_and_stops_no_reader(service: Client, folder: P
         answer = service.create(lock("Busy|database|1"))
         assert (answer.status, answer.error) == (
             503,
-            "The database does not answer; try again later",
+            "The database is busy; try again later",
         )
         assert answer.headers["Retry-After"]
         assert service.locks().status == 200

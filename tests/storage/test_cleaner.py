@@ -249,7 +249,7 @@ def test_writers_are_served_while_much_is_cleaned(start, path):
     fill(path, [(f"Provider{n}|old|1.0.0", PAST) for n in range(20_000)])
     cleaned = []
     cleaner = threading.Thread(target=lambda: cleaned.append(service.store.clean()))
-    cleaner.start("")
+    cleaner.start()
     statuses = {service.create(lock(f"Provider{n}|new|1.0.0")).status for n in range(20)}
     cleaner.join()
     assert statuses == {201}
