@@ -148,7 +148,8 @@ def test_nothing_is_there_when_it_is_off(service, run, tmp_path):
 
 @pytest.mark.parametrize("command", [["serve", "--port", "0"], ["demo", "--port", "0"]])
 def test_without_the_extra_the_start_ends_with_one_clear_line(run, tmp_path, command):
-    (tmp_path / "prometheus_client.py").write_text("raise ImportError('a package', name='a package')")
+    missing = "raise ImportError('no such module', name='a package')"
+    (tmp_path / "prometheus_client.py").write_text(missing)
     ended = run(*command, "--metrics", "true", env={"PYTHONPATH": str(tmp_path)})
     assert ended.returncode == 2
     assert ended.stdout == ""
