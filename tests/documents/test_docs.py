@@ -667,3 +667,45 @@ def test_the_man_page_is_made_from_the_help(tmp_path: Path) -> None:
     for name in ("serve", "lock import", "backup", "deploy\\-files"):
         assert f"\n.SS orchmgmt {name}\n" in text
     assert not [it for it in text.splitlines() if re.match(r"['.](?!(TH|SH|SS|PP|TP|B|nh)\b)", it)]
+
+
+#: Commands of the pages that no test can run, and why.
+CANNOT_RUN = {
+    "pip install granian": "needs a package registry",
+    "pip install gunicorn": "likewise",
+    "systemctl enable --now orchmgmt-clean.timer": "needs systemd as the first process",
+    "docker build": "needs a Docker daemon",
+    "cd deploy/compose": "goes with it; the files have tests of their own",
+    "docker compose": "likewise",
+    "createuser --pwprompt": "asks at a terminal; the tests' server has such a user and database",
+    "COMPOSE_PROFILES=postgresql": "is a file of variables, which has a test of its own",
+}
+
+#: Commands without a mark that a test runs, and where.
+RUN_ELSEWHERE = {
+    "granian ": "serving/test_wsgi_servers.py",
+    "gunicorn ": "serving/test_wsgi_servers.py",
+    "orchmgmt deploy-files deploy": "deployment/test_deploy.py",
+    "orchmgmt serve --read-only": "commands/test_read_only.py",
+    "next=$(openssl crl": "documents/test_docs.py",
+    "openssl x509 -in server.pem": "documents/test_docs.py",
+}
+
+
+@pytest.mark.parametrize("name", ["deploy.md", "operations.md"])
+def test_every_block_of_commands_is_run_by_a_test_or_named_as_one_that_cannot(name: str) -> None:
+    text = page(name)
+    tests = "".join(it.read_text() for it in Path(__file__).parents[1].glob("*/test_*.py"))
+    assert all((Path(__file__).parents[1] / it).is_file() for it in RUN_ELSEWHERE.values())
+    open_marks: list[str] = []
+    unrun = []
+    pattern = r"<!-- (/?)([\w-]+) -->|^ *```(?:sh|console)\n(.*?)^ *```$"
+    for end, mark, block in re.findall(pattern, text, re.DOTALL | re.MULTILINE):
+        if mark:
+            open_marks = open_marks[:-1] if end else [*open_marks, mark]
+            continue
+        command = block.strip().removeprefix("$ ")
+        run = any(f'"{it}"' in tests for it in open_marks)
+        if not run and not command.startswith((*RUN_ELSEWHERE, *CANNOT_RUN)):
+            unrun.append(command)
+    assert unrun == []
