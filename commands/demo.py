@@ -12,7 +12,7 @@ import click
 from orchmgmt.cli import OF_EVERYTHING, begin, takes_settings
 from orchmgmt.commands.factory import Factory, bring_to_the_present
 from orchmgmt.commands.serve import run_server
-from orchmgmt.databases.unfinished import unfinished
+from orchmgmt.commands.unfinished import unfinished
 from orchmgmt.serving.server import hold_signals
 from orchmgmt.settings import EXTENSIONS, PREFIX, write
 from orchmgmt.store import Store

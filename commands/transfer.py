@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, TextIO
 import click
 
 from orchmgmt.cli import Failure, printable
+from orchmgmt.commands.unfinished import unfinished
 from orchmgmt.databases import Row
-from orchmgmt.databases.unfinished import unfinished
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.history import StepBack
 from orchmgmt.locks import AlreadyLocked, Conflicts

@@ -2,8 +2,8 @@
 
 `Backend` is what all kinds of database have in common; `sqlite.py` and `postgresql.py` have a
 subclass each. `queries.py` builds the SQL that locks and history run, `opening.py` finds the
-backend for a URL, `schema.py` creates and upgrades the tables, and `backup.py` copies a SQLite
-file. Nothing here knows the wire, what a lock or a job means, the policies, or the server.
+backend for a URL, and `schema.py` creates and upgrades the tables. Nothing here knows payloads,
+what a lock or a job means, the policies, or the server.
 """
 
 import logging

@@ -221,7 +221,7 @@ def test_what_a_killed_command_leaves_goes_with_the_next(run, made, tmp_path, co
     script = """if True:
         import sys, time
         from pathlib import Path
-        from orchmgmt.databases.unfinished import unfinished
+        from orchmgmt.commands.unfinished import unfinished
         with unfinished(Path(sys.argv[1])) as folder:
             (folder / "copy").write_text("half")
             print(folder, flush=True)
