@@ -115,7 +115,7 @@ def test_under_outsourced_headers_are_the_identity_services_to_give():
             identity_url="http://127.0.0.1:1/authentication/identity",
             system_password="secret",
         ) as service,
-        pytest.raises(SettingError, match="identity service"),
+        pytest.raises(SettingError, match="operator's headers under the policy `outsourced`"),
     ):
         _ = service.headers
 
