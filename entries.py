@@ -13,8 +13,14 @@ from typing import Any, ClassVar, Generic, TypeVar
 ROOT = "/serviceorchestration"
 MANAGEMENT = f"{ROOT}/orchestration/mgmt"
 
+#: The header of a request that may be repeated (contract, "Holding a lock").
+IDEMPOTENCY_KEY = "Idempotency-Key"
+
 #: How the message of a create begins if some of the instances are locked; their ids follow.
 ALREADY_LOCKED = "Already locked: "
+
+#: How the message of a renew begins if some are not held; their owner and ids follow.
+NOT_LOCKED = "Not locked by "
 
 E = TypeVar("E", bound="Entry")
 

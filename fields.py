@@ -50,6 +50,7 @@ class Value(fields.Field[Any]):
 
     Args:
         absent_message: the message when there is no value; without one the value is optional.
+        unless: the key whose value may be there in its stead.
         invalid_message: the message when the value is malformed, with `{}` for the value; by
             default that of the type.
         load_default: what stands for an absent value.
@@ -64,6 +65,7 @@ class Value(fields.Field[Any]):
         self,
         *,
         absent_message: str | None = None,
+        unless: str = "",
         invalid_message: str | None = None,
         load_default: Any = absent,
         data_key: str | None = None,
@@ -76,6 +78,7 @@ class Value(fields.Field[Any]):
             metadata={"description": description} if description else None,
         )
         self.absent_message = absent_message or ""
+        self.unless = unless
         self.invalid_message = invalid_message or self.invalid_message
 
     def deserialize(self, value: Any, attr: Any = None, data: Any = None, **kwargs: Any) -> Any:
@@ -87,7 +90,7 @@ class Value(fields.Field[Any]):
         if isinstance(value, str):
             value = values.strip(value)
         if value is absent or value is None or value == "":
-            if self.required:
+            if self.required and (not self.unless or is_blank((data or {}).get(self.unless))):
                 raise Fault(INCOMPLETE, self.absent_message)
             return self.load_default
         return self._from_json(value)
@@ -244,6 +247,8 @@ class Number(Value):
         if type(value) is not int:
             raise self._wrong_type()
         if not self.minimum <= value <= self.maximum:
+            if self.invalid_message is not None:
+                raise Fault(MALFORMED, self.invalid_message.format(value))
             raise self._wrong_type(f"from {self.minimum} to {self.maximum}")
         return value
 
@@ -251,6 +256,13 @@ class Number(Value):
         """Return what OpenAPI says of it."""
         limits = {"minimum": self.minimum, "maximum": self.maximum}
         return {"type": "integer", "format": "int64", **limits}
+
+
+class Duration(Number):
+    """A number of seconds, returned as a duration."""
+
+    def _from_json(self, value: Any) -> Any:
+        return values.duration(super()._from_json(value))
 
 
 class Choice(Value):

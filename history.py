@@ -86,7 +86,7 @@ class JobTable:
     def _select_jobs(self) -> Selection:
         return Selection(
             self._database,
-            Job,
+            COLUMNS,
             filters={
                 "ids": Job.id,
                 "subscription_ids": Job.subscription_id,

@@ -3,20 +3,30 @@
 Values and rows are as the contract and the table have them.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import attrgetter
-from typing import Any
+from hashlib import sha256
+from itertools import groupby
+from operator import attrgetter, itemgetter
+from typing import Any, NamedTuple, TypeVar
 
 from peewee import SQL, fn
 
+from orchmgmt import values
 from orchmgmt.databases import Backend, Row
 from orchmgmt.databases.index_choice import no_quick_count
 from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
-from orchmgmt.entries import ALREADY_LOCKED
+from orchmgmt.entries import ALREADY_LOCKED, NOT_LOCKED
 from orchmgmt.errors import InvalidParameter, NotFound
-from orchmgmt.models import Job, Lock, LockCount, NewLock
+from orchmgmt.models import Job, Lock, LockCount, NewLock, Renewal
 
 COLUMNS = [getattr(Lock, name) for name in NewLock._fields]
+
+#: The columns of an entry, in the order of its rows.
+ENTRY = [Lock.id, *COLUMNS]
+
+#: A lock that is to be made, or to be renewed.
+Wanted = TypeVar("Wanted", NewLock, Renewal)
 
 #: All writers lock rows in this order, so that no two wait for each other.
 LOCKING_ORDER = Lock.service_instance_id
@@ -47,6 +57,14 @@ class AlreadyLocked(Conflicts):
         self.service_instance_ids = list(service_instance_ids)
 
 
+def _demand_different(locks: Iterable[NewLock | Renewal]) -> None:
+    seen: set[str] = set()
+    for lock in locks:
+        if lock.service_instance_id in seen:
+            raise DuplicatedInstance(lock.service_instance_id)
+        seen.add(lock.service_instance_id)
+
+
 def _held(instances: str) -> str:
     return f"{ALREADY_LOCKED}{instances}"
 
@@ -63,6 +81,42 @@ class DuplicatedInstance(InvalidParameter):
 
     def __init__(self, service_instance_id: str) -> None:
         super().__init__(f"Duplicated service instance id: {service_instance_id}")
+
+
+class NotLocked(InvalidParameter):
+    """Locks that were to be renewed are not there, or others hold the service instances.
+
+    Args:
+        service_instance_ids: the service instances, by the owner who was to hold them.
+    """
+
+    def __init__(self, service_instance_ids: Mapping[str, Sequence[str]]) -> None:
+        parts = [f"{NOT_LOCKED}{it}: {', '.join(of)}" for it, of in service_instance_ids.items()]
+        super().__init__("; ".join(parts))
+
+
+class KeyUsed(InvalidParameter):
+    """The locks of another request with the same idempotency key are there."""
+
+    def __init__(self) -> None:
+        super().__init__("The idempotency key was used for another request")
+
+
+class Key(NamedTuple):
+    """What makes a create safe to repeat: the same requester's same request is done once.
+
+    Attributes:
+        text: the idempotency key.
+        requester: who sent the request.
+    """
+
+    text: str
+    requester: str
+
+    def of(self, locks: Sequence[NewLock]) -> str:
+        """Return what tells the request apart, and how many locks it makes."""
+        asked = json.dumps([self.requester, *locks])
+        return f"{len(locks)} {sha256(asked.encode()).hexdigest()}"
 
 
 class NoUnfinishedJob(InvalidParameter, NotFound):
@@ -92,19 +146,30 @@ class LockTable:
         )
         # An owner may hold any number of locks, so the instances find the rows.
         is_owner = database.unindexed(Lock.owner) == place("owner")
+        these = database.any_of(database.unindexed(Lock.id), "ids")
         self._delete_owned = self._deletion(is_owner, among, ~Lock.temporary)
+        self._delete_these = self._deletion(is_owner, among, ~Lock.temporary, these)
         of_job = Lock.orchestration_job_id == place("job_id")
         self._delete_of_job = self._deletion(of_job, Lock.temporary)
         of_locks = (database.any_of(Job.id, "ids"), Job.finished_at == SQL("''"))
         unfinished = Job.select(Job.id).where(*of_locks).order_by(Job.id)
         # Such a job cannot end before its locks are made.
         self._select_unfinished = database.sql(database.locking(unfinished, "SHARE"))
+        held = Lock.select(*ENTRY).where(among, ~Lock.temporary).order_by(LOCKING_ORDER)
+        self._select_held = database.sql(database.locking(held, "UPDATE"))
+        by_id = database.any_of(Lock.id, "ids")
+        ending = Lock.update({Lock.expires_at: place("expires_at")})
+        self._end = database.sql(ending.where(by_id))
+        of_key = (Lock.idempotency_key == place("key"), Lock.expires_at > place("now"))
+        self._select_of_key = database.sql(Lock.select(Lock.request, *ENTRY).where(*of_key))
+        keyed = {Lock.idempotency_key: place("key"), Lock.request: place("request")}
+        self._remember = database.sql(Lock.update(keyed).where(by_id))
 
     def _select_active(self) -> Selection:
         database, place = self._database, self._database.place
         return Selection(
             database,
-            Lock,
+            ENTRY,
             filters={
                 "ids": Lock.id,
                 "service_instance_ids": Lock.service_instance_id,
@@ -124,10 +189,10 @@ class LockTable:
         # This one statement is what keeps locks exclusive: an active lock on the instance stays.
         return BulkInsert(
             self._database,
-            [Lock.id, *COLUMNS],
+            ENTRY,
             lambda insert: insert.on_conflict(
                 conflict_target=[Lock.service_instance_id],
-                preserve=[Lock.id, *COLUMNS],
+                preserve=[*ENTRY, Lock.idempotency_key, Lock.request],
                 where=Lock.expires_at <= self._database.next_place,
             ).returning(Lock.service_instance_id, Lock.id),
         )
@@ -136,32 +201,37 @@ class LockTable:
         chosen = Lock.select(Lock.id).where(*conditions).order_by(LOCKING_ORDER)
         return self._database.deletion(Lock.id, chosen)
 
-    def create(self, locks: Sequence[NewLock]) -> list[Row]:
+    def create(self, locks: Sequence[NewLock], key: Key | None = None) -> list[Row]:
         """Make all of `locks` or none; return their rows in the same order.
 
-        Contract: "Lock", "create".
+        Contract: "Lock", "create"; "Holding a lock".
 
         Args:
             locks: what to make, in canonical form, as `LockCreate` reads it.
+            key: if the request had it before, and all the locks that it made then are there, their
+                rows are returned as they are now, and nothing is made.
 
         Raises:
+            KeyUsed: the locks of another request with this key are there.
             InThePast: one of them has expired by the time that it is made.
             DuplicatedInstance: one service instance is named twice.
             AlreadyLocked: somebody holds one of the service instances.
             Unavailable: the database does not answer.
         """
-        return self._database.write(self._create, locks)
+        return self._database.write(lambda: self._made_by(locks, key) or self._create(locks, key))
 
-    def reserve(self, locks: Sequence[NewLock]) -> list[Row]:
+    def reserve(self, locks: Sequence[NewLock], key: Key | None = None) -> list[Row]:
         """Make all of `locks` for their jobs or none; return their rows in the same order.
 
         Contract: "Extensions of ours", `reserve`.
 
         Args:
             locks: what to make, in canonical form, as `LockReserve` reads it.
+            key: as for `create`.
 
         Raises:
             NoUnfinishedJob: one of their jobs does not exist or has ended.
+            KeyUsed: as `create`.
             InThePast: as `create`.
             DuplicatedInstance: likewise.
             AlreadyLocked: likewise.
@@ -169,21 +239,109 @@ class LockTable:
         """
 
         def reserve_all() -> list[Row]:
+            if made := self._made_by(locks, key):
+                return made
             self._demand_future(locks)
             job_ids = list(dict.fromkeys(lock.orchestration_job_id for lock in locks))
             unfinished = set(self._database.rows(self._select_unfinished, {"ids": job_ids}))
             for job_id in job_ids:
                 if (job_id,) not in unfinished:
                     raise NoUnfinishedJob(job_id)
-            return self._create(locks)
+            return self._create(locks, key)
 
         return self._database.write(reserve_all)
 
-    def _create(self, locks: Sequence[NewLock]) -> list[Row]:
-        self._demand_future(locks)
-        rows = self.put(locks)
-        self._demand_future(locks)  # it may have waited for other writers
+    def _made_by(self, locks: Sequence[NewLock], key: Key | None) -> list[Row]:
+        """Return the rows of the locks that this request has made, if all are there.
+
+        Raises:
+            KeyUsed: all locks of another request with this key are there.
+        """
+        if key is None:
+            return []
+        database = self._database
+        database.take_turns(key.text)
+        found = database.rows(self._select_of_key, {"key": key.text, "now": database.now()})
+        # Locks of several requests may be there, but only of the last one all.
+        for request, locks_of_it in groupby(sorted(found), key=itemgetter(0)):
+            made = {NewLock(*row[2:]).service_instance_id: row[1:] for row in locks_of_it}
+            if len(made) == int(request.partition(" ")[0]):
+                if request != key.of(locks):
+                    raise KeyUsed
+                return [made[lock.service_instance_id] for lock in locks]
+        return []
+
+    def _create(self, locks: Sequence[NewLock], key: Key | None) -> list[Row]:
+        granted = self._granted(locks)
+        self._demand_future(granted)
+        rows = self.put(granted)
+        later = self._granted(locks)  # it may have waited for other writers
+        self._demand_future(later)
+        if later is not granted and later != granted:
+            rows = self._set_ends(rows, later)
+        if key is not None:
+            values = {"key": key.text, "request": key.of(locks), "ids": [row[0] for row in rows]}
+            self._database.change(self._remember, values)
         return rows
+
+    def renew(self, renewals: Sequence[Renewal]) -> list[Row]:
+        """Give locks their new ends, all or none; return their rows in the same order.
+
+        Contract: "Holding a lock", `renew`.
+
+        Args:
+            renewals: the ends, in canonical form, as `LockRenew` reads them.
+
+        Raises:
+            InThePast: a lock would have expired by the time that it is renewed.
+            DuplicatedInstance: one service instance is named twice.
+            NotLocked: some of the locks are not there.
+            Unavailable: the database does not answer.
+        """
+        return self._database.write(self._renew, renewals)
+
+    def _renew(self, renewals: Sequence[Renewal]) -> list[Row]:
+        instances = [it.service_instance_id for it in renewals]
+        rows = self._database.rows(self._select_held, {"instances": instances})
+        # From here on nobody else can change them, so this is the moment that counts.
+        granted, present = self._granted(renewals), self._database.now()
+        self._demand_future(granted)
+        _demand_different(granted)
+        locks = {row[0]: NewLock(*row[1:]) for row in rows}
+        held = {
+            (it.service_instance_id, it.owner): key
+            for key, it in locks.items()
+            if it.expires_at > present
+        }
+        ids = [held.get((it.service_instance_id, it.owner)) for it in granted]
+        missing: dict[str, list[str]] = {}
+        for found, wanted in zip(ids, granted, strict=True):
+            if found is None or wanted.id not in (None, found):
+                missing.setdefault(wanted.owner, []).append(wanted.service_instance_id)
+        if missing:
+            raise NotLocked(missing)
+        return self._set_ends([(it, *locks[it]) for it in ids], granted)
+
+    def _set_ends(self, rows: Sequence[Row], wanted: Sequence[NewLock | Renewal]) -> list[Row]:
+        """Give locks, which nobody else can change, their new ends; return their new rows."""
+        ids: dict[str, list[int]] = {}
+        for row, lock in zip(rows, wanted, strict=True):
+            ids.setdefault(lock.expires_at, []).append(row[0])
+        for end, of_it in ids.items():
+            self._database.change(self._end, {"expires_at": end, "ids": of_it})
+        return [
+            (row[0], *NewLock(*row[1:])._replace(expires_at=lock.expires_at))
+            for row, lock in zip(rows, wanted, strict=True)
+        ]
+
+    def _granted(self, wanted: Sequence[Wanted]) -> Sequence[Wanted]:
+        """Return what is wanted with a time for each end that is a duration from now."""
+        durations = {it.expires_at for it in wanted if values.is_duration(it.expires_at)}
+        if not durations:
+            return wanted
+        present = self._database.time()
+        ends = {it: values.end_of(it, present) for it in durations}
+        return [it._replace(expires_at=ends.get(it.expires_at, it.expires_at)) for it in wanted]
 
     def put(self, locks: Sequence[NewLock]) -> list[Row]:
         """Insert locks as they are, even expired ones, within a `Backend.write`.
@@ -195,11 +353,7 @@ class LockTable:
             DuplicatedInstance: one service instance is named twice.
             AlreadyLocked: somebody holds one of them; the write must roll back.
         """
-        seen: set[str] = set()
-        for lock in locks:
-            if lock.service_instance_id in seen:
-                raise DuplicatedInstance(lock.service_instance_id)
-            seen.add(lock.service_instance_id)
+        _demand_different(locks)
         ids = self.insert(locks)
         return [(ids[lock.service_instance_id], *lock) for lock in locks]
 
@@ -270,14 +424,17 @@ class LockTable:
         """
         return self._database.write(self._database.change, self._delete_of_job, {"job_id": job_id})
 
-    def remove(self, owner: str, service_instance_ids: Sequence[str]) -> int:
+    def remove(
+        self, owner: str, service_instance_ids: Sequence[str], ids: Sequence[int] = ()
+    ) -> int:
         """Remove an owner's locks on these instances, except temporary ones.
 
-        Contract: "Lock", "remove".
+        Contract: "Lock", "remove"; "Holding a lock".
 
         Args:
             owner: the owner, in canonical form.
             service_instance_ids: the instances, likewise.
+            ids: if there are some, only locks with these ids are removed.
 
         Returns:
             How many locks were removed.
@@ -285,8 +442,11 @@ class LockTable:
         Raises:
             Unavailable: the database does not answer.
         """
-        values = {"owner": owner, "instances": service_instance_ids}
-        return self._database.write(self._database.change, self._delete_owned, values)
+        wanted: dict[str, Any] = {"owner": owner, "instances": service_instance_ids}
+        if not ids:
+            return self._database.write(self._database.change, self._delete_owned, wanted)
+        wanted["ids"] = ids
+        return self._database.write(self._database.change, self._delete_these, wanted)
 
     def delete_expired(self, moment: str, pause: Pause) -> int:
         """Delete the locks that had expired by then, in batches; return how many.
@@ -297,7 +457,7 @@ class LockTable:
         """
         return delete_in_batches(self._database, self._delete_expired, {"now": moment}, pause)
 
-    def _demand_future(self, locks: Iterable[NewLock]) -> None:
+    def _demand_future(self, locks: Iterable[NewLock | Renewal]) -> None:
         present = self._database.now()
         for lock in locks:
             if lock.expires_at <= present:

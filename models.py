@@ -50,6 +50,9 @@ class Lock(Model):
     owner = TextField()
     expires_at = TextField()
     temporary = BooleanField(default=False)
+    # What follows is no part of an entry. Both are NULL if the lock was made without a key.
+    idempotency_key = TextField(null=True)
+    request = TextField(null=True)  # which request had the key, and how many locks it made
 
     class Meta:
         table_name = "orchestration_lock"
@@ -60,8 +63,16 @@ class Lock(Model):
         )
 
 
+#: Has only the locks that were made with a key, so that the others cost nothing.
+KEY_INDEX = Lock.index(Lock.idempotency_key, where=Lock.idempotency_key.is_null(False))
+Lock.add_index(KEY_INDEX)
+
+
 class NewLock(NamedTuple):
-    """A lock to be created: its row without the id, which the database gives it."""
+    """A lock to be created: its entry without the id, which the database gives it.
+
+    `expires_at` may be a duration (`values.duration`) until the lock is granted.
+    """
 
     orchestration_job_id: str = ""
     service_instance_id: str = ""
@@ -70,8 +81,16 @@ class NewLock(NamedTuple):
     temporary: bool = False
 
 
-if ("id", *NewLock._fields) != tuple(column.name for column in Lock._meta.sorted_fields):
-    raise TypeError("NewLock must have the columns of Lock, in their order")
+class Renewal(NamedTuple):
+    """A new end for a lock that somebody holds.
+
+    `expires_at` may be a duration, as in `NewLock`. With an `id`, only that very lock is meant.
+    """
+
+    service_instance_id: str
+    owner: str
+    expires_at: str
+    id: int | None = None
 
 
 class Job(Model):

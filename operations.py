@@ -10,8 +10,7 @@ from typing import Any, Protocol
 from orchmgmt import schemas
 from orchmgmt.databases import Row
 from orchmgmt.errors import InvalidParameter
-from orchmgmt.locks import AlreadyLocked, InThePast
-from orchmgmt.models import NewLock
+from orchmgmt.locks import AlreadyLocked, InThePast, Key, KeyUsed, NotLocked
 from orchmgmt.store import Store
 
 #: The service definition of each group of operations, as the cloud's other systems know it.
@@ -32,6 +31,22 @@ class Tell(Protocol):
 Result = tuple[Sequence[Row], int] | dict[str, Any] | None
 
 
+class PerformOnce(Protocol):
+    """Performs an operation whose requests may have an idempotency key."""
+
+    def __call__(self, payload: Any, tell: Tell, key: Key | None = None) -> Result:
+        """Perform it.
+
+        Args:
+            payload: the payload as JSON has it.
+            tell: adds to the audit log's line.
+            key: the key as it was sent, and who sent it; `None` if there is no key.
+
+        Raises:
+            InvalidParameter: the payload or the key is malformed, or cannot be done.
+        """
+
+
 @dataclass(frozen=True, kw_only=True)
 class Operation:
     """One operation of a service.
@@ -43,6 +58,8 @@ class Operation:
             read-only server refuses it.
         takes: the payload.
         perform: does it, given the payload as JSON has it.
+        perform_once: does the same for a request that may have an idempotency key; `None` if the
+            operation takes no key.
         returns: what the answer holds: the entries of a page, or one JSON object; `None` if the
             answer is empty.
         summary: what it does, on one line, for OpenAPI.
@@ -60,6 +77,7 @@ class Operation:
     perform: Callable[[Any, Tell], Result]
     summary: str
     outcome: str
+    perform_once: PerformOnce | None = None
     returns: schemas.WireSchema | None = None
     status: int = 200
     method: str = "POST"
@@ -82,7 +100,9 @@ def operations(store: Store) -> list[Operation]:
     settings, locks, jobs = store.settings, store.lock_table, store.job_table
     lock_entry, job_entry = schemas.LockEntry(settings), schemas.JobEntry(settings)
     lock_query, history_query = schemas.LockQuery(settings), schemas.HistoryQuery(settings)
-    creation, removal = schemas.LockCreate(settings), schemas.LockRemove(settings)
+    creation, renewal = schemas.LockCreate(settings), schemas.LockRenew(settings)
+    removal = schemas.LockRemove(settings)
+    create = lock_maker(store, creation, lambda new, _, key: locks.create(new, key))
 
     def find_locks(payload: Any, tell: Tell) -> Result:
         return locks.find(*lock_query.read(payload))
@@ -94,7 +114,9 @@ def operations(store: Store) -> list[Operation]:
         wanted = removal.read(payload)
         owner, instances = wanted["owner"], wanted["service_instance_ids"]
         tell(locks=len(instances), instances=instances, owners=[owner])
-        tell(removed=locks.remove(owner, instances))
+        if "ids" in wanted:
+            tell(ids=wanted["ids"])
+        tell(removed=locks.remove(**wanted))
 
     return [
         Operation(
@@ -102,7 +124,8 @@ def operations(store: Store) -> list[Operation]:
             scope="create",
             changes=True,
             takes=creation,
-            perform=lock_maker(store, creation, lambda new, _: locks.create(new)),
+            perform=create,
+            perform_once=create,
             summary="Lock service instances, all or none",
             outcome="The new locks, in the order of the request",
             returns=lock_entry,
@@ -116,6 +139,16 @@ def operations(store: Store) -> list[Operation]:
             perform=find_locks,
             summary="Find the active locks that match every filter",
             outcome="A page; `count` is of all that match",
+            returns=lock_entry,
+        ),
+        Operation(
+            group="lock",
+            scope="renew",
+            changes=True,
+            takes=renewal,
+            perform=lock_maker(store, renewal, lambda ends, *_: locks.renew(ends)),
+            summary="Give an owner's locks new ends, all or none, but not temporary ones",
+            outcome="The locks as they are now, in the order of the request",
             returns=lock_entry,
         ),
         Operation(
@@ -146,17 +179,19 @@ def operations(store: Store) -> list[Operation]:
 def lock_maker(
     store: Store,
     request: schemas.LockCreate,
-    make_rows: Callable[[list[NewLock], Tell], list[Row]],
-) -> Callable[[Any, Tell], Result]:
-    """Return what makes the locks of a payload.
+    make_rows: Callable[[list[Any], Tell, Key | None], list[Row]],
+) -> PerformOnce:
+    """Return what makes, or renews, the locks of a payload.
 
     Args:
         store: where the locks are kept.
         request: what the payload looks like.
-        make_rows: makes all of the locks, or none, and returns their rows.
+        make_rows: does so with all of the locks, or none, and returns their rows.
     """
 
-    def make(payload: Any, tell: Tell) -> Result:
+    def make(payload: Any, tell: Tell, key: Key | None = None) -> Result:
+        if key is not None:
+            key = key._replace(text=schemas.read_key(key.text))
         try:
             wanted = request.read(payload)
             tell(
@@ -164,8 +199,8 @@ def lock_maker(
                 instances=[lock.service_instance_id for lock in wanted],
                 owners=dict.fromkeys(lock.owner for lock in wanted),
             )
-            rows = make_rows(wanted, tell)
-        except AlreadyLocked:
+            rows = make_rows(wanted, tell, key)
+        except (AlreadyLocked, NotLocked, KeyUsed):
             raise
         except InvalidParameter as fault:
             if past := request.past_before(payload, fault, store.now()):

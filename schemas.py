@@ -26,7 +26,7 @@ from orchmgmt.databases.queries import Page
 from orchmgmt.entries import camel_case
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.fields import CONTRADICTORY, INCOMPLETE, MALFORMED, UNKNOWN, WRONG_TYPE, Fault
-from orchmgmt.models import FINISHED, IN_PROGRESS, PENDING, Job, Lock, NewLock
+from orchmgmt.models import FINISHED, IN_PROGRESS, PENDING, Job, Lock, NewLock, Renewal
 from orchmgmt.settings import Settings
 from orchmgmt.values import meant
 
@@ -34,6 +34,9 @@ from orchmgmt.values import meant
 LOCK_ID_MAX = 2**62
 
 NOT_UTF_8 = "it is not UTF-8"
+
+#: The longest `expiresIn`, in seconds: a year.
+EXPIRES_IN_MAX = 31_536_000
 
 CREATED_AT = "Invalid created at format: {}"
 STARTED_AT = "Invalid started at format: {}"
@@ -79,7 +82,7 @@ class WireSchema(Schema):
         faults = []
         for name, key, deserialize in self._readers:
             try:
-                value = deserialize(payload.get(key, absent))
+                value = deserialize(payload.get(key, absent), name, payload)
             except Fault as fault:
                 faults.append(fault)
             else:
@@ -215,30 +218,48 @@ class NestedList(Nested):
         return found
 
 
-def _expiration() -> fields.DateTime:
+def _expiration(unless: str = "") -> fields.DateTime:
     return fields.DateTime(
         absent_message="Expiration time is missing",
         invalid_message="Invalid expires at format: {}",
         round_up=True,
         stored=True,
+        unless=unless,
     )
 
 
 class LockRequest(WireSchema):
     """One element of a create request's `locks`.
 
-    It is read as a `NewLock`.
+    It is read as a `NewLock`, whose end is `expiresAt` or, as a duration, `expiresIn`.
     """
 
     title = "ServiceOrchestrationLockRequest"
 
     service_instance_id = fields.ServiceInstanceId(absent_message="Service instance id is missing")
     owner = fields.SystemName(absent_message="Owner is missing")
-    expires_at = _expiration()
+    expires_at = _expiration(unless="expiresIn")
+    expires_in = fields.Duration(
+        minimum=1,
+        maximum=EXPIRES_IN_MAX,
+        invalid_message="Invalid expires in: {}",
+        description="Seconds from when the lock is granted, instead of `expiresAt`.",
+    )
+
+    @validates_schema(skip_on_field_errors=False)
+    def _check(self, data: dict[str, Any], **kwargs: Any) -> None:
+        if "expires_in" in data and "expires_at" in data:
+            raise Fault(CONTRADICTORY, "Expires at and expires in exclude each other")
 
     @post_load
-    def _make(self, data: dict[str, Any], **kwargs: Any) -> NewLock:
-        return NewLock(**data)
+    def _make(self, data: dict[str, Any], **kwargs: Any) -> Any:
+        return NewLock(**_with_one_end(data))
+
+
+def _with_one_end(data: dict[str, Any]) -> dict[str, Any]:
+    if "expires_in" in data:
+        data["expires_at"] = data.pop("expires_in")
+    return data
 
 
 class Reservation(LockRequest):
@@ -249,8 +270,20 @@ class Reservation(LockRequest):
     orchestration_job_id = fields.JobId(absent_message="Orchestration job id is missing")
 
     @post_load
-    def _make(self, data: dict[str, Any], **kwargs: Any) -> NewLock:
-        return NewLock(**data, temporary=True)
+    def _make(self, data: dict[str, Any], **kwargs: Any) -> Any:
+        return NewLock(**_with_one_end(data), temporary=True)
+
+
+class RenewalRequest(LockRequest):
+    """One element of a renew request's `locks`, read as a `Renewal`."""
+
+    title = "RenewalRequest"
+
+    id = fields.Number(load_default=None, description="Only the lock with this id is renewed.")
+
+    @post_load
+    def _make(self, data: dict[str, Any], **kwargs: Any) -> Any:
+        return Renewal(**_with_one_end(data))
 
 
 def payload_of(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,6 +294,18 @@ def payload_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     try:
         return entries.to_wire(values)
+    except ValueError as error:
+        raise InvalidParameter(str(error)) from None
+
+
+def read_key(text: str) -> str:
+    """Return an idempotency key without its quotes.
+
+    Raises:
+        InvalidParameter: it is none.
+    """
+    try:
+        return values.idempotency_key(text)
     except ValueError as error:
         raise InvalidParameter(str(error)) from None
 
@@ -307,8 +352,8 @@ class LockCreate(ListRequest):
                 return None
             end = fault.place + (fault.rank >= MALFORMED)
         for element in payload["locks"][:end]:
-            text = values.strip(element["expiresAt"])
-            with suppress(ValueError):  # it may be the fault
+            text = values.strip(element.get("expiresAt") or "")
+            with suppress(ValueError):  # it may be the fault, or absent
                 if values.second(text, round_up=True) <= present:
                     return text
         return None
@@ -320,6 +365,14 @@ class LockReserve(LockCreate):
     title = "LockReserveRequest"
 
     locks = NestedList(Reservation, absent_message="Request payload is empty")
+
+
+class LockRenew(LockCreate):
+    """The body of lock renew."""
+
+    title = "LockRenewRequest"
+
+    locks = NestedList(RenewalRequest, absent_message="Request payload is empty")
 
 
 class QuerySchema(WireSchema):
@@ -379,24 +432,32 @@ class LockRemove(WireSchema):
         data_key="instanceIds",
         description="Service instances; one value may also hold several, separated by commas.",
     )
+    ids = fields.ListOf(
+        fields.Number,
+        "ID",
+        description="If there are some, only locks with these ids are removed; likewise.",
+    )
 
     def from_path(self, owner: str, query: Mapping[str, list[str]]) -> dict[str, Any]:
         """Return the payload.
 
         Args:
             owner: the path's last part.
-            query: the query string's values by key: those of `instanceIds` and of `instanceIds[]`,
-                as some clients write it, each hold ids separated by commas.
+            query: the query string's values by key: those of `instanceIds` and `ids`, or of
+                `instanceIds[]` and `ids[]`, as some clients write them, each hold ids separated by
+                commas.
 
         Raises:
             Fault: there is another key, and unknown keys are refused.
         """
-        keys = ["instanceIds", "instanceIds[]"]
-        self._refuse_unknown(query, keys)
-        instances = [part for it in keys for text in query.get(it, []) for part in text.split(",")]
-        if len(instances) == 1 and not values.strip(instances[0]):
-            instances = []
-        return {"owner": owner, "instanceIds": instances}
+        lists = ["instanceIds", "ids"]
+        self._refuse_unknown(query, [key for it in lists for key in (it, f"{it}[]")])
+        payload: dict[str, Any] = {"owner": owner}
+        for key in lists:
+            found = [*query.get(key, []), *query.get(f"{key}[]", [])]
+            parts = [part for text in found for part in text.split(",")]
+            payload[key] = [] if len(parts) == 1 and not values.strip(parts[0]) else parts
+        return payload
 
 
 class LockRelease(WireSchema):
@@ -440,7 +501,7 @@ class HistoryQuery(QuerySchema):
 
 
 class EntrySchema(WireSchema):
-    """An answer's entry. Its fields have the names of the model's columns, in any order.
+    """An answer's entry. Its fields have the names of columns of the model, in any order.
 
     Attributes:
         model: the table whose rows are answered with.
@@ -452,7 +513,8 @@ class EntrySchema(WireSchema):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        columns = [self.fields[column.name] for column in self.model._meta.sorted_fields]
+        names = [column.name for column in self.model._meta.sorted_fields]
+        columns = [self.fields[name] for name in names if name in self.fields]
         self._columns = [str(column.data_key) for column in columns]
         self._flags = [str(it.data_key) for it in columns if isinstance(it, fields.Flag)]
 

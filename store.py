@@ -20,7 +20,7 @@ from orchmgmt.databases.schema import READY, Permitted
 from orchmgmt.entries import Entry, Found, Job, Lock
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.history import JobTable, NoSuchJob
-from orchmgmt.locks import LockTable
+from orchmgmt.locks import Key, LockTable
 from orchmgmt.models import DONE, ERROR, IN_PROGRESS, NewLock
 from orchmgmt.schemas import (
     EntrySchema,
@@ -30,9 +30,11 @@ from orchmgmt.schemas import (
     LockEntry,
     LockQuery,
     LockRemove,
+    LockRenew,
     QuerySchema,
     Reservation,
     payload_of,
+    read_key,
 )
 from orchmgmt.settings import Settings
 from orchmgmt.values import strip
@@ -127,21 +129,28 @@ class Locks(_Entries[Lock]):
         query = LockQuery(replace(settings, unknown_keys="refuse"))
         super().__init__(store, store.lock_table.find, query, LockEntry(settings), Lock)
         self._new = LockCreate(replace(settings, unknown_keys="ignore"))
+        self._renewal = LockRenew(replace(settings, unknown_keys="ignore"))
         self._removal = LockRemove(settings)
         self._reservation = Reservation(settings)
 
-    def create(self, locks: Iterable[Lock]) -> list[Lock]:
+    def create(
+        self, locks: Iterable[Lock], *, expires_in: int | None = None, key: str = ""
+    ) -> list[Lock]:
         """Make all of `locks` or none; return them as they are stored, in the same order.
 
-        Contract: "Lock", "create".
+        Contract: "Lock", "create"; "Holding a lock".
 
         Args:
             locks: what to make. Their ids do not count: each gets a new one.
+            expires_in: the seconds after which all of them end, instead of their `expires_at`.
+            key: an idempotency key, 1 to 64 visible ASCII characters. If the same locks were made
+                with it before and all are still there, they are returned as they are now.
 
         Raises:
             InvalidParameter: a value is malformed, a lock is one of a job (`reserve` makes those),
-                there is no lock, an instance is named twice (`DuplicatedInstance`), or a lock has
-                expired by the time that it is made (`InThePast`).
+                there is no lock, an instance is named twice (`DuplicatedInstance`), a lock has
+                expired by the time that it is made (`InThePast`), or the key was used for others
+                (`KeyUsed`).
             AlreadyLocked: somebody holds one of the service instances.
             Unavailable: the database does not answer.
         """
@@ -149,8 +158,28 @@ class Locks(_Entries[Lock]):
         for lock in locks:
             if lock.temporary or lock.orchestration_job_id:
                 raise InvalidParameter("A lock of a job is made with `reserve`")
-            wanted.append(payload_of(vars(lock)))
-        return self._read(self._store.lock_table.create(self._new.read({"locks": wanted})))
+            wanted.append(_with_end(lock, expires_in))
+        # A program's requests are nobody's else: a system always has a name.
+        of_it = Key(read_key(key), requester="") if key else None
+        return self._read(self._store.lock_table.create(self._new.read({"locks": wanted}), of_it))
+
+    def renew(self, locks: Iterable[Lock], *, expires_in: int | None = None) -> list[Lock]:
+        """Give locks new ends, all or none; return them as they are stored, in the same order.
+
+        Contract: "Holding a lock", `renew`.
+
+        Args:
+            locks: the locks with their new ends. If a lock has an id, only that very lock is meant.
+            expires_in: the seconds after which all of them end, instead of their `expires_at`.
+
+        Raises:
+            InvalidParameter: a value is malformed, there is no lock, an instance is named twice
+                (`DuplicatedInstance`), or an end is past (`InThePast`).
+            NotLocked: some of the locks are not there, have expired or are temporary.
+            Unavailable: the database does not answer.
+        """
+        wanted = [_with_end(lock, expires_in) for lock in locks]
+        return self._read(self._store.lock_table.renew(self._renewal.read({"locks": wanted})))
 
     def add(self, locks: Iterable[Lock]) -> list[Lock]:
         """Put locks there as they are, also expired ones and those of any job, all or none.
@@ -214,14 +243,17 @@ class Locks(_Entries[Lock]):
         """
         return self._store.lock_table.release(strip(job_id).lower())
 
-    def remove(self, owner: str, service_instance_ids: Sequence[str]) -> int:
+    def remove(
+        self, owner: str, service_instance_ids: Sequence[str], ids: Sequence[int] = ()
+    ) -> int:
         """Remove an owner's locks on these instances, but no temporary ones.
 
-        Contract: "Lock", "remove".
+        Contract: "Lock", "remove"; "Holding a lock".
 
         Args:
             owner: the owner.
             service_instance_ids: the instances.
+            ids: if there are some, only locks with these ids are removed.
 
         Returns:
             How many locks were removed.
@@ -230,8 +262,15 @@ class Locks(_Entries[Lock]):
             InvalidParameter: a value is malformed, or there is no instance.
             Unavailable: the database does not answer.
         """
-        values = {"owner": owner, "instanceIds": service_instance_ids}
+        values = {"owner": owner, "instanceIds": service_instance_ids, "ids": ids}
         return self._store.lock_table.remove(**self._removal.read(payload_of(values)))
+
+
+def _with_end(lock: Lock, expires_in: int | None) -> dict[str, Any]:
+    values = vars(lock)
+    if expires_in is not None:
+        values = {**values, "expires_at": None, "expires_in": expires_in}
+    return payload_of(values)
 
 
 class History(_Entries[Job]):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from functools import lru_cache
+from math import ceil
 from string import ascii_lowercase, ascii_uppercase
 from time import gmtime, strftime
 
@@ -21,6 +22,9 @@ MAX_OFFSET_HOURS = 18
 #: After every instant that a DateTime can return; ISO 8601's name for the start of the year 10000.
 END_OF_TIME = "9999-12-31T24:00:00Z"
 START_OF_TIME = "0000-01-01T00:00:00Z"
+
+#: The last second that a DateTime can name, since the epoch.
+LAST_SECOND = 253_402_300_799
 
 _SURROUNDING = "".join(map(chr, range(0x21)))
 _NAME_TAIL = f"[0-9A-Za-z]{{0,{NAME_MAX_LENGTH - 1}}}"
@@ -38,6 +42,8 @@ _INSTANT = re.compile(
     rf"([0-9]{{4}})(-[0-9]{{2}}-[0-9]{{2}})[Tt]({_CLOCK})(?:\.([0-9]+))?"
     r"(?:[Zz]|([+-])([0-9]{2}):([0-5][0-9]))"
 ).fullmatch
+_QUOTED = re.compile(r'"((?:[!#-\[\]-~]|\\["\\])*)"').fullmatch
+_KEY = re.compile("[!-~]{1,64}").fullmatch
 # Unicode's White_Space; \s would also take the separators U+001C to U+001F.
 _WHITE_SPACE = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
 _SEPARATORS = re.compile("[_-]+")
@@ -210,9 +216,45 @@ def second(text: str, round_up: bool = False) -> str:
         return END_OF_TIME if shift > timedelta(0) else START_OF_TIME
 
 
+def idempotency_key(text: str) -> str:
+    """Return a key of 1 to 64 visible ASCII characters, without its quotes.
+
+    Args:
+        text: the key, as it is or as a string of RFC 9651 (structured fields).
+
+    Raises:
+        ValueError: it is none.
+    """
+    quoted = _QUOTED(text)
+    key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else text
+    if not _KEY(key) or (not quoted and key.startswith('"')):
+        raise ValueError("Invalid idempotency key")
+    return key
+
+
 def write_instant(utc: datetime) -> str:
     """Return a naive UTC time as the contract's DateTime, `YYYY-MM-DDThh:mm:ssZ`."""
     return utc.replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
+
+
+def duration(seconds: int) -> str:
+    """Return a duration as ISO 8601 has it. As text it sorts after every DateTime."""
+    return f"PT{seconds}S"
+
+
+def is_duration(text: str) -> bool:
+    """Return whether a text is a duration of `duration`, and no DateTime."""
+    return text.startswith("P")
+
+
+def end_of(duration: str, time: float) -> str:
+    """Return the second at which a duration ends, rounded up.
+
+    Args:
+        duration: the duration.
+        time: when it begins, in seconds since the epoch.
+    """
+    return write_second(min(ceil(time + int(duration[2:-1])), LAST_SECOND))
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntity
 
 from orchmgmt import schemas
 from orchmgmt.databases import Row
-from orchmgmt.entries import MANAGEMENT, ROOT
+from orchmgmt.entries import IDEMPOTENCY_KEY, MANAGEMENT, ROOT
 from orchmgmt.errors import (
     IDENTITY,
     BodyTooLarge,
@@ -22,6 +22,7 @@ from orchmgmt.errors import (
     fault_of,
     origin_of,
 )
+from orchmgmt.locks import Key
 from orchmgmt.logs.audit import attempt
 from orchmgmt.operations import Operation
 from orchmgmt.policies.gate import Gate
@@ -66,6 +67,10 @@ def _view(operation: Operation, gate: Gate) -> Callable[..., Response]:
                 payload = operation.from_path(value, request.args.to_dict(flat=False))
             else:
                 payload = read_payload()
+            if operation.perform_once:
+                text = request.headers.get(IDEMPOTENCY_KEY)
+                key = None if text is None else Key(text, requester.name)
+                return _answer(operation, operation.perform_once(payload, line.tell, key))
             return _answer(operation, operation.perform(payload, line.tell))
 
     return view

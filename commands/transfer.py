@@ -19,7 +19,7 @@ from orchmgmt.commands.unfinished import unfinished
 from orchmgmt.databases import Row
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.history import StepBack
-from orchmgmt.locks import AlreadyLocked, Conflicts
+from orchmgmt.locks import ENTRY, AlreadyLocked, Conflicts
 from orchmgmt.models import Lock, NewLock
 from orchmgmt.schemas import EntrySchema, JobEntry, LockEntry, parse_json, write_json
 from orchmgmt.store import Store
@@ -184,7 +184,7 @@ def restore(store: Store, locks: Mapping[int, NewLock]) -> None:
     replaced: list[int] = []
     reasons: dict[int | str, str] = {}
     for lock_id, *columns in database.rows(
-        database.sql(Lock.select().where(with_ids | among)),
+        database.sql(Lock.select(*ENTRY).where(with_ids | among)),
         {"ids": list(locks), "service_instance_ids": list(wanted)},
     ):
         there, new = NewLock(*columns), locks.get(lock_id)

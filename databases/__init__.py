@@ -238,6 +238,14 @@ class Backend(ABC):
         return inserted
 
     @abstractmethod
+    def take_turns(self, name: str) -> None:
+        """Wait until no other `write` has this name, and have it until the present one ends.
+
+        So that nobody waits for ever, it comes before anything else that a `write` locks, and once
+        at most.
+        """
+
+    @abstractmethod
     def keep_others_off(self, ids: peewee.AutoField, highest: int = 0) -> None:
         """Keep other writers off a table until a `write` ends, so that it may insert ids.
 

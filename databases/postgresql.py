@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import ceil
 from typing import Any, ParamSpec, TypeVar
+from zlib import crc32
 
 import peewee
 import psycopg
@@ -47,6 +48,9 @@ T = TypeVar("T")
 
 #: Any number that only orchmgmt uses: whoever has this lock of the database may change the schema.
 SCHEMA_LOCK = 0x6F7263686D676D74
+
+#: Likewise for the locks of names; such a lock has two numbers.
+TURNS = 0x6F726368
 
 _BEGIN = {
     # What two statements read is of one moment.
@@ -216,6 +220,11 @@ class PostgresqlBackend(Backend):
                 (table, name, order),
             )
         )
+
+    def take_turns(self, name: str) -> None:
+        # Names with one number, which are few, take turns too.
+        number = crc32(name.encode()) - 2**31
+        self.rows("SELECT pg_advisory_xact_lock(%s, %s)", (TURNS, number))
 
     def keep_others_off(self, ids: peewee.AutoField, highest: int = 0) -> None:
         _keep_others_off(self._connection, ids, highest)

@@ -124,7 +124,7 @@ class Selection:
 
     Args:
         database: where they run.
-        model: the table; rows come back with its columns in their order.
+        columns: those that the rows come back with, of one table.
         filters: for each filter, the field whose value must be the filter's value, or among them;
             those that usually leave the fewest rows first. Each has an index that goes on in the
             default order.
@@ -138,7 +138,7 @@ class Selection:
     def __init__(
         self,
         database: Backend,
-        model: type[Model],
+        columns: Sequence[Field],
         filters: Mapping[str, Field],
         default_sort: str,
         conditions: Mapping[str, Expression] | None = None,
@@ -146,7 +146,8 @@ class Selection:
         quick_count: QuickCount = no_quick_count,
     ) -> None:
         self._database = database
-        self._model = model
+        self._columns = columns
+        self._model: type[Model] = columns[0].model
         self._filters = filters
         self._default_sort = default_sort
         self._conditions = conditions or {}
@@ -200,7 +201,7 @@ class Selection:
         if order[0] is not key:
             order.append(key)
         query = (
-            self._model.select()
+            self._model.select(*self._columns)
             .order_by(*[field.desc() if descending else field.asc() for field in order])
             .limit(self._database.place("limit"))
             .offset(self._database.place("offset"))

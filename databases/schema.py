@@ -13,6 +13,7 @@ import peewee
 from peewee import SchemaManager
 
 from orchmgmt.models import (
+    KEY_INDEX,
     Job,
     JobCount,
     Lock,
@@ -94,6 +95,15 @@ def drop_earlier_counts(engine: peewee.Database) -> None:
     engine.execute_sql(f"DROP TABLE IF EXISTS {counts}")
 
 
+def add_idempotency_key(engine: peewee.Database) -> None:
+    """Add the columns of the idempotency key to the table of locks, and their index."""
+    for field in (Lock.idempotency_key, Lock.request):
+        context = engine.get_sql_context()
+        definition, _ = context.sql(field.ddl(context)).query()
+        engine.execute_sql(f"ALTER TABLE {Lock._meta.table_name} ADD COLUMN {definition}")
+    engine.execute(KEY_INDEX)
+
+
 #: SQL, or what runs it.
 Step = str | Callable[[peewee.Database], None]
 
@@ -111,10 +121,11 @@ class Upgrade(NamedTuple):
 
 
 #: How each version of the schema is made from the one before. A new column is one line:
-#: `4: Upgrade(("ALTER TABLE orchestration_lock ADD COLUMN note TEXT NOT NULL DEFAULT ''",)),`
+#: `5: Upgrade(("ALTER TABLE orchestration_lock ADD COLUMN note TEXT NOT NULL DEFAULT ''",)),`
 UPGRADES = {
     2: Upgrade(),  # version 3 replaces all that this one did
     3: Upgrade(sqlite=(drop_earlier_counts, create_counts)),
+    4: Upgrade((add_idempotency_key,)),
 }
 
 #: The version of the schema that this program uses.

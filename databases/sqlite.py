@@ -307,6 +307,9 @@ class SqliteBackend(Backend):
     def unindexed(self, column: peewee.ColumnBase) -> peewee.ColumnBase:
         return peewee.NodeList((peewee.SQL("+"), column), glue="")
 
+    def take_turns(self, name: str) -> None:
+        pass  # there are no others
+
     def keep_others_off(self, ids: peewee.AutoField, highest: int = 0) -> None:
         # There are no others. AUTOINCREMENT counts on from the largest id, or from this row.
         if self.last_id(ids) < highest:

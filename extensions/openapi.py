@@ -23,7 +23,7 @@ from flask_swagger_ui import get_swaggerui_blueprint
 from orchmgmt import fields, schemas
 from orchmgmt.app import Service
 from orchmgmt.databases import BUSY
-from orchmgmt.entries import MANAGEMENT, ROOT
+from orchmgmt.entries import IDEMPOTENCY_KEY, MANAGEMENT, ROOT
 from orchmgmt.errors import (
     CRASHED,
     EXCEPTION_TYPES,
@@ -34,7 +34,7 @@ from orchmgmt.errors import (
 )
 from orchmgmt.extensions import Extension
 from orchmgmt.history import cannot_become
-from orchmgmt.locks import AlreadyLocked, InThePast, NoUnfinishedJob
+from orchmgmt.locks import AlreadyLocked, InThePast, KeyUsed, NotLocked, NoUnfinishedJob
 from orchmgmt.models import DONE, PENDING
 from orchmgmt.operations import Operation
 from orchmgmt.policies import AuthenticationPolicy, authentication_policy
@@ -83,6 +83,19 @@ _JOB_ID = NEW_JOB_EXAMPLE["id"]
 _RESERVATION = {"orchestrationJobId": _JOB_ID, **_LOCK}
 
 
+_KEY = {
+    "name": IDEMPOTENCY_KEY,
+    "in": "header",
+    "required": False,
+    "description": (
+        "A request that is repeated with its key, while its locks are there, is answered with them."
+        " The quotes may be left out."
+    ),
+    "schema": {"type": "string", "pattern": '^"[!#-[\\]-~]{1,64}"$'},
+    "example": '"b1c5d8e2"',
+}
+
+
 class Example(NamedTuple):
     """How an operation is shown.
 
@@ -107,6 +120,7 @@ EXAMPLES = {
             "locked": str(AlreadyLocked([_INSTANCE])),
             "empty": "Request payload is empty",
             "past": str(InThePast("2020-01-01T00:00:00Z")),
+            "key": str(KeyUsed()),
         },
     ),
     "lock.query": Example(
@@ -118,8 +132,29 @@ EXAMPLES = {
         LOCK_EXAMPLE,
         {"owner": "Owner list contains empty element"},
     ),
+    "lock.renew": Example(
+        {
+            "locks": [
+                {
+                    "serviceInstanceId": _INSTANCE,
+                    "owner": LOCK_EXAMPLE["owner"],
+                    "expiresIn": 60,
+                    "id": LOCK_EXAMPLE["id"],
+                }
+            ]
+        },
+        LOCK_EXAMPLE,
+        {
+            "lost": str(NotLocked({str(LOCK_EXAMPLE["owner"]): [_INSTANCE]})),
+            "empty": "Request payload is empty",
+        },
+    ),
     "lock.remove": Example(
-        {"owner": LOCK_EXAMPLE["owner"], "instanceIds": [_INSTANCE]},
+        {
+            "owner": LOCK_EXAMPLE["owner"],
+            "instanceIds": [_INSTANCE],
+            "ids": [LOCK_EXAMPLE["id"]],
+        },
         {},
         {"instances": "Service instance id list empty"},
     ),
@@ -233,6 +268,9 @@ class Converter(OpenAPIConverter):
         result.pop("additionalProperties", None)  # marshmallow's own default does not count
         if settings.unknown_keys == "refuse" and not isinstance(schema, schemas.EntrySchema):
             result["additionalProperties"] = False
+        for field in schema.fields.values():
+            if unless := getattr(field, "unless", ""):
+                result["oneOf"] = [{"required": [it]} for it in (field.data_key, unless)]
         if isinstance(schema, schemas.Pagination):
             result["dependentRequired"] = {"page": ["size"], "size": ["page"]}
         return {"description": (inspect.getdoc(type(schema)) or "").split("\n")[0], **result}
@@ -333,6 +371,8 @@ def _described(operation: Operation, converter: Any, spec: APISpec) -> tuple[str
         path += f"/{{{operation.in_path}}}"
         described["parameters"] = _parameters(operation, example.payload, converter)
     else:
+        if operation.perform_once:
+            described["parameters"] = [_KEY]
         described["requestBody"] = {
             "required": isinstance(operation.takes, schemas.ListRequest),
             "content": _json(converter.resolve_nested_schema(operation.takes), example.payload),
@@ -357,7 +397,7 @@ def _parameters(
         {
             "name": field.data_key,
             "in": "path" if field.data_key == operation.in_path else "query",
-            "required": True,
+            "required": field.required,
             **field.metadata,
             "schema": converter.field2property(field),
             **({"example": payload[key]} if (key := str(field.data_key)) in payload else {}),
@@ -436,7 +476,7 @@ def _is_needed(field: Any) -> bool:
     """Whether a key is always there: in a request, or in an answer."""
     if isinstance(field.root, schemas.EntrySchema):
         return not (field.root.settings.omit_empty and field.load_default == "")
-    return bool(field.required)
+    return bool(field.required and not getattr(field, "unless", ""))
 
 
 def _error(

@@ -9,6 +9,7 @@ from orchmgmt import schemas
 from orchmgmt.app import Service
 from orchmgmt.databases import Row
 from orchmgmt.extensions import Extension
+from orchmgmt.locks import Key
 from orchmgmt.models import NewLock
 from orchmgmt.operations import Operation, Result, Tell, lock_maker
 from orchmgmt.store import Store
@@ -36,9 +37,9 @@ def operations(store: Store) -> list[Operation]:
         tell(ids=[row[0] for row in rows])
         return rows, len(rows)
 
-    def reserve(locks: list[NewLock], tell: Tell) -> list[Row]:
+    def reserve_all(locks: list[NewLock], tell: Tell, key: Key | None) -> list[Row]:
         tell(job_ids=dict.fromkeys(it.orchestration_job_id for it in locks))
-        return store.lock_table.reserve(locks)
+        return store.lock_table.reserve(locks, key)
 
     def release(payload: Any, tell: Tell) -> Result:
         job_id = releasing.read(payload)["orchestration_job_id"]
@@ -47,13 +48,15 @@ def operations(store: Store) -> list[Operation]:
         tell(removed=count)
         return {"count": count}
 
+    reserve = lock_maker(store, reserving, reserve_all)
     return [
         Operation(
             group="lock",
             scope="reserve",
             changes=True,
             takes=reserving,
-            perform=lock_maker(store, reserving, reserve),
+            perform=reserve,
+            perform_once=reserve,
             summary="Lock service instances for unfinished jobs, temporarily, all or none",
             outcome="The new locks, in the order of the request",
             returns=schemas.LockEntry(settings),

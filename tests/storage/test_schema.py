@@ -38,6 +38,7 @@ def earlier(request, version, tmp_path):
     with Store({"DATABASE_URL": url}) as store:
         store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
     with closing(connect(url)) as database:  # up to version 3 the tables there are the same
+        database.execute(f"ALTER TABLE {LOCK} DROP COLUMN idempotency_key, DROP COLUMN request")
         database.execute(f"UPDATE orchestration_schema SET version = {version}")
     return url
 

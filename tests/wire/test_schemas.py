@@ -19,6 +19,7 @@ from orchmgmt.schemas import (
     LockRemove,
     LockRequest,
     LockReserve,
+    RenewalRequest,
     Reservation,
 )
 from orchmgmt.settings import Settings
@@ -26,7 +27,13 @@ from orchmgmt.settings import Settings
 PRESENT = "2026-01-01T00:00:00Z"
 
 # Each key's values by what the contract says of them, in the order in which faults count.
-WRONG, MISSING, MALFORMED, MISNAMED = ORDER = ("wrong type", "missing", "malformed", "misnamed")
+WRONG, MISSING, MALFORMED, MISNAMED, CONTRADICTORY = ORDER = (
+    "wrong type",
+    "missing",
+    "malformed",
+    "misnamed",
+    "contradictory",
+)
 
 NAMES = {WRONG: [7, [], {}, True], MISNAMED: ["9", "a b!"]}
 INSTANCES = {
@@ -56,6 +63,11 @@ BAD = {
         "serviceInstanceId": needed(INSTANCES),
         "owner": needed(NAMES),
         "expiresAt": needed(TIMES, **{MALFORMED: ["now", "9999-12-31T23:59:59.1Z"]}),
+        "expiresIn": {
+            WRONG: [1.5, "x", True, []],
+            MALFORMED: [0, -1, "0", 31_536_001, 2**63],
+            CONTRADICTORY: [1, "60", 31_536_000],
+        },
     },
     LockEntry: {
         "id": {WRONG: [0, 1.5, "x", 2**62 + 1]},
@@ -81,6 +93,7 @@ BAD = {
     LockRemove: {
         "owner": needed(NAMES),
         "instanceIds": {**elements(INSTANCES), MISSING: [[], None, [None]]},
+        "ids": {WRONG: [7, [True], ["x"]], MISSING: [[it] for it in BLANK]},
     },
     HistoryQuery: {
         "ids": elements(UUIDS),
@@ -93,6 +106,7 @@ BAD = {
     },
 }
 BAD[Reservation] = {**BAD[LockRequest], "orchestrationJobId": needed(UUIDS)}
+BAD[RenewalRequest] = {**BAD[LockRequest], "id": {WRONG: [1.5, "x", True]}}
 
 GOOD = {
     "serviceInstanceId": "Provider|kelvinInfo|1.0.0",
@@ -164,7 +178,7 @@ def test_what_was_read_and_written_is_read_as_it_is(kind, entry):
         "createdAt": PRESENT,
     }
     found = schema.read({**GOOD, **job, **entry})
-    columns = [column.name for column in kind.model._meta.sorted_fields]
+    columns = [it.name for it in kind.model._meta.sorted_fields if it.name in schema.fields]
     assert set(found) == set(columns)
     (written,) = schema.entries_of([tuple(found[name] for name in columns)])
     assert schema.read(written) == found
