@@ -13,6 +13,7 @@ from support import connection_of, job, traced
 
 from orchmgmt.databases.queries import Page
 from orchmgmt.databases.schema import SCHEMA_VERSION
+from orchmgmt.locks import ENTRY
 from orchmgmt.models import STATUSES, TYPES
 from orchmgmt.store import Store
 
@@ -187,12 +188,13 @@ def test_every_way_through_the_indexes_gives_the_same_page(store, sort, descendi
 def test_a_database_of_an_earlier_version_is_upgraded_in_place(file, tmp_path):
     path = tmp_path / "earlier.db"
     shutil.copyfile(file, path)
+    entry = ", ".join(column.name for column in ENTRY)
 
     def contents() -> list[Any]:
         with closing(sqlite3.connect(path)) as database:
             return [
-                database.execute(f"SELECT * FROM {table} ORDER BY id").fetchall()
-                for table in ("orchestration_lock", "orchestration_job")
+                database.execute(f"SELECT {columns} FROM {table} ORDER BY id").fetchall()
+                for table, columns in (("orchestration_lock", entry), ("orchestration_job", "*"))
             ]
 
     def schema(path: Path) -> list[Any]:
