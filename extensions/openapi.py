@@ -91,7 +91,7 @@ _KEY = {
         "A request that is repeated with its key, while its locks are there, is answered with them."
         " The quotes may be left out."
     ),
-    "schema": {"type": "string", "pattern": '^"[!#-[\\]-~]{1,64}"$'},
+    "schema": {"type": "string", "pattern": r'^"[!#-\[\]-~]{1,64}"$'},
     "example": '"b1c5d8e2"',
 }
 

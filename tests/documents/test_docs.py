@@ -161,7 +161,7 @@ def test_the_messages_on_the_wire_are_those_of_the_page(service: Service) -> Non
 
 def test_removes_are_refused_as_the_page_says(service: Service) -> None:
     rows = [[it.strip("`") for it in row] for row in table(marked("remove"))]
-    assert len(rows) == 3
+    assert len(rows) == 4
     for request, message in rows:
         owner, _, query = request.removeprefix("/lock/remove/").partition("?")
         answer = service.remove(owner, query)
