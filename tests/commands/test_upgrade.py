@@ -143,6 +143,7 @@ def test_a_schema_on_a_server_is_upgraded_the_same_way(run, serve, postgresql):
         r"Imported 0 locks into postgresql://orchmgmt:\*\*\*@.*; 0 had expired.*\n", ended.stdout
     )
     with closing(connect(url)) as database:
+        database.execute(f"ALTER TABLE {LOCK} DROP COLUMN idempotency_key, DROP COLUMN request")
         database.execute("UPDATE orchestration_schema SET version = 2")
     assert refused(run("clean", *options), "version 2", "run `orchmgmt upgrade`")
     assert run("upgrade", "--check", *options).returncode == 1

@@ -36,6 +36,7 @@ from orchmgmt.app import create_app, store_of
 from orchmgmt.commands.check import looks
 from orchmgmt.commands.lock import remove_locks
 from orchmgmt.commands.mirror import mirror
+from orchmgmt.databases.schema import SCHEMA_VERSION
 from orchmgmt.operations import SERVICES
 from orchmgmt.settings import OF_A_CLIENT, Settings, describe
 
@@ -588,7 +589,7 @@ def test_the_steps_of_an_operator_install_upgrade_go_back_and_uninstall(machine:
     machine.follow("upgrade")
     database = machine / "var/lib/orchmgmt/orchmgmt.db"
     assert version_of(machine / "var/lib/orchmgmt/before-0.2.0.db") == 1
-    assert version_of(database) == 3
+    assert version_of(database) == SCHEMA_VERSION
     assert "wrong" not in machine.follow("check-new")
     unit = machine / "opt/orchmgmt/deploy/systemd/orchmgmt@.service"
     unit.write_text("earlier")
