@@ -270,7 +270,9 @@ class Converter(OpenAPIConverter):
             result["additionalProperties"] = False
         for field in schema.fields.values():
             if unless := getattr(field, "unless", ""):
-                result["oneOf"] = [{"required": [it]} for it in (field.data_key, unless)]
+                # Not `oneOf`, of which generators make a class for each choice.
+                one, other = {"required": [field.data_key]}, {"required": [unless]}
+                result.update({"if": other, "then": {"not": one}, "else": one})
         if isinstance(schema, schemas.Pagination):
             result["dependentRequired"] = {"page": ["size"], "size": ["page"]}
         return {"description": (inspect.getdoc(type(schema)) or "").split("\n")[0], **result}
