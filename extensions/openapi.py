@@ -34,7 +34,7 @@ from orchmgmt.errors import (
 )
 from orchmgmt.extensions import Extension
 from orchmgmt.history import cannot_become
-from orchmgmt.locks import AlreadyLocked, InThePast, KeyUsed, NotLocked, NoUnfinishedJob
+from orchmgmt.locks import AlreadyLocked, InThePast, NotLocked, NoUnfinishedJob
 from orchmgmt.models import DONE, PENDING
 from orchmgmt.operations import Operation
 from orchmgmt.policies import AuthenticationPolicy, authentication_policy
@@ -120,7 +120,6 @@ EXAMPLES = {
             "locked": str(AlreadyLocked([_INSTANCE])),
             "empty": "Request payload is empty",
             "past": str(InThePast("2020-01-01T00:00:00Z")),
-            "key": str(KeyUsed()),
         },
     ),
     "lock.query": Example(

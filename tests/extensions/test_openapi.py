@@ -8,7 +8,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import urljoin
+from urllib.parse import urlencode, urljoin
 
 import pytest
 from jsonschema_rs import validator_for
@@ -16,10 +16,11 @@ from needs import program
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from pages import blocks
 from support import MANAGEMENT, OPERATOR, Client
+from wire import put
 
 from orchmgmt.app import create_app, service_of, store_of
 from orchmgmt.extensions import openapi
-from orchmgmt.extensions.openapi import NEW_JOB_EXAMPLE
+from orchmgmt.extensions.openapi import LOCK_EXAMPLE, NEW_JOB_EXAMPLE
 
 pytestmark = pytest.mark.sqlite
 
@@ -124,12 +125,18 @@ def test_examples_are_as_described(method, path, operation):
 def test_the_service_takes_the_examples(service, method, path, operation):
     body = operation.get("requestBody")
     example = body and json.dumps(body["content"]["application/json"]["example"]).encode()
+    headers = {"Authorization": OPERATOR, "Content-Type": "application/json"}
+    query = {}
     for parameter in operation.get("parameters", []):
         if parameter["in"] == "path":
             path = path.replace(f"{{{parameter['name']}}}", parameter["example"])
+        elif parameter["in"] == "header":
+            headers[parameter["name"]] = parameter["example"]
         else:
-            path += f"?{parameter['name']}={parameter['example'][0].replace('|', '%7C')}"
-    headers = {"Authorization": OPERATOR, "Content-Type": "application/json"}
+            query[parameter["name"]] = parameter["example"]
+    path += (query and "?" + urlencode(query, doseq=True)) or ""
+    if operation["operationId"] == "renewLocks":
+        put(service, "orchestration_lock", LOCK_EXAMPLE)
     service.post("/history/record", {"jobs": [NEW_JOB_EXAMPLE]})  # a reservation needs its job
     if operation.get("security") == []:
         headers = {}
@@ -153,6 +160,10 @@ REFUSED = {
             "/lock/create",
             {"locks": [{**LOCK, "expiresAt": "2020-01-01T00:00:00Z"}]},
         ),
+    },
+    "renewLocks": {
+        "lost": ("POST", "/lock/renew", {"locks": [{**LOCK, "id": 0}]}),
+        "empty": ("POST", "/lock/renew", {}),
     },
     "queryLocks": {"owner": ("POST", "/lock/query", {"owners": [""]})},
     "removeLocks": {"instances": ("DELETE", "/lock/remove/TemperatureManager", None)},
@@ -246,7 +257,7 @@ NOT_CHECKED = "negative_data_rejection,positive_data_acceptance"
 
 @pytest.mark.parametrize(
     ("settings", "operations", "examples"),
-    [({}, 6, 25), ({"RECORDER": True, "UNKNOWN_KEYS": "refuse", "OMIT_EMPTY": True}, 9, 15)],
+    [({}, 7, 25), ({"RECORDER": True, "UNKNOWN_KEYS": "refuse", "OMIT_EMPTY": True}, 10, 15)],
     ids=["plain", "all else"],
 )
 def test_every_answer_to_schemathesis_is_as_described(
