@@ -162,7 +162,7 @@ REFUSED = {
         ),
     },
     "renewLocks": {
-        "lost": ("POST", "/lock/renew", {"locks": [{**LOCK, "id": 0}]}),
+        "lost": ("POST", "/lock/renew", {"locks": [{**LOCK, "owner": "TemperatureManager"}]}),
         "empty": ("POST", "/lock/renew", {}),
     },
     "queryLocks": {"owner": ("POST", "/lock/query", {"owners": [""]})},
