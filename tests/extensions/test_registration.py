@@ -170,6 +170,7 @@ def test_what_is_registered_is_what_the_contract_says(serve: Serve, cloud: Cloud
                 "operations": {
                     "create": {"method": "POST", "path": "/create"},
                     "query": {"method": "POST", "path": "/query"},
+                    "renew": {"method": "POST", "path": "/renew"},  # an extension
                     "remove": {"method": "DELETE", "path": "/remove/{owner}"},
                 },
             },
