@@ -79,6 +79,27 @@ class Locks(RuleBasedStateMachine):
             for entry in sorted(answer.entries, key=lambda it: it["id"]):
                 self.keep(entry)
 
+    @rule(wanted=some_instances, owner=owners, seconds=seconds)
+    def renew(self, wanted, owner, seconds):
+        end = write(self.clock[0] + seconds)
+        payload = {"locks": [lock(it, owner, end) for it in wanted]}
+        answer = self.service.post("/lock/renew", payload)
+        repeated = [it for n, it in enumerate(wanted) if it in wanted[:n]]
+        its = {
+            it["serviceInstanceId"]
+            for it in self.active()
+            if it["owner"] == owner and not it["temporary"]
+        }
+        missing = [it for it in wanted if it not in its]
+        if repeated:
+            assert answer.error == f"Duplicated service instance id: {repeated[0]}"
+        elif missing:
+            assert answer.error == f"Not locked by {owner}: {', '.join(missing)}"
+        else:
+            for instance in wanted:
+                self.locks[instance] = {**self.locks[instance], "expiresAt": end}
+            assert answer.entries == [self.locks[it] for it in wanted]
+
     @rule(wanted=some_instances, owner=owners)
     def remove(self, wanted, owner):
         query = "&".join(f"instanceIds={it.replace('|', '%7C')}" for it in wanted)
