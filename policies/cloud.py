@@ -14,7 +14,8 @@ from http import HTTPStatus
 from typing import Any, Self
 from urllib.parse import quote, quote_plus
 
-from orchmgmt.client import Connections, Unanswered, UnusableFile, split_url, tls_context
+from orchmgmt.client.connections import Connections, UnusableFile, split_url, tls_context
+from orchmgmt.client.failures import Unanswered
 from orchmgmt.errors import Unavailable
 from orchmgmt.policies import OwnIdentity, authentication_policy
 from orchmgmt.settings import (

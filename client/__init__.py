@@ -9,25 +9,24 @@ with Client("http://127.0.0.1:8441", name="Sysop") as client:
 It also talks to the Java implementation of Eclipse Arrowhead.
 """
 
-import http.client
+import copy
+import http
 import itertools
 import json
+import math
 import random
-import selectors
-import socket
-import ssl
 import time
-import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from datetime import UTC, datetime
-from email.message import Message
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from math import inf
-from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
-from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
+from types import MappingProxyType, TracebackType
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
 
+from orchmgmt.client.connections import Answer, Connections, split_url, tls_context
+from orchmgmt.client.failures import AlreadyLocked, LockLost, Refused, Unavailable, undone
+from orchmgmt.client.holding import Hold
 from orchmgmt.entries import (
     MANAGEMENT,
     ROOT,
@@ -39,7 +38,7 @@ from orchmgmt.entries import (
     write_time,
 )
 
-__all__ = ["AlreadyLocked", "Client", "Job", "Lock", "Refused", "Unavailable"]
+__all__ = ["AlreadyLocked", "Client", "Hold", "Job", "Lock", "LockLost", "Refused", "Unavailable"]
 
 #: Seconds. The client does not wait longer than this; the caller may.
 LONGEST_PAUSE = 10.0
@@ -51,8 +50,14 @@ FIRST_PAUSE = 0.1
 #: of a request.
 QUERY_STRING_LENGTH = 4000
 
+#: How many ids one request of a remove names.
+IDS_AT_ONCE = 200
+
 #: The keys of a lock in a create request; a `Lock` has more.
 REQUESTED = ("serviceInstanceId", "owner", "expiresAt")
+
+#: The Java implementation says this to `expiresIn`, which it does not know.
+NO_END = "Expiration time is missing"
 
 #: The filters of a history query that are lists.
 JOB_LISTS = {
@@ -70,73 +75,10 @@ LARGEST = 0
 #: The page of a query that only counts.
 ONE = {"page": 0, "size": 1}
 
-#: How many bytes of an answer are read at once.
-BLOCK_BYTES = 64 * 1024
-
 #: What reading an answer can raise that is not the expected JSON, or is nested too deeply.
 UNEXPECTED_JSON = (ValueError, TypeError, KeyError, RecursionError)
 
 E = TypeVar("E", Lock, Job)
-
-
-class Refused(Exception):
-    """The service refuses the request, and would refuse it again.
-
-    Attributes:
-        status: the HTTP status: 4xx, or another one if something else than the service answered.
-        message: the reason that the answer gives.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"{message} ({status})")
-        self.status = status
-        self.message = message
-
-
-class AlreadyLocked(Refused):
-    """Nothing was locked, because some of the service instances are locked already.
-
-    Attributes:
-        instances: all of those.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(status, message)
-        self.instances = already_locked(message)
-
-
-class Unavailable(Exception):
-    """No connection, no answer in time, or a 5xx: the same request may succeed later.
-
-    After a create, only a query can tell whether the locks were made.
-
-    Attributes:
-        status: the HTTP status, or `None` if there was no answer.
-        retry_after: seconds to wait before the next try, or `None` if the answer does not say.
-    """
-
-    def __init__(
-        self, message: str, status: int | None = None, retry_after: float | None = None
-    ) -> None:
-        super().__init__(message if status is None else f"{message} ({status})")
-        self.status = status
-        self.retry_after = retry_after
-
-
-class Unanswered(Unavailable):
-    """No answer came, or none that can be read as HTTP.
-
-    Attributes:
-        reason: why; it holds nothing that the other side sent.
-        sent: whether the other side may have received the request.
-    """
-
-    def __init__(self, url: str, reason: str, sent: bool = True) -> None:
-        super().__init__(
-            f"{url} did not answer: {reason}" if sent else f"no connection to {url}: {reason}"
-        )
-        self.reason = reason
-        self.sent = sent
 
 
 class Client:
@@ -187,19 +129,27 @@ class Client:
         parts = split_url(url)
         before = parts.path.partition(ROOT)[0].rstrip("/")
         self._base = f"{parts.scheme}://{parts.netloc}{before}"
-        context = None
+        self._context = None
         if parts.scheme == "https":
             files = certificate if isinstance(certificate, tuple) else (certificate, None)
-            context = tls_context(ca, *files)
+            self._context = tls_context(ca, *files)
         elif certificate is not None or ca is not None:
             raise ValueError(f"{url} must be https:// to go with a certificate or a ca")
-        self._connections = Connections(timeout, timeout, context)
+        self._connections = Connections(timeout, timeout, self._context)
 
-    def create_locks(self, locks: Iterable[Lock]) -> list[Lock]:
+    def create_locks(
+        self, locks: Iterable[Lock], *, expires_in: int | None = None, key: str | None = None
+    ) -> list[Lock]:
         """Lock service instances, all of them or none (contract, "Lock", "create").
 
         Args:
             locks: the instance, the owner and the end of each.
+            expires_in: how many seconds all of them last, whatever their `expires_at` says. The
+                clock of this machine does not matter. For a service that does not know
+                `expiresIn`, the client reckons with the `Date` of an answer.
+            key: an idempotency key of 1 to 64 visible ASCII characters, a new one for each set of
+                locks. With it, the client repeats a create whose answer was lost, and the service
+                does not make the locks twice.
 
         Returns:
             The new locks in the same order, with their ids.
@@ -208,11 +158,30 @@ class Client:
             AlreadyLocked: some of the instances are locked already.
             Refused: a value is wrong, or the requester has no permission.
             Unavailable: there was no answer, or a 5xx.
+            ValueError: an `expires_at` has no zone, or the key cannot be sent.
+        """
+        return self._create(list(locks), expires_in, key)[0]
+
+    def renew_locks(self, locks: Iterable[Lock], *, expires_in: int | None = None) -> list[Lock]:
+        """Give locks a new end, all of them or none (contract, "Holding a lock", "renew").
+
+        Args:
+            locks: the instance, the owner and the new end of each; with an id, only that very lock
+                is meant.
+            expires_in: how many seconds all of them last from now on, whatever their `expires_at`
+                says.
+
+        Returns:
+            The locks in the same order, with the same ids as before.
+
+        Raises:
+            Refused: one of them is not held by its owner any more, a value is wrong, the requester
+                has no permission, or (404) the service cannot renew, like the Java implementation.
+            Unavailable: there was no answer, or a 5xx.
             ValueError: an `expires_at` has no zone.
         """
-        wires = [lock.to_wire() for lock in locks]
-        wanted = [{key: wire[key] for key in REQUESTED if key in wire} for wire in wires]
-        return self._post("/lock/create", {"locks": wanted}, Lock, repeatable=False)[0]
+        wanted = _requested(locks, expires_in, (*REQUESTED, "id"))
+        return self._post("/lock/renew", {"locks": wanted}, Lock)[0]
 
     def locks(
         self,
@@ -252,7 +221,7 @@ class Client:
         query = _query(lists, expires_before=expires_before, expires_after=expires_after)
         return self._pages("/lock/query", query, Lock)
 
-    def remove_locks(self, owner: str, *instances: str) -> None:
+    def remove_locks(self, owner: str, *instances: str, ids: Iterable[int] | None = None) -> None:
         """Remove an owner's locks, except temporary ones (contract, "Lock", "remove").
 
         Instances that are not locked, or not by this owner, are ignored. A long list is sent in
@@ -261,14 +230,57 @@ class Client:
         Args:
             owner: the system that holds them.
             instances: the service instances.
+            ids: only locks with these ids are removed. The Java implementation ignores them.
 
         Raises:
             Refused: a value is wrong, there are no instances, or the requester has no permission.
             Unavailable: there was no answer, or a 5xx.
         """
-        for query in _query_strings(instances):
-            path = f"{MANAGEMENT}/lock/remove/{quote(owner, safe='')}?{query}"
-            self._ask("DELETE", path)
+        path = f"{MANAGEMENT}/lock/remove/{quote(owner, safe='')}"
+        for only, query in itertools.product(_id_filters(ids), list(_query_strings(instances))):
+            self._ask("DELETE", f"{path}?{query}{only}")
+
+    def hold(
+        self,
+        *instances: str,
+        owner: str,
+        lease: int = 60,
+        wait: float | None = 0,
+        on_lost: Callable[[], object] | None = None,
+    ) -> Hold:
+        """Return a context manager that holds locks while its block runs (docs/holding.md).
+
+        A thread renews the locks after a third of the lease, and again while that fails. At the end
+        of the block they are removed, by their ids.
+
+        Args:
+            instances: the service instances; all are locked, or none.
+            owner: the system that will hold them.
+            lease: how many seconds the locks last without a renewal.
+            wait: for how many seconds to wait while some of the instances are locked: 0 not to
+                wait, `None` to wait for ever.
+            on_lost: called once, in another thread, if the locks are lost within the block.
+
+        Raises:
+            AlreadyLocked: when the block is entered: some are locked, and the wait is over.
+            Refused: when it is entered: a value is wrong, or the requester has no permission.
+            Unavailable: when it is entered: no answer, after `retries` and until the wait is over.
+            ValueError: there are no instances, or `lease` or `wait` is no such number.
+        """
+        if not instances:
+            raise ValueError("name the service instances to hold")
+        if type(lease) is not int or lease < 1:
+            raise ValueError(f"the lease must be a whole number of seconds from 1, not {lease!r}")
+        if wait is not None and not wait >= 0:  # this refuses NaN too
+            raise ValueError(f"wait must be 0 or more, or None, not {wait!r}")
+        # Several tries must fit into the lease, also if a server does not answer.
+        quick = copy.copy(self)
+        quick.timeout = min(self.timeout, lease / 3)
+        quick.retries = 0
+        quick._connections = Connections(
+            quick.timeout, quick.timeout, self._context, answer_timeout=quick.timeout
+        )
+        return Hold(quick, instances, owner, lease, wait, self.retries, on_lost)
 
     def jobs(
         self,
@@ -430,11 +442,50 @@ class Client:
         page = {"page": number, "size": size, "direction": "DESC", "sortField": sort}
         return self._post(path, {**query, "pagination": page}, entry)
 
-    def _post(
-        self, path: str, payload: dict[str, Any], entry: type[E], repeatable: bool = True
-    ) -> tuple[list[E], int]:
+    def _create(
+        self, locks: list[Lock], expires_in: int | None, key: str | None
+    ) -> tuple[list[Lock], bool]:
+        """Create locks; return them, and whether the service knows what `expires_in` needs."""
+        headers = {} if key is None else {"Idempotency-Key": f'"{key}"'}
+
+        def post(wanted: list[dict[str, Any]]) -> list[Lock]:
+            body = json.dumps({"locks": wanted})
+            path = f"{MANAGEMENT}/lock/create"
+            answer = self._ask("POST", path, body, key is not None, headers)
+            return self._read(answer, Lock)[0]
+
+        try:
+            return post(_requested(locks, expires_in)), True
+        except Refused as refusal:
+            if expires_in is None or refusal.message != NO_END:
+                raise
+        asked = time.monotonic()
+        date = self._date(self._ask("GET", f"{ROOT}/monitor/echo"))
+        # The service's clock shows a later second by now: no lock may end too early.
+        late = math.ceil(time.monotonic() - asked) + 1
+        end = date + timedelta(seconds=late + expires_in)
+        return post(_requested([replace(it, expires_at=end) for it in locks], None)), False
+
+    def _ends_in(self, instances: Iterable[str]) -> float | None:
+        """Return for how many seconds at least some of these instances stay locked, as it seems."""
+        query = _query({"service_instance_ids": instances})
+        answer = self._ask("POST", f"{MANAGEMENT}/lock/query", json.dumps(query))
+        ends = [it.expires_at for it in self._read(answer, Lock)[0] if it.expires_at]
+        return (max(ends) - self._date(answer)).total_seconds() - 1 if ends else None
+
+    def _date(self, answer: Answer) -> datetime:
+        """Return what the service's clock showed in an answer; a fraction is cut off."""
+        try:
+            return parsedate_to_datetime(answer.headers["Date"]).replace(tzinfo=UTC)
+        except (ValueError, TypeError):
+            raise Refused(answer.status, f"{self.url} does not say what time it is") from None
+
+    def _post(self, path: str, payload: dict[str, Any], entry: type[E]) -> tuple[list[E], int]:
         """Return the entries of an answer, and its count."""
-        answer = self._ask("POST", MANAGEMENT + path, json.dumps(payload), repeatable)
+        return self._read(self._ask("POST", MANAGEMENT + path, json.dumps(payload)), entry)
+
+    def _read(self, answer: Answer, entry: type[E]) -> tuple[list[E], int]:
+        """Return the entries in an answer, and its count."""
         try:
             body = json.loads(answer.body)
             found = [entry.from_wire(it) for it in body["entries"]]
@@ -446,25 +497,36 @@ class Client:
             raise Refused(answer.status, message) from error
 
     def _ask(
-        self, method: str, path: str, body: str | None = None, repeatable: bool = True
-    ) -> "Answer":
+        self,
+        method: str,
+        path: str,
+        body: str | None = None,
+        repeatable: bool = True,
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> Answer:
         """Return a good answer, under a new token if the first one is refused."""
         token = self._token and self._token(None)
         try:
-            return self._retry(token, method, path, body, repeatable)
+            return self._retry(token, method, path, body, repeatable, more)
         except Refused as refusal:
             fresh = None
             if self._token and refusal.status == http.HTTPStatus.UNAUTHORIZED:
                 fresh = self._token(token)
             if fresh == token or fresh is None:
                 raise
-            return self._retry(fresh, method, path, body, repeatable)
+            return self._retry(fresh, method, path, body, repeatable, more)
 
     def _retry(
-        self, token: str | None, method: str, path: str, body: str | None, repeatable: bool
-    ) -> "Answer":
+        self,
+        token: str | None,
+        method: str,
+        path: str,
+        body: str | None,
+        repeatable: bool,
+        more: Mapping[str, str],
+    ) -> Answer:
         """Return a good answer, after as many tries as allowed."""
-        headers = dict(self._headers)
+        headers = {**self._headers, **more}
         if token is not None:
             headers["Authorization"] = f"Bearer IDENTITY-TOKEN//{token}"
         if body is not None:
@@ -475,236 +537,11 @@ class Client:
                 return _good(self._connections.ask(method, self._base, path, headers, body))
             except Unavailable as failure:
                 wait = failure.retry_after or 0.0
-                if not left or not (repeatable or _undone(failure)) or wait > LONGEST_PAUSE:
+                if not left or not (repeatable or undone(failure)) or wait > LONGEST_PAUSE:
                     raise
                 time.sleep(min(wait + backoff * random.uniform(0.5, 1), LONGEST_PAUSE))
                 backoff *= 2
         raise AssertionError("the last try returns or raises")
-
-
-class Answer(NamedTuple):
-    """An answer as it came.
-
-    Attributes:
-        status: the HTTP status.
-        reason: the words behind it, which may be empty.
-        headers: the headers.
-        body: the whole body.
-    """
-
-    status: int
-    reason: str
-    headers: Message
-    body: bytes
-
-
-class Connections:
-    """Connections to servers, kept open and used again. Any thread may call any method.
-
-    Each request is sent once: nothing is repeated, and no redirection is followed.
-
-    Args:
-        connect_timeout: how many seconds a connection and its TLS handshake may take.
-        read_timeout: how many seconds the other side may be silent.
-        context: what `https://` needs; see `tls_context`.
-        answer_timeout: how many seconds a request may take until its answer is complete.
-        answer_bytes: how large the body of an answer may be.
-    """
-
-    def __init__(
-        self,
-        connect_timeout: float,
-        read_timeout: float,
-        context: ssl.SSLContext | None = None,
-        *,
-        answer_timeout: float = inf,
-        answer_bytes: float = inf,
-    ) -> None:
-        self._connect_timeout = connect_timeout
-        self._read_timeout = read_timeout
-        self._context = context
-        self._answer_timeout = answer_timeout
-        self._answer_bytes = answer_bytes
-        self._idle: dict[str, list[http.client.HTTPConnection]] = {}
-        self._closed = False
-        weakref.finalize(self, _close, self._idle)  # for those who do not close them
-
-    def ask(
-        self, method: str, base: str, path: str, headers: dict[str, str], body: str | None = None
-    ) -> Answer:
-        """Send a request, and return the answer whatever its status.
-
-        Args:
-            method: the HTTP method.
-            base: the URL of the server, as `split_url` accepts it; a path in it comes first.
-            path: the rest of the path, escaped.
-            headers: the headers.
-            body: what is sent, in ASCII.
-
-        Raises:
-            Unanswered: there is no connection, or the answer is late, too large or not HTTP.
-            ValueError: a header is malformed, or these connections were closed.
-        """
-        deadline = time.monotonic() + self._answer_timeout
-        connection = self._connection(base)
-        keep = False
-        try:
-            connection.request(method, urlsplit(base).path + path, body, headers)
-            with connection.getresponse() as response:
-                content = self._read(base, response, deadline)
-            keep = not (response.will_close or self._closed)
-        except (OSError, http.client.HTTPException) as error:
-            raise Unanswered(base, _reason(error)) from error
-        finally:
-            if keep:
-                self._idle[base].append(connection)
-            else:
-                connection.close()
-        return Answer(response.status, response.reason, response.headers, content)
-
-    def close(self) -> None:
-        """Close the connections. Nothing can be asked afterwards."""
-        self._closed = True
-        _close(self._idle)
-
-    def _read(self, base: str, response: http.client.HTTPResponse, deadline: float) -> bytes:
-        """Return the body of an answer; `read1` returns what has come, so that limits hold."""
-        body = bytearray()
-        while block := response.read1(BLOCK_BYTES):
-            body += block
-            if len(body) > self._answer_bytes:
-                raise Unanswered(base, "its answer is too large")
-            if time.monotonic() > deadline:
-                raise Unanswered(base, "its answer comes too slowly")
-        if response.length:
-            raise Unanswered(base, "its answer is incomplete")
-        return bytes(body)
-
-    def _connection(self, base: str) -> http.client.HTTPConnection:
-        """Return a connection that nobody else uses."""
-        if self._closed:
-            raise ValueError("the client is closed")
-        idle = self._idle.setdefault(base, [])
-        with suppress(IndexError):  # another thread may take the last one
-            while True:
-                connection = idle.pop()
-                if not _was_closed(connection):
-                    return connection
-                connection.close()
-        connection = _new_connection(base, self._connect_timeout, self._context)
-        try:
-            connection.connect()
-        except (OSError, UnicodeError) as error:  # UnicodeError: the name of the host
-            connection.close()
-            raise Unanswered(base, _reason(error), sent=False) from error
-        connection.sock.settimeout(self._read_timeout)
-        return connection
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """A connection to a Unix socket.
-
-    Args:
-        path: where it is.
-        timeout: as for other connections, in seconds.
-    """
-
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        """Connect to it."""
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
-class UnusableFile(ValueError):
-    """A file of certificates that cannot be used.
-
-    Attributes:
-        argument: `ca` or `certificate`.
-        reason: what is wrong with it.
-    """
-
-    def __init__(self, argument: str, message: str, reason: str) -> None:
-        super().__init__(f"{message}: {reason}")
-        self.argument = argument
-        self.reason = reason
-
-
-def tls_context(
-    ca: str | None, certificate: str | None = None, key: str | None = None
-) -> ssl.SSLContext:
-    """Return what verifies the other side of a TLS connection, and proves who this side is.
-
-    Args:
-        ca: the PEM file of the trusted CAs; by default those of this machine.
-        certificate: the PEM file of this side's certificate, if it shows one.
-        key: the PEM file of its key, if that is another file.
-
-    Raises:
-        UnusableFile: one of the files cannot be read, or holds something else.
-    """
-    try:
-        context = ssl.create_default_context(cafile=ca)
-    except OSError as error:
-        message = f"{ca} is not a PEM file of certificates"
-        raise UnusableFile("ca", message, _reason(error)) from error
-    context.set_alpn_protocols(["http/1.1"])
-    if certificate is not None:
-        try:
-            # The password is for a key that has one: otherwise OpenSSL asks at the terminal.
-            context.load_cert_chain(certificate, key, password="")
-        except OSError as error:
-            names = f"{certificate} and {key} do" if key else f"{certificate} does"
-            message = f"{names} not hold a certificate and its key"
-            raise UnusableFile("certificate", message, _reason(error)) from error
-    return context
-
-
-def split_url(url: str) -> SplitResult:
-    """Return the parts of a URL that `Connections` can ask.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    parts = urlsplit(url)
-    if parts.query or parts.fragment or parts.username is not None:
-        raise ValueError("the URL must have no user, query or fragment")
-    right = parts.scheme in ("http", "https", "http+unix") and parts.hostname and parts.port != 0
-    if not right:
-        raise ValueError(f"{url} must be http://HOST:PORT, https:// or http+unix://%2FPATH")
-    if not url.isascii() or not url.isprintable() or " " in url:
-        raise ValueError(f"{url!r} must have its special characters escaped")
-    return parts
-
-
-def _new_connection(
-    base: str, timeout: float, context: ssl.SSLContext | None
-) -> http.client.HTTPConnection:
-    parts = urlsplit(base)
-    host = parts.hostname or ""
-    if parts.scheme == "http+unix":
-        return _UnixConnection(unquote(parts.netloc), timeout)
-    if parts.scheme == "https":
-        port = parts.port or http.client.HTTPS_PORT
-        return http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
-    return http.client.HTTPConnection(host, parts.port or http.client.HTTP_PORT, timeout=timeout)
-
-
-def _close(connections: dict[str, list[http.client.HTTPConnection]]) -> None:
-    for idle in list(connections.values()):
-        while idle:
-            idle.pop().close()
-
-
-def _was_closed(connection: http.client.HTTPConnection) -> bool:
-    """Whether the other side has closed an idle connection; a request on it would be lost."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(connection.sock, selectors.EVENT_READ)
-        return bool(selector.select(0))
 
 
 def _check_requester(name: str | None, token: object, certificate: object) -> None:
@@ -745,6 +582,29 @@ def _page_size(place: int, largest: int) -> int:
     return max(range(largest // 2 + 1, largest + 1), key=lambda size: (-place % size, size))
 
 
+def _requested(
+    locks: Iterable[Lock], expires_in: int | None, keys: Iterable[str] = REQUESTED
+) -> list[dict[str, Any]]:
+    """Locks as a request has them: each with its own end, or all with the same time to last."""
+    if expires_in is None:
+        wires = [lock.to_wire() for lock in locks]
+    else:
+        wires = [replace(lock, expires_at=None).to_wire() for lock in locks]
+    lasting = {} if expires_in is None else {"expiresIn": expires_in}
+    return [{**{key: wire[key] for key in keys if key in wire}, **lasting} for wire in wires]
+
+
+def _id_filters(ids: Iterable[int] | None) -> list[str]:
+    """What a query string says of ids: nothing, or some of them each."""
+    if ids is None:
+        return [""]
+    wanted = [str(it) for it in ids]
+    return [
+        "&ids=" + ",".join(wanted[first : first + IDS_AT_ONCE])
+        for first in range(0, len(wanted), IDS_AT_ONCE)
+    ]
+
+
 def _query_strings(instances: Iterable[str]) -> Iterator[str]:
     """The query strings for these instances, none of them too long; at least one."""
     query = ""
@@ -769,14 +629,6 @@ def _good(answer: Answer) -> Answer:
     raise Refused(answer.status, message)
 
 
-def _undone(failure: Unavailable) -> bool:
-    """Whether the service has certainly not done what was asked."""
-    if isinstance(failure, Unanswered):
-        return not failure.sent
-    busy = failure.status == http.HTTPStatus.SERVICE_UNAVAILABLE
-    return busy and failure.retry_after is not None
-
-
 def _message(body: bytes) -> str | None:
     """The `errorMessage` of an ErrorResponse, if the body is one."""
     try:
@@ -799,9 +651,3 @@ def _seconds(retry_after: str | None) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return max((moment - datetime.now(UTC)).total_seconds(), 0.0)
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, without anything that the other side sent: it may have sent a token back."""
-    said = str(error) if isinstance(error, OSError) else ""
-    return getattr(error, "strerror", None) or said or type(error).__name__
