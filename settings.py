@@ -374,6 +374,9 @@ OF_A_CLIENT = {
     "key": "ORCHMGMT_CLIENT_KEY_FILE",
 }
 
+#: What `orchmgmt lock hold` tells the command that it runs.
+OF_A_HOLD = {"ids": "ORCHMGMT_LOCK_IDS", "fence": "ORCHMGMT_LOCK_FENCE"}
+
 #: The environment's names of all settings.
 VARIABLES = [PREFIX + setting.name.upper() for setting in fields(Settings)]
 
@@ -382,7 +385,7 @@ def demand_known(environ: Iterable[str]) -> None:
     """Raise SettingError if a variable of ours is misspelt: the setting would have no effect."""
     for name in sorted(name for name in environ if name.startswith(PREFIX)):
         known = [*VARIABLES, *OF_A_CLIENT.values()]
-        if name not in known:
+        if name not in known and name not in OF_A_HOLD.values():
             raise SettingError(f"{name} is not a setting{meant(name.upper(), known)}")
 
 

@@ -35,8 +35,12 @@ class Direct:
         }
         return iter(self._store.locks.find(**given).entries)
 
-    def create_locks(self, locks: Iterable[Lock]) -> list[Lock]:
+    def create_locks(self, locks: Iterable[Lock], *, expires_in: int | None = None) -> list[Lock]:
         """Lock service instances, all or none.
+
+        Args:
+            locks: the instance, the owner and the end of each.
+            expires_in: how many seconds all of them last, instead.
 
         Raises:
             InvalidParameter: a value is malformed, or somebody holds one of them.
@@ -49,7 +53,7 @@ class Direct:
                 instances=[it.service_instance_id for it in wanted],
                 owners=dict.fromkeys(it.owner for it in wanted),
             )
-            made = self._store.locks.create(wanted)
+            made = self._store.locks.create(wanted, expires_in=expires_in)
             tell(ids=[str(it.id) for it in made])
         return made
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Any, BinaryIO
 
@@ -10,8 +10,9 @@ import click
 
 from orchmgmt.cli import OF_THE_STORE, Group, many, opened, printable, takes_settings
 from orchmgmt.client import Client, Refused, Unavailable
-from orchmgmt.commands.asking import Moment, NoAnswer, Table, asks, say
+from orchmgmt.commands.asking import OF_A_LOGIN, Moment, NoAnswer, Table, asks, say
 from orchmgmt.commands.direct import Direct
+from orchmgmt.commands.holding import Before, run_while_held
 from orchmgmt.commands.lists import any_of, as_json, go_on, show_json, watches, written
 from orchmgmt.commands.transfer import export_locks, import_locks, output, progress
 from orchmgmt.databases.opening import shown
@@ -104,24 +105,102 @@ def create_locks(
 ) -> None:
     """Lock service instances at a running service, all of them or none.
 
-    An INSTANCE is SystemName|serviceName|version; put it in quotes. --expires-in goes by this
-    machine's clock.
+    An INSTANCE is SystemName|serviceName|version; put it in quotes. --expires-in goes by the
+    service's clock.
     """
     if (expires_in is None) == (expires_at is None):
         raise click.UsageError("give --expires-in or --expires-at")
-    if expires_in is not None:
-        try:
-            expires_at = datetime.now(UTC) + expires_in
-        except OverflowError:
-            raise click.UsageError("--expires-in reaches beyond the year 9999") from None
     wanted = [Lock(service_instance_id=it, owner=owner, expires_at=expires_at) for it in instances]
     try:
-        made = client.create_locks(wanted)
+        made = client.create_locks(wanted, expires_in=_seconds(expires_in))
     except Unavailable as failure:
         raise NoAnswer(
             printable(f"{failure}; check with `orchmgmt lock list` whether it was done")
         ) from None
     _locks_shower(as_json)(made)
+
+
+@lock.command("renew")
+@click.option("--owner", required=True, help="The system that holds the locks.")
+@click.option(
+    "--expires-in",
+    type=Duration(),
+    required=True,
+    help="How long the locks last from now on, such as 1h, 90s or 1d12h.",
+)
+@click.argument("instances", metavar="INSTANCE...", nargs=-1, required=True)
+@as_json
+@asks()
+def renew_locks(
+    client: Client, owner: str, expires_in: timedelta, instances: tuple[str, ...], as_json: bool
+) -> None:
+    """Give an owner's locks at a running service a new end, all of them or none.
+
+    A lock that has expired cannot be renewed. The locks keep their ids.
+    """
+    wanted = [Lock(service_instance_id=it, owner=owner, expires_at=None) for it in instances]
+    renewed = client.renew_locks(wanted, expires_in=_seconds(expires_in))
+    _locks_shower(as_json)(renewed)
+
+
+@lock.command("hold", cls=Before)
+@click.option("--owner", required=True, help="The system that will hold the locks.")
+@click.option(
+    "--lease",
+    type=Duration(),
+    default="60s",
+    show_default=True,
+    help="How long the locks last without a renewal.",
+)
+@click.option(
+    "--wait",
+    type=Duration(),
+    help="How long to wait while others hold them; by default until they are free.",
+)
+@click.option("--no-wait", is_flag=True, help="Do not wait.")
+@click.option(
+    "--grace",
+    type=Duration(),
+    default="10s",
+    show_default=True,
+    help="If the locks are lost: how long after SIGTERM the command gets SIGKILL.",
+)
+@click.argument("instances", metavar="INSTANCE... -- COMMAND...", nargs=-1, required=True)
+@click.option(
+    "--system-name", metavar="NAME", help="Log in at the identity service as this operator."
+)
+@takes_settings(*OF_A_LOGIN)
+@asks()
+def hold_locks(
+    client: Client,
+    owner: str,
+    lease: timedelta,
+    wait: timedelta | None,
+    no_wait: bool,
+    grace: timedelta,
+    instances: tuple[str, ...],
+    command: tuple[str, ...],
+    **_login: Any,
+) -> None:
+    """Run a command while its owner holds locks; all of them, or the command does not run.
+
+    The locks are renewed until the command ends, and then removed. Signals are passed on to the
+    command, and its exit code is the exit code. It finds the ids of the locks in
+    ORCHMGMT_LOCK_IDS, separated by commas, and the largest in ORCHMGMT_LOCK_FENCE. If the locks
+    are lost, it gets SIGTERM, and SIGKILL after --grace; the exit code is then 6.
+    """
+    if wait is not None and no_wait:
+        raise click.UsageError("give --wait or --no-wait, not both")
+    seconds = None if wait is None else wait.total_seconds()
+    held = client.hold(
+        *instances,
+        owner=owner,
+        lease=int(lease.total_seconds()),
+        wait=0 if no_wait else seconds,
+    )
+    with held:
+        code = run_while_held(command, held, grace.total_seconds())
+    raise SystemExit(code)
 
 
 @lock.command("remove")
@@ -201,6 +280,10 @@ def _locks_shower(as_json: bool) -> Callable[..., None]:
         )
 
     return show
+
+
+def _seconds(duration: timedelta | None) -> int | None:
+    return None if duration is None else int(duration.total_seconds())
 
 
 def _number(lock: Lock) -> int:
