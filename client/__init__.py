@@ -28,6 +28,7 @@ from orchmgmt.client.connections import Answer, Connections, split_url, tls_cont
 from orchmgmt.client.failures import AlreadyLocked, LockLost, Refused, Unavailable, undone
 from orchmgmt.client.holding import Hold
 from orchmgmt.entries import (
+    IDEMPOTENCY_KEY,
     MANAGEMENT,
     ROOT,
     Job,
@@ -446,7 +447,7 @@ class Client:
         self, locks: list[Lock], expires_in: int | None, key: str | None
     ) -> tuple[list[Lock], bool]:
         """Create locks; return them, and whether the service knows what `expires_in` needs."""
-        headers = {} if key is None else {"Idempotency-Key": f'"{key}"'}
+        headers = {} if key is None else {IDEMPOTENCY_KEY: f'"{key}"'}
 
         def post(wanted: list[dict[str, Any]]) -> list[Lock]:
             body = json.dumps({"locks": wanted})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from orchmgmt.client.failures import AlreadyLocked, LockLost, Refused, Unavailable, undone
-from orchmgmt.entries import Lock
+from orchmgmt.entries import NOT_LOCKED, Lock
 
 if TYPE_CHECKING:
     from orchmgmt.client import Client
@@ -165,9 +165,8 @@ class Hold:
                     raise
                 if free_at <= present():
                     free_at = self._free_at(refusal)
-                pause = free_at - present() if free_at > present() else inf
                 jittered = random.uniform(SHORTEST_PAUSE, LONGEST_PAUSE)
-                pause = min(pause, jittered, deadline - present())
+                pause = min(free_at - present(), jittered, deadline - present())
             except Unavailable as away:
                 failure = away
                 in_doubt = in_doubt or not undone(away)
@@ -175,7 +174,7 @@ class Hold:
                     0, SHORTEST_PAUSE
                 )
             except Refused as refusal:
-                if not in_doubt or not refusal.message.startswith("Not locked by "):
+                if not in_doubt or not refusal.message.startswith(NOT_LOCKED):
                     raise
                 failure, pause = refusal, 0.0  # the locks of the first try have just expired
             if not isinstance(failure, AlreadyLocked):
