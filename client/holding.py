@@ -245,7 +245,8 @@ class Hold:
             if refusal.status == HTTPStatus.NOT_FOUND:
                 return f"the service cannot renew, as the Java implementation: {refusal}"
             with self._changed:
-                if not self._ended:
+                self._look()  # if the lease has passed, that is why
+                if not self._ended and not self._reason:
                     self._lose(f"the service refuses to renew the locks: {refusal}")
             return None
         except Exception as error:  # also what the function for the token raises

@@ -6,6 +6,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import click
 
@@ -21,6 +22,8 @@ PASSED_ON = (*OF_A_TERMINAL, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, sign
 
 #: What a shell adds to the number of the signal that ended a command.
 BY_SIGNAL = 128
+
+Process: TypeAlias = "subprocess.Popen[bytes]"
 
 
 class NotHeld(Failure):
@@ -43,12 +46,12 @@ class Before(click.Command):
         return rest
 
 
-def run_while_held(command: Sequence[str], held: Hold, grace: float) -> int:
-    """Run a command, and end it if the locks are lost.
+def run_while_held(command: Sequence[str], hold: Hold, grace: float) -> int:
+    """Run a command while locks are held, and end it if they are lost.
 
     Args:
         command: its words.
-        held: the locks.
+        hold: the locks.
         grace: how many seconds after SIGTERM it gets SIGKILL.
 
     Returns:
@@ -57,28 +60,28 @@ def run_while_held(command: Sequence[str], held: Hold, grace: float) -> int:
     Raises:
         Failure: it cannot be run.
         NotHeld: the locks were lost while it ran.
+        AlreadyLocked: as `Hold.__enter__`, like others.
     """
-    environ = {
-        **os.environ,
-        OF_A_HOLD["ids"]: ",".join(str(lock.id) for lock in held.locks),
-        OF_A_HOLD["fence"]: str(held.fence),
-    }
-    with _passing_on() as started:
+    with _passing_on() as start, hold as held:
+        environ = {
+            **os.environ,
+            OF_A_HOLD["ids"]: ",".join(str(lock.id) for lock in held.locks),
+            OF_A_HOLD["fence"]: str(held.fence),
+        }
         try:
-            process = subprocess.Popen(command, env=environ)
+            process = start(command, environ)
         except OSError as error:
             raise Failure(printable(f"cannot run {command[0]}: {error.strerror}")) from None
-        started(process)
         threading.Thread(target=_end_if_lost, args=(process, held, grace), daemon=True).start()
         code = process.wait()
-    try:
-        held.check()
-    except LockLost as loss:
-        raise NotHeld(printable(f"lost: {loss}")) from None
+        try:
+            held.check()
+        except LockLost as loss:
+            raise NotHeld(printable(f"lost: {loss}")) from None
     return BY_SIGNAL - code if code < 0 else code
 
 
-def _end_if_lost(process: "subprocess.Popen[bytes]", held: Hold, grace: float) -> None:
+def _end_if_lost(process: Process, held: Hold, grace: float) -> None:
     held.lost.wait()
     process.terminate()
     try:
@@ -88,22 +91,26 @@ def _end_if_lost(process: "subprocess.Popen[bytes]", held: Hold, grace: float) -
 
 
 @contextmanager
-def _passing_on() -> Iterator[Callable[["subprocess.Popen[bytes]"], None]]:
-    """Pass signals on to a process, from when the function that this returns is told of it."""
-    process: subprocess.Popen[bytes] | None = None
-    early: list[int] = []
+def _passing_on() -> Iterator[Callable[[Sequence[str], dict[str, str]], Process]]:
+    """Pass signals on to the process that the function starts; before, they end this one."""
+    begun, early = False, list[int]()
+    process: Process | None = None
 
     def pass_on(number: int, _frame: object) -> None:
+        if not begun:
+            raise SystemExit(BY_SIGNAL + number)
         if process is None:
             early.append(number)
         elif number not in OF_A_TERMINAL or not _in_the_foreground():
             process.send_signal(number)
 
-    def started(it: "subprocess.Popen[bytes]") -> None:
-        nonlocal process
-        process = it
+    def start(command: Sequence[str], environ: dict[str, str]) -> Process:
+        nonlocal begun, process
+        begun = True
+        process = subprocess.Popen(command, env=environ)
         for number in early:
             process.send_signal(number)
+        return process
 
     # What is ignored, as under nohup, the command ignores too.
     before = {it: signal.getsignal(it) for it in PASSED_ON}
@@ -111,7 +118,7 @@ def _passing_on() -> Iterator[Callable[["subprocess.Popen[bytes]"], None]]:
     for number in taken:
         signal.signal(number, pass_on)
     try:
-        yield started
+        yield start
     finally:
         for number, old in taken.items():
             signal.signal(number, old)

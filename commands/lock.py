@@ -192,15 +192,13 @@ def hold_locks(
     if wait is not None and no_wait:
         raise click.UsageError("give --wait or --no-wait, not both")
     seconds = None if wait is None else wait.total_seconds()
-    held = client.hold(
+    hold = client.hold(
         *instances,
         owner=owner,
         lease=int(lease.total_seconds()),
         wait=0 if no_wait else seconds,
     )
-    with held:
-        code = run_while_held(command, held, grace.total_seconds())
-    raise SystemExit(code)
+    raise SystemExit(run_while_held(command, hold, grace.total_seconds()))
 
 
 @lock.command("remove")

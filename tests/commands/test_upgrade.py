@@ -13,6 +13,7 @@ from wire import JOB, LOCK, connect
 
 from orchmgmt import cli
 from orchmgmt.commands.asking import NoAnswer, NotDone
+from orchmgmt.commands.holding import NotHeld
 from orchmgmt.commands.mirror import NotExact
 from orchmgmt.commands.upgrade import SOMETHING_TO_DO
 from orchmgmt.databases.schema import SCHEMA_VERSION
@@ -153,7 +154,7 @@ def test_a_schema_on_a_server_is_upgraded_the_same_way(run, serve, postgresql):
 
 
 def test_every_exit_code_is_on_the_page():
-    failures = (cli.Failure, cli.NoDatabase, cli.NoAddress, NotDone, NoAnswer, NotExact)
+    failures = (cli.Failure, cli.NoDatabase, cli.NoAddress, NotDone, NoAnswer, NotExact, NotHeld)
     codes = {it.exit_code for it in failures}
     listed = [code for code, _ in table(marked("codes"))]
     assert listed == [str(code) for code in sorted({0, SOMETHING_TO_DO, *codes})]

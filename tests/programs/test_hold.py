@@ -1,4 +1,4 @@
-"""Holding locks from a program: against the service under test, real processes, and a Java stand-in."""
+"""Holding locks from a program: against the service, and a stand-in for Java."""
 
 import json
 import signal
