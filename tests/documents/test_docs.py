@@ -152,6 +152,15 @@ def test_the_commands_at_a_running_service(
     check(page("commands.md"), tmp_path, {"127.0.0.1:8441": netloc})
 
 
+def test_locks_are_held_as_the_page_says(
+    serve: Callable[..., Process], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = serve("--still", command="demo")
+    netloc = urlsplit(demo.url).netloc
+    monkeypatch.setenv("ORCHMGMT_PORT", netloc.partition(":")[2])
+    check(page("holding.md"), tmp_path, {"127.0.0.1:8441": netloc})
+
+
 def test_the_messages_on_the_wire_are_those_of_the_page(service: Service) -> None:
     rows = [[it.replace("\\|", "|").strip("`") for it in row] for row in table(marked("messages"))]
     assert len(rows) > 35

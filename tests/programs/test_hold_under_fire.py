@@ -108,7 +108,7 @@ class Battle:
 
     def freeze(self, process):
         process.send_signal(signal.SIGSTOP)
-        time.sleep(random.choice([0.3, LEASE + 1.5]))
+        time.sleep(random.choice([0.3, LEASE + 1.5, LEASE + 1.5]))
         process.send_signal(signal.SIGCONT)
 
     def shoot(self):
