@@ -208,8 +208,8 @@ def test_the_client_does_what_its_page_shows(start: Callable[..., Service]) -> N
         ).stdout
         for program in programs
     ]
-    assert printed == [shown, "1\n"]
-    for name in ("AlreadyLocked", "Refused", "Unavailable"):
+    assert printed == [shown, "1\n", "True True\n", "60 True\n65 True\n70 True\n", ""]
+    for name in ("AlreadyLocked", "LockLost", "Refused", "Unavailable"):
         (described,) = re.findall(rf"^\| `{name}` .*\| (.*) \|$", text, re.MULTILINE)
         for attribute in re.findall(r"`(\w+)`", described):
             assert f"{attribute}:" in (getattr(client, name).__doc__ or "")
