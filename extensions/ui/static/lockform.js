@@ -4,9 +4,9 @@ import { announce, el, foldButton, labelled, nameInput, setAttribute, setText } 
 import { LOCKS, suggest } from "./filters.js";
 import { formatDuration, namingHint, parseTime, toDateTime } from "./format.js";
 import { asCurl, createLocks, queryLocks, Refusal, serviceTime } from "./service.js";
-import { showCurl } from "./widgets.js";
+import { segments, showCurl } from "./widgets.js";
 
-const TIMES = { 60: "+1 min", 300: "+5 min", 3600: "+1 h", until: "until …" };
+export const TIMES = { 60: "+1 min", 300: "+5 min", 3600: "+1 h" }; // by their seconds
 
 export function createLockForm(navigate, refresh) {
 	const instance = nameField("instance", "Lock the instance", "System|service|1.0.0");
@@ -18,13 +18,8 @@ export function createLockForm(navigate, refresh) {
 		"aria-label": "Until, local time",
 		hidden: true,
 	});
-	const times = Object.entries(TIMES).map(([value, title], index) =>
-		el(
-			"label",
-			el("input", { type: "radio", name: "ends", value, checked: index === 0 }),
-			el("span", title),
-		),
-	);
+	const times = segments("for", "ends", { ...TIMES, until: "until …" });
+	times.append(until);
 	const refusal = el("div.refused", { role: "alert", hidden: true });
 	const showCommand = () => showCurl("Lock as a command", createLocks(request(), asCurl));
 	instance.element.classList.add("wide");
@@ -36,7 +31,7 @@ export function createLockForm(navigate, refresh) {
 			"div.fields",
 			instance.element,
 			owner.element,
-			el("fieldset.field", el("legend", "for"), el("div.segments", ...times), until),
+			times,
 			el("button.main", { type: "submit" }, "Lock it"),
 			el("button", { onclick: showCommand }, "Show as curl"),
 		),

@@ -9,12 +9,20 @@ import {
 	formatUtc,
 	parseTime,
 	splitInstance,
+	toDateTime,
 } from "./format.js";
 import { List } from "./list.js";
-import { createLockForm } from "./lockform.js";
+import { createLockForm, TIMES } from "./lockform.js";
 import { rememberLocks, shareLeft } from "./memory.js";
-import { Refusal, removeLocks, removeLocksAsCurl, serviceTime } from "./service.js";
-import { cell, createTable, dialog, showCurl } from "./widgets.js";
+import {
+	asCurl,
+	Refusal,
+	removeLocks,
+	removeLocksAsCurl,
+	renewLocks,
+	serviceTime,
+} from "./service.js";
+import { cell, createTable, dialog, form, segments, showCurl } from "./widgets.js";
 
 const KIND = {
 	...LOCKS,
@@ -32,7 +40,7 @@ const COLUMNS = [
 	{ title: "Job" },
 	{ title: "Expires (UTC)", sort: "expiresAt" },
 	{ title: "Time left" },
-	{ title: "Remove", hidden: true },
+	{ title: "Extend or remove", hidden: true },
 ];
 const WHY_NOT_REMOVED =
 	"Temporary: a job holds it. It is free when the job ends or the lock expires.";
@@ -84,6 +92,7 @@ async function load() {
 function show(answer) {
 	list.show(answer);
 	table.showOrder(list.pagination);
+	for (const entry of list.entries) if (selected.has(entry.id)) selected.set(entry.id, entry);
 	draw(serviceTime());
 	lockForm.suggest(list.entries);
 }
@@ -95,7 +104,7 @@ function draw(now) {
 }
 
 function createRow(entry) {
-	const { id, serviceInstanceId, owner, expiresAt, temporary, orchestrationJobId: jobId } = entry;
+	const { id, serviceInstanceId, owner, temporary, orchestrationJobId: jobId } = entry;
 	const { system, service, version } = splitInstance(serviceInstanceId);
 	const select = () => {
 		if (box.checked) selected.set(id, entry);
@@ -119,6 +128,13 @@ function createRow(entry) {
 		},
 		"Remove",
 	);
+	const actions = [remove];
+	if (!temporary) {
+		const label = `Extend the lock on ${serviceInstanceId}`;
+		actions.unshift(
+			el("button.extend", { "aria-label": label, onclick: () => askExtension(entry) }, "Extend"),
+		);
+	}
 	const job = jobId
 		? el(
 				"a",
@@ -142,19 +158,24 @@ function createRow(entry) {
 		cell("Owner", owner),
 		cell("Kind", temporary ? el("span.tag.temporary", "temporary") : el("span.tag", "managed")),
 		cell("Job", job),
-		cell("Expires", el("time", { datetime: expiresAt, title: formatLocal(expiresAt) })),
+		cell("Expires", el("time")),
 		cell(
 			"Time left",
 			el("span.left", el("span.words"), el("span.bar", { "aria-hidden": "true" }, el("span"))),
 		),
-		cell("", remove),
+		cell("", el("span.actions", ...actions)),
 	);
 }
 
 function drawRow(element, { id, expiresAt }, now) {
 	const end = parseTime(expiresAt);
 	const seconds = Math.ceil((end - now) / 1000);
-	setText(element.querySelector("time"), formatUtc(end, now));
+	const time = element.querySelector("time");
+	setText(time, formatUtc(end, now));
+	if (time.dateTime !== expiresAt) {
+		time.dateTime = expiresAt;
+		time.title = formatLocal(expiresAt);
+	}
 	setText(element.querySelector(".words"), formatDuration(seconds));
 	const bar = element.querySelector(".bar > span");
 	const scale = `scaleX(${shareLeft(id, now + 1000).toFixed(4)})`; // it takes a second to get there
@@ -239,6 +260,42 @@ function confirmRemoval(locks) {
 	);
 	box.showModal();
 	keep.focus();
+}
+
+function askExtension(entry) {
+	const { id, serviceInstanceId, owner } = entry;
+	const request = () => {
+		const { expiresAt } = list.entries.find((it) => it.id === id) ?? entry; // its present end
+		const end = parseTime(expiresAt) + Number(times.querySelector(":checked").value) * 1000;
+		return { locks: [{ id, serviceInstanceId, owner, expiresAt: toDateTime(end) }] };
+	};
+	const submit = async () => {
+		try {
+			const [lock] = (await renewLocks(request())).entries;
+			box.close();
+			const end = formatUtc(parseTime(lock.expiresAt), serviceTime());
+			announce(`${serviceInstanceId} is locked for ${owner} until ${end} UTC.`);
+		} catch (error) {
+			if (!(error instanceof Refusal)) throw error;
+			return `The lock has not been extended: ${error.message}`;
+		} finally {
+			refreshPage();
+		}
+	};
+	const times = segments("by", "by", TIMES);
+	const box = dialog(
+		"Extend the lock",
+		el("p", el("strong", serviceInstanceId), ` held by ${owner}`),
+		form([times], "Extend", submit),
+	);
+	const showCommand = () => showCurl("Extend as a command", renewLocks(request(), asCurl));
+	box
+		.querySelector(".buttons")
+		.prepend(
+			el("button", { onclick: showCommand }, "Show as curl"),
+			el("button", { onclick: () => box.close() }, "Close"),
+		);
+	box.showModal();
 }
 
 const setAddress = (address) => list.setAddress(address);

@@ -90,6 +90,7 @@ export const identity = {
 export const queryLocks = (body, act = send) => act("POST", `${MANAGEMENT}/lock/query`, body);
 export const queryJobs = (body, act = send) => act("POST", `${MANAGEMENT}/history/query`, body);
 export const createLocks = (body, act = send) => act("POST", `${MANAGEMENT}/lock/create`, body);
+export const renewLocks = (body, act = send) => act("POST", `${MANAGEMENT}/lock/renew`, body);
 export async function removeLocks(owner, instances) {
 	for (const path of removalPaths(owner, instances)) await send("DELETE", path);
 }

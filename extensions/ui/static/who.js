@@ -4,7 +4,7 @@ import { el, labelled, nameInput, setText } from "./dom.js";
 import { forgetValues } from "./filters.js";
 import { forgetLocks } from "./memory.js";
 import { identity, logIn, Refusal, serviceInfo, whoAmI } from "./service.js";
-import { dialog } from "./widgets.js";
+import { dialog, form } from "./widgets.js";
 
 const place = document.getElementById("who-name");
 const NO_LOGIN =
@@ -122,17 +122,4 @@ function certificate() {
 		el("p.quiet", "To be somebody else, choose another certificate in your browser."),
 		el("div.buttons"),
 	];
-}
-
-/** A form. `submit` returns what is wrong, or nothing. */
-function form(fields, title, submit) {
-	const problem = el("p.refused", { role: "alert" });
-	const button = el("button.main", { type: "submit" }, title);
-	const element = el("form", ...fields, problem, el("div.buttons", button));
-	element.addEventListener("submit", async (event) => {
-		event.preventDefault();
-		setText(problem, "");
-		setText(problem, (await submit()) ?? "");
-	});
-	return element;
 }

@@ -30,6 +30,31 @@ export function dialog(title, ...children) {
 	return box;
 }
 
+/** A form. `submit` returns what is wrong, or nothing. */
+export function form(fields, title, submit) {
+	const problem = el("p.refused", { role: "alert" });
+	const button = el("button.main", { type: "submit" }, title);
+	const element = el("form", ...fields, problem, el("div.buttons", button));
+	element.addEventListener("submit", async (event) => {
+		event.preventDefault();
+		setText(problem, "");
+		setText(problem, (await submit()) ?? "");
+	});
+	return element;
+}
+
+/** A choice of one of these: titles by value, the first chosen. */
+export function segments(legend, name, choices) {
+	const labels = Object.entries(choices).map(([value, title], index) =>
+		el(
+			"label",
+			el("input", { type: "radio", name, value, checked: index === 0 }),
+			el("span", title),
+		),
+	);
+	return el("fieldset.field", el("legend", legend), el("div.segments", ...labels));
+}
+
 export function pager(sizes, navigate) {
 	const range = el("p.range");
 	let page = 0;
