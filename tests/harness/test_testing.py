@@ -187,7 +187,7 @@ for name in before:
 
 def test_nothing_is_left_behind(tmp_path):
     command = [sys.executable, "-X", "dev", "-W", "error", "-c", LEAVES_NOTHING]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
@@ -269,7 +269,7 @@ def test_a_fork_can_stop_it_and_its_parents_goes_on(tmp_path, database_url):
     for url in (database_url, "sqlite:///:memory:"):
         arguments = [FORKS, repr({"database_url": url})]
         command = [sys.executable, "-W", "error", "-W", "ignore:This process", "-c", *arguments]
-        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
         assert (ended.returncode, ended.stderr) == (0, "")
 
 
@@ -636,7 +636,7 @@ def pytest_in(folder: Path, *arguments: str, **files: str) -> str:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     return ended.stdout + ended.stderr
 
