@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from urllib.parse import quote
 
 import pytest
-from support import OPERATOR, in_threads, served, until
+from support import OPERATOR, in_threads, served
 from wire import JOB, LOCK, execute, job_entry, job_id, lock_entry, put
 
 from orchmgmt import client as module
@@ -671,7 +671,8 @@ def test_a_create_does_not_go_into_a_connection_that_is_over(stand, asking, paus
     query(asking)
     ((idle,),) = asking._connections._idle.values()
     idle.sock.shutdown(socket.SHUT_WR)  # so that the other side ends it
-    until(lambda: stand.ended)
+    while stand.ended < 1:
+        threading.Event().wait(0.01)  # not `time.sleep`, whose calls are looked at
     create(asking)
     assert [number for number, *_ in stand.requests] == [1, 2]
     assert pauses == []
