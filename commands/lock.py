@@ -23,6 +23,9 @@ from orchmgmt.logs.audit import command
 _UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 _DURATION = re.compile("".join(rf"(?:([0-9]{{1,9}}){unit})?" for unit in _UNITS)).fullmatch
 
+#: The longest `expiresIn` of the contract.
+LONGEST = timedelta(days=365)
+
 
 class Duration(click.ParamType[timedelta]):
     """A duration such as `1h`, `90s` or `1d12h`."""
@@ -37,7 +40,10 @@ class Duration(click.ParamType[timedelta]):
         if not match or not any(match.groups()):
             self.fail(f"{printable(value)!r} is not like 1h, 90s or 1d12h", param, ctx)
         numbers = (int(number or 0) for number in match.groups())
-        return timedelta(**dict(zip(_UNITS.values(), numbers, strict=True)))
+        duration = timedelta(**dict(zip(_UNITS.values(), numbers, strict=True)))
+        if duration > LONGEST:
+            self.fail(f"{value!r} is longer than {LONGEST.days} days", param, ctx)
+        return duration
 
 
 @click.group(cls=Group)

@@ -55,11 +55,14 @@ def open_store(path):
         store.close()
 
 
+COLUMNS = "(orchestration_job_id, service_instance_id, owner, expires_at, temporary)"
+
+
 def fill(path, locks=(), jobs=()):
     """Put in locks, each as (instance, expiry), and jobs, each as (id, status, end)."""
     with closing(sqlite3.connect(path)) as database:
         database.executemany(
-            "INSERT INTO orchestration_lock VALUES (NULL, '', ?, 'Owner', ?, 0)", locks
+            f"INSERT INTO orchestration_lock {COLUMNS} VALUES ('', ?, 'Owner', ?, 0)", locks
         )
         database.executemany(
             "INSERT INTO orchestration_job VALUES"
@@ -147,7 +150,8 @@ def test_server_goes_on_cleaning_after_a_failed_round(serve, path, tmp_path):
         process = serve("--cleaner-interval-seconds", "0.05", "--database-timeout-seconds", "0.01")
         other.execute("BEGIN IMMEDIATE")
         other.execute(
-            "INSERT INTO orchestration_lock VALUES (NULL, '', 'A|b|1.0.0', 'Owner', ?, 0)", (PAST,)
+            f"INSERT INTO orchestration_lock {COLUMNS} VALUES ('', 'A|b|1.0.0', 'Owner', ?, 0)",
+            (PAST,),
         )
         until(lambda: "round failed" in log.read_text())
         assert process.send("GET", "/health").status == 503  # as for any write

@@ -407,7 +407,7 @@ def test_database_that_was_read_only_for_a_while_serves_again(start, server, url
         other.execute(f"ALTER DATABASE {name_of(url)} RESET default_transaction_read_only")
     # The connections that reads have made and used meanwhile would be read-only for ever.
     until(lambda: works(service, "After"), 2)
-    assert service.send("GET", "/health").status == 200
+    until(lambda: service.send("GET", "/health").status == 200, 2)
     assert service.locks().json["count"] == 2
 
 

@@ -35,6 +35,8 @@ TABLES = {
         "owner",
         "expires_at",
         "temporary",
+        "idempotency_key",
+        "request",
     ],
     "orchestration_job": [
         "id",

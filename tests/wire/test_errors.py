@@ -217,7 +217,7 @@ def test_a_crash_is_logged_and_tells_the_client_nothing(
     operation: str,
     kind: type[Exception],
 ) -> None:
-    def crash(*args: Any) -> None:
+    def crash(*args: Any, **more: Any) -> None:
         raise kind("SELECT secret FROM orchestration_lock")
 
     monkeypatch.setattr(getattr(service.store, part), operation, crash)
