@@ -81,6 +81,11 @@ class NewLock(NamedTuple):
     temporary: bool = False
 
 
+_COLUMNS = [column.name for column in Lock._meta.sorted_fields]
+if _COLUMNS[: 1 + len(NewLock._fields)] != ["id", *NewLock._fields]:
+    raise TypeError("Lock must begin with its id and the columns of NewLock, in their order")
+
+
 class Renewal(NamedTuple):
     """A new end for a lock that somebody holds.
 
