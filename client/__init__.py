@@ -450,10 +450,8 @@ class Client:
         headers = {} if key is None else {IDEMPOTENCY_KEY: f'"{key}"'}
 
         def post(wanted: list[dict[str, Any]]) -> list[Lock]:
-            body = json.dumps({"locks": wanted})
-            path = f"{MANAGEMENT}/lock/create"
-            answer = self._ask("POST", path, body, key is not None, headers)
-            return self._read(answer, Lock)[0]
+            payload = {"locks": wanted}
+            return self._post("/lock/create", payload, Lock, key is not None, headers)[0]
 
         try:
             return post(_requested(locks, expires_in)), True
@@ -481,9 +479,17 @@ class Client:
         except (ValueError, TypeError):
             raise Refused(answer.status, f"{self.url} does not say what time it is") from None
 
-    def _post(self, path: str, payload: dict[str, Any], entry: type[E]) -> tuple[list[E], int]:
+    def _post(
+        self,
+        path: str,
+        payload: dict[str, Any],
+        entry: type[E],
+        repeatable: bool = True,
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> tuple[list[E], int]:
         """Return the entries of an answer, and its count."""
-        return self._read(self._ask("POST", MANAGEMENT + path, json.dumps(payload)), entry)
+        body = json.dumps(payload)
+        return self._read(self._ask("POST", MANAGEMENT + path, body, repeatable, more), entry)
 
     def _read(self, answer: Answer, entry: type[E]) -> tuple[list[E], int]:
         """Return the entries in an answer, and its count."""
