@@ -19,12 +19,11 @@ from orchmgmt.databases.opening import shown
 from orchmgmt.databases.schema import READY, TO_READ
 from orchmgmt.entries import Lock
 from orchmgmt.logs.audit import command
+from orchmgmt.schemas import EXPIRES_IN_MAX
 
-_UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+#: How many seconds each unit has.
+_UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _DURATION = re.compile("".join(rf"(?:([0-9]{{1,9}}){unit})?" for unit in _UNITS)).fullmatch
-
-#: The longest `expiresIn` of the contract.
-LONGEST = timedelta(days=365)
 
 
 class Duration(click.ParamType[timedelta]):
@@ -40,10 +39,11 @@ class Duration(click.ParamType[timedelta]):
         if not match or not any(match.groups()):
             self.fail(f"{printable(value)!r} is not like 1h, 90s or 1d12h", param, ctx)
         numbers = (int(number or 0) for number in match.groups())
-        duration = timedelta(**dict(zip(_UNITS.values(), numbers, strict=True)))
-        if duration > LONGEST:
-            self.fail(f"{value!r} is longer than {LONGEST.days} days", param, ctx)
-        return duration
+        seconds = sum(a * b for a, b in zip(numbers, _UNITS.values(), strict=True))
+        if seconds > EXPIRES_IN_MAX:
+            days = EXPIRES_IN_MAX // _UNITS["d"]
+            self.fail(f"{value!r} is longer than {days} days", param, ctx)
+        return timedelta(seconds=seconds)
 
 
 @click.group(cls=Group)

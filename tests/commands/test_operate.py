@@ -206,6 +206,7 @@ def test_the_exit_code_tells_a_refusal_from_an_absence(run: Run, service: Servic
         (["create", "--owner", "A", "--expires-in", "1 hour", "A|b|1"], "is not like 1h"),
         (["create", "--owner", "A", "--expires-in", "", "A|b|1"], "is not like 1h"),
         (["create", "--owner", "A", "--expires-in", "999999999d", "A|b|1"], "longer than 365 days"),
+        (["create", "--owner", "A", "--expires-in", "999999999d9h", "A|b|1"], "than 365 days"),
         (["create", "--expires-in", "1h", "A|b|1"], "Missing option '--owner'"),
         (["create", "--owner", "A", "--expires-in", "1h"], "Missing argument"),
         (["remove", "--owner", "A"], "Missing argument"),
