@@ -85,8 +85,9 @@ def run_server(
         )
         if not authentication_policy(settings).verifies and server.reachable:
             log.warning(
-                "the authentication policy `declared` verifies nothing, and %s can be reached from "
+                "the authentication policy `%s` verifies nothing, and %s can be reached from "
                 "other machines: anybody who reaches it can claim to be an operator",
+                settings.authentication_policy,
                 settings.host,
             )
         click.echo(greeting.format(server.url))

@@ -14,10 +14,7 @@ from orchmgmt.policies import (
     management_policy,
 )
 from orchmgmt.policies.proxies import TrustedProxies
-from orchmgmt.settings import (
-    PREFIX,
-    Settings,
-)
+from orchmgmt.settings import PREFIX, Settings
 
 #: A refused request is a line at INFO, an allowed one at DEBUG. Nothing in a line is as somebody
 #: sent it: neither a token nor a control character gets in.
