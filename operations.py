@@ -31,22 +31,6 @@ class Tell(Protocol):
 Result = tuple[Sequence[Row], int] | dict[str, Any] | None
 
 
-class PerformOnce(Protocol):
-    """Performs an operation whose requests may have an idempotency key."""
-
-    def __call__(self, payload: Any, tell: Tell, key: Key | None = None) -> Result:
-        """Perform it.
-
-        Args:
-            payload: the payload as JSON has it.
-            tell: adds to the audit log's line.
-            key: the key as it was sent, and who sent it; `None` if there is no key.
-
-        Raises:
-            InvalidParameter: the payload or the key is malformed, or cannot be done.
-        """
-
-
 @dataclass(frozen=True, kw_only=True)
 class Operation:
     """One operation of a service.
@@ -57,9 +41,9 @@ class Operation:
         changes: whether it may change locks or jobs. If so, each attempt is audited, and a
             read-only server refuses it.
         takes: the payload.
-        perform: does it, given the payload as JSON has it.
-        perform_once: does the same for a request that may have an idempotency key; `None` if the
-            operation takes no key.
+        perform: does it, given the payload as JSON has it and what adds to the audit log's line.
+        takes_key: whether a request may have an idempotency key. If it has one, `perform` is also
+            given `key`: the key as it was sent, and who sent it.
         returns: what the answer holds: the entries of a page, or one JSON object; `None` if the
             answer is empty.
         summary: what it does, on one line, for OpenAPI.
@@ -74,10 +58,10 @@ class Operation:
     scope: str
     changes: bool
     takes: schemas.WireSchema
-    perform: Callable[[Any, Tell], Result]
+    perform: Callable[..., Result]
     summary: str
     outcome: str
-    perform_once: PerformOnce | None = None
+    takes_key: bool = False
     returns: schemas.WireSchema | None = None
     status: int = 200
     method: str = "POST"
@@ -102,7 +86,6 @@ def operations(store: Store) -> list[Operation]:
     lock_query, history_query = schemas.LockQuery(settings), schemas.HistoryQuery(settings)
     creation, renewal = schemas.LockCreate(settings), schemas.LockRenew(settings)
     removal = schemas.LockRemove(settings)
-    create = lock_maker(store, creation, lambda new, _, key: locks.create(new, key))
 
     def find_locks(payload: Any, tell: Tell) -> Result:
         return locks.find(*lock_query.read(payload))
@@ -124,8 +107,8 @@ def operations(store: Store) -> list[Operation]:
             scope="create",
             changes=True,
             takes=creation,
-            perform=create,
-            perform_once=create,
+            perform=lock_maker(store, creation, lambda new, _, key: locks.create(new, key)),
+            takes_key=True,
             summary="Lock service instances, all or none",
             outcome="The new locks, in the order of the request",
             returns=lock_entry,
@@ -180,7 +163,7 @@ def lock_maker(
     store: Store,
     request: schemas.LockCreate,
     make_rows: Callable[[list[Any], Tell, Key | None], list[Row]],
-) -> PerformOnce:
+) -> Callable[..., Result]:
     """Return what makes, or renews, the locks of a payload.
 
     Args:

@@ -67,11 +67,10 @@ def _view(operation: Operation, gate: Gate) -> Callable[..., Response]:
                 payload = operation.from_path(value, request.args.to_dict(flat=False))
             else:
                 payload = read_payload()
-            if operation.perform_once:
-                text = request.headers.get(IDEMPOTENCY_KEY)
-                key = None if text is None else Key(text, requester.name)
-                return _answer(operation, operation.perform_once(payload, line.tell, key))
-            return _answer(operation, operation.perform(payload, line.tell))
+            more = {}
+            if operation.takes_key and (key := request.headers.get(IDEMPOTENCY_KEY)) is not None:
+                more["key"] = Key(key, requester.name)
+            return _answer(operation, operation.perform(payload, line.tell, **more))
 
     return view
 

@@ -372,7 +372,7 @@ def _described(operation: Operation, converter: Any, spec: APISpec) -> tuple[str
         path += f"/{{{operation.in_path}}}"
         described["parameters"] = _parameters(operation, example.payload, converter)
     else:
-        if operation.perform_once:
+        if operation.takes_key:
             described["parameters"] = [_KEY]
         described["requestBody"] = {
             "required": isinstance(operation.takes, schemas.ListRequest),

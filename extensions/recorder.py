@@ -37,7 +37,7 @@ def operations(store: Store) -> list[Operation]:
         tell(ids=[row[0] for row in rows])
         return rows, len(rows)
 
-    def reserve_all(locks: list[NewLock], tell: Tell, key: Key | None) -> list[Row]:
+    def reserve(locks: list[NewLock], tell: Tell, key: Key | None) -> list[Row]:
         tell(job_ids=dict.fromkeys(it.orchestration_job_id for it in locks))
         return store.lock_table.reserve(locks, key)
 
@@ -48,15 +48,14 @@ def operations(store: Store) -> list[Operation]:
         tell(removed=count)
         return {"count": count}
 
-    reserve = lock_maker(store, reserving, reserve_all)
     return [
         Operation(
             group="lock",
             scope="reserve",
             changes=True,
             takes=reserving,
-            perform=reserve,
-            perform_once=reserve,
+            perform=lock_maker(store, reserving, reserve),
+            takes_key=True,
             summary="Lock service instances for unfinished jobs, temporarily, all or none",
             outcome="The new locks, in the order of the request",
             returns=schemas.LockEntry(settings),
