@@ -1,7 +1,7 @@
 """The time that a service under test goes by."""
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from orchmgmt.entries import read_time
 from orchmgmt.values import second
@@ -28,7 +28,7 @@ class Clock:
         """Return the present, in UTC."""
         return _moment(self())
 
-    def after(self, seconds: float) -> datetime:
+    def after(self, seconds: float | timedelta) -> datetime:
         """Return the moment that is so many seconds from the present, in UTC.
 
         Raises:
@@ -36,7 +36,7 @@ class Clock:
         """
         return _moment(self() + _number(seconds))
 
-    def ago(self, seconds: float) -> datetime:
+    def ago(self, seconds: float | timedelta) -> datetime:
         """Return the moment that was so many seconds before the present, in UTC.
 
         Raises:
@@ -44,7 +44,7 @@ class Clock:
         """
         return _moment(self() - _number(seconds))
 
-    def advance(self, seconds: float) -> None:
+    def advance(self, seconds: float | timedelta) -> None:
         """Move on by so many seconds (back, if negative); a frozen clock stays frozen.
 
         Raises:
@@ -61,14 +61,7 @@ class Clock:
         Raises:
             ValueError: it is neither, or outside the years from 1970 to 9999.
         """
-        if isinstance(moment, str):
-            try:
-                moment = read_time(second(moment))
-            except ValueError:
-                raise ValueError(f"{moment!r} is no time such as 2030-01-01T00:00:00Z") from None
-        elif not isinstance(moment, datetime) or moment.tzinfo is None:
-            raise ValueError(f"{moment!r} is no datetime with a zone, such as timezone.utc")
-        self._move(_moment(moment.timestamp()).timestamp())
+        self._move(moment_of(moment).timestamp())
 
     def freeze(self) -> None:
         """Stand still from now on."""
@@ -83,11 +76,34 @@ class Clock:
         """Go by the machine's clock again."""
         self._ahead, self._frozen = 0.0, None
 
+    def __repr__(self) -> str:
+        state = "running" if self._frozen is None else "frozen"
+        return f"<Clock {self.now().isoformat()}, {state}>"
+
     def _move(self, present: float) -> None:
         if self._frozen is None:
             self._ahead = present - time.time()
         else:
             self._frozen = present
+
+
+def moment_of(value: datetime | str) -> datetime:
+    """Return the moment that a test names, in UTC.
+
+    Args:
+        value: a time with a zone, or a DateTime such as `2030-01-01T00:00:00Z`.
+
+    Raises:
+        ValueError: it is neither, or outside the years from 1970 to 9999.
+    """
+    if isinstance(value, str):
+        try:
+            value = read_time(second(value))
+        except ValueError:
+            raise ValueError(f"{value!r} is no time such as 2030-01-01T00:00:00Z") from None
+    elif not isinstance(value, datetime) or value.tzinfo is None:
+        raise ValueError(f"{value!r} is no datetime with a zone, such as timezone.utc")
+    return _moment(value.timestamp())
 
 
 def _moment(present: float) -> datetime:
@@ -96,7 +112,9 @@ def _moment(present: float) -> datetime:
     return datetime.fromtimestamp(present, UTC)
 
 
-def _number(seconds: float) -> float:
+def _number(seconds: float | timedelta) -> float:
+    if isinstance(seconds, timedelta):
+        seconds = seconds.total_seconds()
     if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
         raise ValueError(f"A number of seconds was expected, not {seconds!r}")
     if not -END <= seconds <= END:

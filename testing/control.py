@@ -18,6 +18,7 @@ from werkzeug.wrappers import Request, Response
 
 from orchmgmt.errors import ServiceError
 from orchmgmt.schemas import parse_json
+from orchmgmt.testing.faults import ARGUMENTS
 from orchmgmt.testing.names import unknown
 from orchmgmt.testing.server import Server
 from orchmgmt.testing.service import Service
@@ -133,9 +134,14 @@ class Control:
         _demand_known(payload, ("next", "always", "clear"))
         _demand_one(payload)
         for name, value in payload.items():
-            if name != "clear":
-                fault = getattr(faults, name)
-                fault(**_arguments(fault, value))
+            if name == "next":
+                several = value if isinstance(value, list) else [value]
+                for it in several:
+                    _demand_object(it, ARGUMENTS)
+                faults.next(several)
+            elif name == "always":
+                _demand_object(value, [it for it in ARGUMENTS if it != "times"])
+                faults.always(**value)
             elif _is_true(name, value):
                 faults.clear()
         return {"unused": faults.unused()}
@@ -160,13 +166,19 @@ class Control:
 
     def _requests(self, payload: dict[str, Any]) -> Any:
         lines = list(self._service.requests)
-        return {"requests": [{**vars(it), "headers": dict(it.headers)} for it in lines]}
+        return {"requests": [it.to_json() for it in lines]}
 
 
 def _demand_known(payload: dict[str, Any], known: Collection[str]) -> None:
     for name in payload:
         if name not in known:
             raise ValueError(unknown("key", name, known))
+
+
+def _demand_object(value: Any, known: Collection[str]) -> None:
+    if not isinstance(value, dict):
+        raise ValueError("A JSON object was expected")
+    _demand_known(value, known)
 
 
 def _demand_one(payload: dict[str, Any]) -> None:
@@ -186,14 +198,12 @@ def _respond(status: int, answer: Any) -> Response:
 
 def _arguments(function: Callable[..., Any], values: Any) -> dict[str, Any]:
     """Return the arguments of a method of the service, from a JSON object and the defaults."""
-    if not isinstance(values, dict):
-        raise ValueError("A JSON object was expected")
     parameters = inspect.signature(function).parameters
-    _demand_known(values, parameters)
+    _demand_object(values, parameters)
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in values:
             raise ValueError(f"{name} is missing")
-    return {name: it.default for name, it in parameters.items()} | values
+    return {name: it.default for name, it in parameters.items()} | dict(values)
 
 
 def is_loopback(host: str) -> bool:

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import struct
 import threading
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError
@@ -17,6 +18,14 @@ log = logging.getLogger("orchmgmt.testing")
 
 #: The pause between two looks whether the server must stop, in seconds.
 TICK = 0.01
+
+#: The value of SO_LINGER by which a connection ends with a reset.
+AT_ONCE = struct.pack("ii", 1, 0)
+
+
+def end_by_reset(connection: socket.socket) -> None:
+    """Let a connection end with a TCP reset, when it ends."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
 
 
 class Server:
@@ -142,10 +151,22 @@ class _Werkzeug(ThreadedWSGIServer):
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
-        except BaseException as failure:  # an `Exception` has been answered, with a 500
-            self.failures.append(failure)
         finally:
             del self._open[threading.current_thread()]
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        try:
+            super().finish_request(request, client_address)
+        except Exception:  # it has been answered, with a 500
+            raise
+        except BaseException as failure:  # noted before the client sees the connection end
+            self.failures.append(failure)
+
+    def shutdown_request(self, request: Any) -> None:
+        if request.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(AT_ONCE)) == AT_ONCE:
+            self.close_request(request)  # a shutdown would say farewell before the reset
+        else:
+            super().shutdown_request(request)
 
     def let_go(self) -> None:
         self.server_close()

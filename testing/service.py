@@ -1,22 +1,41 @@
 """One service under test, with everything that a test may do to it."""
 
+import sys
+from dataclasses import fields
+from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
 from orchmgmt.app import create_app, store_of
 from orchmgmt.entries import Job, Lock, all_of
 from orchmgmt.models import FINISHED, PENDING
-from orchmgmt.settings import SettingError, Settings
+from orchmgmt.settings import OPERATOR_NAME, SettingError, Settings
 from orchmgmt.store import Store
-from orchmgmt.testing.clock import Clock
+from orchmgmt.testing.clock import Clock, moment_of
 from orchmgmt.testing.faults import Faults
 from orchmgmt.testing.identity import operator_headers
+from orchmgmt.testing.requests import Requests
 from orchmgmt.testing.server import Server
-from orchmgmt.testing.wire import Request, Wire
+from orchmgmt.testing.wire import Wire
+from orchmgmt.values import meant
+
+if TYPE_CHECKING:
+    from orchmgmt.client import Client
 
 DEFAULTS = {"database_url": "sqlite:///:memory:", "port": 0}
+
+#: What `Service` takes beside the settings.
+OPTIONS = ("strict", "strict_faults")
+
+#: The plugin for pytest. Where pytest has imported it, it watches the services.
+PLUGIN = "pytest_orchmgmt"
+
+NOT_STARTED = "The service has not been started: use `with`, or `start()`"
+
+#: Seconds that a lock lasts, unless a test says how long.
+AN_HOUR = 3600
 
 
 class Service:
@@ -27,25 +46,35 @@ class Service:
     Args:
         strict: whether payload keys that the contract does not name are refused, as the setting
             `unknown_keys="refuse"` has it: a misspelt filter then fails.
+        strict_faults: whether a fault that has not happened is an error when the test or the
+            service ends, as `faults.assert_all_used()` raises it.
         settings: settings by their names in lower case; the database is in memory, and the port
             a free one, unless they say otherwise.
 
     Attributes:
         settings: all settings.
+        strict_faults: as given.
         clock: the time that the service goes by.
 
     Raises:
         SettingError: a setting is wrong, or is none.
     """
 
-    def __init__(self, *, strict: bool = False, **settings: object) -> None:
+    def __init__(
+        self, *, strict: bool = False, strict_faults: bool = False, **settings: object
+    ) -> None:
+        for name in settings.keys() - {it.name for it in fields(Settings)}:
+            if hint := meant(name, OPTIONS):
+                raise SettingError(f"{name} is not a setting{hint}")
         self.settings = Settings.read(
             DEFAULTS, {"unknown_keys": "refuse" if strict else None}, settings, environ={}
         )
         if self.settings.unix_socket:
             raise SettingError("A service under test has an address, and no Unix socket")
+        self.strict_faults = strict_faults
         self.clock = Clock()
         self._server: Server | None = None
+        self._wire: Wire | None = None
         self._headers: dict[str, str] = {}
 
     def start(self) -> "Service":
@@ -67,30 +96,36 @@ class Service:
             store_of(app).close()
             raise
         self._app, self._wire = app, wire
+        if plugin := sys.modules.get(PLUGIN):
+            plugin.watch(self)
         return self
 
     def stop(self) -> None:
-        """Drop what is under way and free everything; the log of requests stays.
+        """Drop what is under way and free everything; faults and the log of requests stay.
 
         In a fork of the process that started it, the service itself goes on.
 
         Raises:
             RuntimeError: a request has ended with `SystemExit`, `pytest.fail()` or the like, which
                 nobody has seen yet.
+            AssertionError: `strict_faults` is set, and a fault has not happened.
         """
         server = self._server
         if not server:
             return
+        wire = self._served()
         if server.elsewhere:
             # What its threads hold, and the database's connections, are not ours to end.
             server.stop()
             self._server = None
             return
-        self._wire.cut()
+        wire.cut()
         server.stop()
         self.store.close()
         self._server = None
         _raise_failure(server)
+        if self.strict_faults:
+            wire.faults.settle()
 
     def check(self) -> None:
         """Raise what has ended a request in the service's threads, where no test sees it.
@@ -110,7 +145,14 @@ class Service:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if error and self._wire:
+            self._wire.faults.excused = True
         self.stop()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been started, and not stopped. One that is `down` runs too."""
+        return self._server is not None
 
     @property
     def url(self) -> str:
@@ -131,6 +173,27 @@ class Service:
             }
         return dict(self._headers)
 
+    def client(self, **options: Any) -> "Client":
+        """Return a client of this service, which is an operator unless told otherwise.
+
+        Args:
+            options: as `orchmgmt.client.Client` takes them: `name="RoomClimate"`, `retries=0`.
+
+        Raises:
+            SettingError: only the policy `declared` takes a name as proof. Under another one, give
+                the `token` or the `certificate`.
+        """
+        from orchmgmt.client import Client
+
+        if not options.keys() & {"name", "token", "certificate"}:
+            if self.settings.authentication_policy != "declared":
+                raise SettingError(
+                    "The harness has no operator's client under the policy "
+                    f"`{self.settings.authentication_policy}`: give a token or a certificate"
+                )
+            options["name"] = OPERATOR_NAME
+        return Client(self.url, **options)
+
     @property
     def app(self) -> Flask:
         """The application, for Flask's test client; faults happen and requests are logged there."""
@@ -146,31 +209,32 @@ class Service:
     @property
     def faults(self) -> Faults:
         """What shall go wrong."""
-        self._running()
-        return self._wire.faults
+        if self._server:
+            self._running()
+        return self._served().faults
 
     @property
-    def requests(self) -> list[Request]:
+    def requests(self) -> Requests:
         """The requests since the start or the last `reset`, those without an answer too."""
-        return self._wire.requests
+        return self._served().requests
 
     def down(self) -> None:
         """Drop all connections and refuse new ones, until `up`."""
         server = self._running()
-        self._wire.cut()
+        self._served().cut()
         server.down()
 
     def up(self) -> None:
         """Serve again, on the same port and with the same data."""
         server = self._running()
-        self._wire.mend()
+        self._served().mend()
         server.up()
 
     def reset(self) -> None:
         """Make data, clock, faults and requests as new; a service that is down comes up."""
         self._running()
         self.faults.clear()
-        self._wire.cut()
+        self._served().cut()
         self.up()
         self.store.clear()
         self.clock.reset()
@@ -189,40 +253,49 @@ class Service:
         self,
         service_instance_id: str,
         owner: str = "Owner",
-        expires_in: float = 3600,
+        expires_in: float | timedelta | None = None,
         temporary: bool = False,
         orchestration_job_id: str = "",
+        expires_at: datetime | str | None = None,
     ) -> Lock:
         """Put in a lock, as it might have been left by others.
 
         Args:
             service_instance_id: `SystemName|ServiceName|Version`.
             owner: the system that holds it.
-            expires_in: seconds from the present; it lives at least so long. A negative number makes
-                a lock that has expired.
+            expires_in: seconds from the present, or a timedelta; it lives at least so long, an hour
+                by default. A negative one makes a lock that has expired.
             temporary: whether a job holds it.
             orchestration_job_id: that job.
+            expires_at: when it expires, instead of `expires_in`: a time with a zone, or a DateTime.
 
         Raises:
             InvalidParameter: a value is malformed, or the instance is held (`AlreadyLocked`).
-            ValueError: `expires_in` is no number of seconds, or a moment that no clock has.
+            ValueError: there are two ends, one is malformed, or no clock has it.
         """
         values = (service_instance_id, owner, expires_in, temporary, orchestration_job_id)
-        return self.store.locks.add([self.new_lock(*values)])[0]
+        return self.store.locks.add([self.new_lock(*values, expires_at)])[0]
 
     def new_lock(
         self,
         service_instance_id: str,
         owner: str,
-        expires_in: float,
+        expires_in: float | timedelta | None,
         temporary: bool,
         orchestration_job_id: str,
+        expires_at: datetime | str | None,
     ) -> Lock:
         """Return what `add_lock` puts in."""
+        if expires_at is not None and expires_in is not None:
+            raise ValueError("expires_in and expires_at do not go together")
+        if expires_at is None:
+            end = self.clock.after(AN_HOUR if expires_in is None else expires_in)
+        else:
+            end = moment_of(expires_at)
         return Lock(
             service_instance_id=service_instance_id,
             owner=owner,
-            expires_at=self.clock.after(expires_in),
+            expires_at=end,
             temporary=temporary,
             orchestration_job_id=orchestration_job_id,
         )
@@ -231,47 +304,77 @@ class Service:
         self,
         status: str = PENDING,
         type: str = "PULL",
-        age: float = 0,
+        age: float | timedelta | None = None,
         requester_system: str = "Requester",
         target_system: str = "",
         service_definition: str = "service",
         subscription_id: str = "",
         message: str = "",
+        created_at: datetime | str | None = None,
+        started_at: datetime | str | None = None,
+        finished_at: datetime | str | None = None,
     ) -> Job:
         """Put in a job, as it might have been left by an orchestrator.
+
+        A time is one with a zone, or a DateTime. As far as the job got, each time that is not given
+        is that of the step before; its creation is that of the step after, or the present.
 
         Args:
             status: `PENDING`, `IN_PROGRESS`, `DONE` or `ERROR`.
             type: `PULL` or `PUSH`.
-            age: how many seconds ago it was created and, as far as it got, started and finished.
+            age: how many seconds ago it was created, or a timedelta; instead of `created_at`.
             requester_system: the system that asked.
             target_system: the system that the result is for; the requester by default.
             service_definition: the service that is looked for.
             subscription_id: the UUID of the subscription that triggered it, if one did.
             message: free text.
+            created_at: when it was created.
+            started_at: when it was started.
+            finished_at: when it was finished.
 
         Raises:
             InvalidParameter: a value is malformed.
-            ValueError: `age` is no number of seconds, or a moment that no clock has.
+            ValueError: a time or `age` is malformed or does not go with the others, or no clock
+                has it.
         """
         systems = (requester_system, target_system)
         values = (status, type, age, *systems, service_definition, subscription_id, message)
-        return self.store.history.add([self.new_job(*values)])[0]
+        times = (created_at, started_at, finished_at)
+        return self.store.history.add([self.new_job(*values, *times)])[0]
 
     def new_job(
         self,
         status: str,
         type: str,
-        age: float,
+        age: float | timedelta | None,
         requester_system: str,
         target_system: str,
         service_definition: str,
         subscription_id: str,
         message: str,
+        created_at: datetime | str | None,
+        started_at: datetime | str | None,
+        finished_at: datetime | str | None,
     ) -> Job:
         """Return what `add_job` puts in."""
-        then = self.clock.ago(age)
         status = str(status).strip().upper()
+        if age is not None and created_at is not None:
+            raise ValueError("age and created_at do not go together")
+        if status == PENDING and (started_at or finished_at):
+            raise ValueError("A job that is PENDING has neither started nor finished")
+        if status not in FINISHED and finished_at:
+            raise ValueError(f"A job that is {status} has not finished")
+        given = (created_at, started_at, finished_at)
+        created, started, finished = (None if it is None else moment_of(it) for it in given)
+        if created is None:
+            earliest = started or finished
+            created = earliest if earliest and age is None else self.clock.ago(age or 0)
+        if status != PENDING:
+            started = started or created
+        if status in FINISHED:
+            finished = finished or started
+        if (started or created) < created or (finished and started and finished < started):
+            raise ValueError("A job is created, then started, then finished")
         return Job(
             status=status,
             type=type,
@@ -280,9 +383,9 @@ class Service:
             service_definition=service_definition,
             subscription_id=subscription_id,
             message=message,
-            created_at=then,
-            started_at=None if status == PENDING else then,
-            finished_at=then if status in FINISHED else None,
+            created_at=created,
+            started_at=started,
+            finished_at=finished,
         )
 
     def locks(self, **filters: Any) -> list[Lock]:
@@ -308,10 +411,21 @@ class Service:
         """
         return all_of(self.store.history.find, **filters)
 
+    def __repr__(self) -> str:
+        if not self._server:
+            return "<Service, not running>"
+        return f"<Service at {self.url}, {len(self.requests)} requests>"
+
     def _started(self) -> Server:
         if not self._server:
-            raise RuntimeError("The service has not been started: use `with`, or `start()`")
+            raise RuntimeError(NOT_STARTED)
         return self._server
+
+    def _served(self) -> Wire:
+        """What it serves, or has served."""
+        if not self._wire:
+            raise RuntimeError(NOT_STARTED)
+        return self._wire
 
     def _running(self) -> Server:
         server = self._started()

@@ -1,11 +1,12 @@
 """What stands between the network and the application: the log of requests, and the faults."""
 
 import json
+import select
+import socket
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flask import Flask, Response, request
 from werkzeug.datastructures import EnvironHeaders, Headers
@@ -13,46 +14,24 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.test import run_wsgi_app
 from werkzeug.wrappers import Request as HttpRequest
 
-from orchmgmt.errors import error_body, origin_of
-from orchmgmt.testing.faults import Faults
+from orchmgmt.app import service_of
+from orchmgmt.errors import ServiceError, error_body, origin_of
+from orchmgmt.testing.faults import Fault, Faults
+from orchmgmt.testing.requests import Request, Requests
+from orchmgmt.testing.server import end_by_reset
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 #: Where a request's environ has its line of the log.
 LINE = "orchmgmt.testing.request"
 
+#: Where werkzeug's server puts the connection.
+CONNECTION = "werkzeug.socket"
 
-@dataclass
-class Request:
-    """A request that a service got.
-
-    Attributes:
-        operation: `lock.create`, `history.query`, ...; empty if there is no such path or method.
-        method: the HTTP method.
-        path: the path, unquoted and without query string.
-        query: the query string's values, by name.
-        headers: what the client sent, by name in any letter case.
-        json: what the body says; `None` if it is empty or no JSON.
-        requester: the system that sent it; empty if nobody was identified.
-        status: the status of its answer; `None` if the client has got none.
-    """
-
-    operation: str
-    method: str
-    path: str
-    query: dict[str, list[str]]
-    headers: Headers = field(repr=False)
-    json: Any
-    requester: str = ""
-    status: int | None = None
-
-    def __str__(self) -> str:
-        outcome = "no answer" if self.status is None else self.status
-        body = "" if self.json is None else f" {json.dumps(self.json)}"
-        query = f" {self.query}" if self.query else ""
-        who = f" from {self.requester}" if self.requester else ""
-        return f"{outcome} {self.method} {self.path}{query}{who}{body}"
+#: What a socket says whose other side has ended its part, and what if it takes nothing any more.
+ENDED = getattr(select, "POLLRDHUP", 0)
+GONE = select.POLLERR | select.POLLHUP
 
 
 class Wire:
@@ -69,9 +48,10 @@ class Wire:
     """
 
     def __init__(self, app: Flask) -> None:
-        names = sorted({it.endpoint for it in app.url_map.iter_rules()})
-        self.faults = Faults(names)
-        self.requests: list[Request] = []
+        self._service = service_of(app)
+        operations = sorted({it.endpoint for it in app.url_map.iter_rules()})
+        self.faults = Faults(operations, self._service.store.settings.naming)
+        self.requests = Requests(operations)
         self._app = app
         self._next = app.wsgi_app
         self._cut = threading.Event()
@@ -92,32 +72,87 @@ class Wire:
         """Answer a request, unless a fault says otherwise."""
         line = environ[LINE] = self._read(environ)
         self.requests.append(line)
-        fault = self.faults.take(line.operation)
-        if fault is None:
-            return self._next(environ, start_response)
-        if fault.delay and self._cut.wait(fault.delay):
-            raise ConnectionResetError("the service has gone down")
-        if fault.drop == "before":
-            raise ConnectionResetError("dropped before anything was done")
-        if fault.status is not None:
-            line.status = fault.status
-            origin = origin_of(line.method, environ.get("REQUEST_URI") or line.path)
-            body = error_body(fault.status, "A fault that the test asked for", origin)
-            answer = Response(body, fault.status, content_type="application/json")
-            if fault.retry_after is not None:
-                answer.headers["Retry-After"] = str(fault.retry_after)
-            return answer(environ, start_response)
-        if fault.drop is None:
-            return self._next(environ, start_response)
-        parts, status, headers = run_wsgi_app(self._next, environ, buffered=True)
+        connection: socket.socket | None = environ.get(CONNECTION)
+        try:
+            fault = self.faults.take(line, lambda: self._requester(environ, line)) or Fault()
+            self._wait(fault.delay_before)
+            if fault.drop == "reset" and connection:
+                end_by_reset(connection)
+            if fault.drop in ("before", "reset"):
+                self._wait(fault.delay)
+                raise ConnectionResetError("dropped before anything was done")
+            app = self._own_answer(fault, line, environ) or self._next
+            parts, status, headers = run_wsgi_app(app, environ, buffered=True)
+            self._wait(fault.delay)
+            if fault.drop == "after":
+                raise ConnectionResetError("dropped before the answer")
+        except BaseException:
+            self.requests.end(line, delivered=False)
+            raise
         body = b"".join(parts)
-        if fault.drop == "after":
-            line.status = None
-            raise ConnectionResetError("dropped before the answer")
-        # An answer without a body announces one, so that there is a middle to drop it in.
-        headers["Content-Length"] = str(len(body) or 1)
+        headers.update(fault.headers)
+        if fault.retry_after is not None:
+            headers["Retry-After"] = str(fault.retry_after)
+        if fault.drop == "middle":
+            # An answer without a body announces one, so that there is a middle to drop it in.
+            headers["Content-Length"] = str(len(body) or 1)
+        line.status = int(status.split()[0])
         start_response(status, headers.to_wsgi_list())
-        return _half(body)
+        sent = self._send(body, fault, line, connection)
+        return sent if connection else list(sent)
+
+    def _send(
+        self, body: bytes, fault: Fault, line: Request, connection: socket.socket | None
+    ) -> Iterator[bytes]:
+        """Yield the body, and note whether the client is there.
+
+        Whoever has got all of an answer finds that in the log, so the note comes before the end.
+        """
+        if fault.drop == "middle":
+            body = body[: len(body) // 2]
+        last = max(len(body) - 1, 0) if fault.trickle else 0
+        try:
+            for at in range(last):
+                self._wait(fault.trickle)
+                yield body[at : at + 1]
+            self._wait(fault.trickle)
+            there = fault.drop != "middle" and _is_there(connection, ENDED | GONE)
+            self.requests.end(line, delivered=there)
+            yield body[last:]
+            if fault.drop == "middle":
+                raise ConnectionResetError("dropped in the middle of the answer")
+            if not _is_there(connection, GONE):
+                self.requests.end(line, delivered=False)
+        except BaseException:
+            self.requests.end(line, delivered=False)
+            raise
+
+    def _wait(self, seconds: float) -> None:
+        if seconds and self._cut.wait(seconds):
+            raise ConnectionResetError("the service has gone down")
+
+    def _own_answer(
+        self, fault: Fault, line: Request, environ: "WSGIEnvironment"
+    ) -> "WSGIApplication | None":
+        """Return what answers instead of the application, if the fault has an answer."""
+        if fault.body is not None:
+            body, content_type = fault.content()
+            return Response(body, fault.status or 200, content_type=content_type)
+        if fault.status is None:
+            return None
+        if fault.status < 400:
+            return Response(b"", fault.status)
+        origin = origin_of(line.method, environ.get("REQUEST_URI") or line.path)
+        body = error_body(fault.status, "A fault that the test asked for", origin)
+        return Response(body, fault.status, content_type="application/json")
+
+    def _requester(self, environ: "WSGIEnvironment", line: Request) -> str:
+        """Return who sent a request, as the operation would find out; nothing if it refuses."""
+        evidence = HttpRequest(environ, populate_request=False)
+        try:
+            return self._service.gate.identify(evidence, line.operation).name
+        except ServiceError:
+            return ""
 
     def _read(self, environ: "WSGIEnvironment") -> Request:
         """Read a request to its end. Dropped unread, it would be a reset to the client."""
@@ -142,16 +177,19 @@ class Wire:
             query=dict(incoming.args.lists()),
             headers=Headers(list(EnvironHeaders(environ))),
             json=payload,
+            raw=body,
         )
 
 
 def _note(response: Response) -> Response:
-    line = request.environ[LINE]
-    line.requester = request.environ.get("REMOTE_USER", "")
-    line.status = response.status_code
+    request.environ[LINE].requester = request.environ.get("REMOTE_USER", "")
     return response
 
 
-def _half(body: bytes) -> Iterable[bytes]:
-    yield body[: len(body) // 2]
-    raise ConnectionResetError("dropped in the middle of the answer")
+def _is_there(connection: socket.socket | None, signs: int) -> bool:
+    """Return whether a connection shows none of the signs that its other side has gone."""
+    if connection is None:  # a test calls the application itself
+        return True
+    poll = select.poll()
+    poll.register(connection, signs)
+    return not any(events & signs for _, events in poll.poll(0))

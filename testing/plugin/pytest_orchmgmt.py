@@ -6,7 +6,8 @@ pytest imports it in every project where this package is installed, so it must s
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,12 +16,44 @@ if TYPE_CHECKING:
     from flask.testing import FlaskClient
 
     from orchmgmt.testing import Service
-
-#: The services of a test, and how many requests each had when the test got it.
-SERVICES = pytest.StashKey["list[tuple[str, Service]]"]()
+    from orchmgmt.testing.faults import Faults
+    from orchmgmt.testing.requests import Requests
 
 #: A report shows the last so many requests of a service, and so many characters of each.
 SHOWN, LONGEST = 50, 2000
+
+STRICT_FAULTS = "orchmgmt_strict_faults"
+
+#: The fixtures that are a service.
+SERVICES = ("orchmgmt", "orchmgmt_shared", "orchmgmt_session")
+
+
+@dataclass
+class Watched:
+    """A service that has been running during a test.
+
+    Attributes:
+        service: the service.
+        url: where it was.
+        requests: its requests since it was started.
+        faults: its faults.
+        before: how many requests came before the test.
+    """
+
+    service: Service
+    url: str
+    requests: Requests
+    faults: Faults
+    before: int = 0
+
+
+#: The services of the present test, in the order of their start.
+watched: list[Watched] = []
+
+
+def watch(service: Service) -> None:
+    """Watch a service that has just been started, whoever has started it."""
+    watched.append(Watched(service, service.url, service.requests, service.faults))
 
 
 @pytest.fixture
@@ -30,67 +63,138 @@ def orchmgmt(orchmgmt_factory: Callable[..., Service]) -> Service:
 
 
 @pytest.fixture
-def orchmgmt_factory(request: pytest.FixtureRequest) -> Iterator[Callable[..., Service]]:
+def orchmgmt_factory() -> Iterator[Callable[..., Service]]:
     """Start orchmgmt services: `orchmgmt_factory(max_page_size=10)`; they end with the test."""
-    from orchmgmt.testing import Service
-
-    with ExitStack() as running:
-
-        def start(**settings: Any) -> Service:
-            service = running.enter_context(Service(**settings))
-            _show(request, service)
-            return service
-
+    with _factory() as start:
         yield start
 
 
 @pytest.fixture
-def orchmgmt_shared(
-    request: pytest.FixtureRequest, _orchmgmt_session: Service
-) -> Iterator[Service]:
-    """The session's orchmgmt service, reset for this test: its start is paid for once."""
+def orchmgmt_shared(_orchmgmt_shared: Service) -> Iterator[Service]:
+    """An orchmgmt service that is reset for each test: its start is paid for once a session."""
     try:
-        _orchmgmt_session.reset()
+        _orchmgmt_shared.reset()
     except Exception:  # an earlier test has stopped it, or closed its store
-        _orchmgmt_session.stop()
-        _orchmgmt_session.start().reset()
-    _show(request, _orchmgmt_session)
-    yield _orchmgmt_session
-    _orchmgmt_session.check()
+        _orchmgmt_shared.stop()
+        _orchmgmt_shared.start().reset()
+    yield _orchmgmt_shared
+    _orchmgmt_shared.check()
 
 
 @pytest.fixture(scope="session")
-def _orchmgmt_session() -> Iterator[Service]:
+def _orchmgmt_shared(orchmgmt_session_factory: Callable[..., Service]) -> Service:
+    return orchmgmt_session_factory()
+
+
+@pytest.fixture(scope="session")
+def orchmgmt_session(orchmgmt_session_factory: Callable[..., Service]) -> Service:
+    """One orchmgmt service for the session, for fixtures of any scope; only you reset it."""
+    return orchmgmt_session_factory()
+
+
+@pytest.fixture(scope="session")
+def orchmgmt_session_factory() -> Iterator[Callable[..., Service]]:
+    """Start orchmgmt services for fixtures of any scope; they end with the session."""
+    with _factory() as start:
+        yield start
+
+
+@contextmanager
+def _factory() -> Iterator[Callable[..., Service]]:
     from orchmgmt.testing import Service
 
-    with Service() as service:
-        yield service
+    with ExitStack() as running:
+        yield lambda **settings: running.enter_context(Service(**settings))
 
 
 @pytest.fixture
-def orchmgmt_client(request: pytest.FixtureRequest, orchmgmt: Service) -> FlaskClient:
-    """Flask's test client of the service `orchmgmt`, an operator unless told otherwise."""
+def orchmgmt_client(request: pytest.FixtureRequest) -> FlaskClient:
+    """Flask's test client of the test's orchmgmt service, as an operator."""
+    service = _service_of(request)
     if "fs" in request.fixturenames:  # pyfakefs hides the version that Flask's client sends
         request.getfixturevalue("fs").add_package_metadata("werkzeug")
-    client = orchmgmt.app.test_client()
-    client.environ_base["HTTP_AUTHORIZATION"] = orchmgmt.headers["Authorization"]
+    client = service.app.test_client()
+    client.environ_base["HTTP_AUTHORIZATION"] = service.headers["Authorization"]
     return client
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
+def _service_of(request: pytest.FixtureRequest) -> Service:
+    """Return the service that a test uses, which is one of its fixtures."""
+    from orchmgmt.testing import Service
+
+    names = request.fixturenames
+    found: list[Service] = [request.getfixturevalue(it) for it in SERVICES if it in names]
+    found += [it for it in request.node.funcargs.values() if isinstance(it, Service)]
+    services = list(dict.fromkeys(found))
+    if len(services) == 1:
+        return services[0]
+    if services or "orchmgmt_factory" in names or "orchmgmt_session_factory" in names:
+        pytest.fail(
+            "orchmgmt_client cannot tell which service it belongs to: "
+            "write SERVICE.client() or SERVICE.app.test_client() instead",
+            pytrace=False,
+        )
+    service: Service = request.getfixturevalue("orchmgmt")
+    return service
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Offer the option of pytest's configuration."""
+    help = "fail a test that ends before all faults of its orchmgmt services have happened"
+    parser.addini(STRICT_FAULTS, help, type="bool", default=False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Forget the services that have ended, and what the others were asked before this test."""
+    watched[:] = [it for it in watched if it.service.is_running]
+    for it in watched:
+        it.before, it.faults.excused = it.requests.total, False
+    names = getattr(item, "fixturenames", [])
+    if "orchmgmt_client" in names:  # at the end all services are there
+        names.remove("orchmgmt_client")
+        names.append("orchmgmt_client")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Fail a test that overlooks what has ended a request, or a fault that has not happened."""
+    try:
+        result = yield
+        for it in watched:
+            it.service.check()
+            if it.service.strict_faults or item.config.getini(STRICT_FAULTS):
+                it.faults.settle()
+        return result
+    except pytest.skip.Exception:
+        raise
+    except BaseException as error:
+        for it in watched:
+            it.faults.excused = True
+            try:
+                it.service.check()
+            except RuntimeError as other:
+                error.add_note(str(other))
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add the requests to the report of a test that failed."""
-    report: pytest.TestReport = (yield).get_result()
-    if not report.failed:
-        return
-    for url, service in item.stash.get(SERVICES, []):
-        report.sections.append((f"requests to orchmgmt ({url})", _said(service)))
+    report = yield
+    if report.failed:
+        for it in watched:
+            report.sections.append((f"requests to orchmgmt ({it.url})", _said(it)))
+    return report
 
 
-def _said(service: Service) -> str:
+def _said(it: Watched) -> str:
     """Return the last requests of a service, whatever state the test has left it in."""
     try:
-        lines = [_cut(str(it)) for it in service.requests[-SHOWN:]] or ["none"]
+        new = it.requests[-SHOWN:][-(it.requests.total - it.before) :]
+        lines = [_cut(str(line)) for line in new if it.requests.total > it.before] or ["none"]
         # xdist would lose a report that it cannot encode.
         return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
     except (
@@ -101,7 +205,3 @@ def _said(service: Service) -> str:
 
 def _cut(line: str) -> str:
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
-
-
-def _show(request: pytest.FixtureRequest, service: Service) -> None:
-    request.node.stash.setdefault(SERVICES, []).append((service.url, service))

@@ -64,7 +64,7 @@ def test_seeds_the_clock_and_reset_are_controlled_over_http(server):
 def test_faults_and_requests_are_controlled_over_http(server):
     fault = {"status": 503, "times": 2, "operation": "lock.create", "retry_after": 1}
     left = control(server, "faults", {"next": fault})["unused"]
-    assert left == ["next(status=503, operation='lock.create', retry_after=1, times=2)"]
+    assert left == ["next(status=503, retry_after=1, operation='lock.create', times=2)"]
     control(server, "faults", {"always": {"status": 500, "operation": "lock.query"}})
     answers = [server.create(lock(INSTANCE)) for _ in range(3)]
     assert [it.status for it in answers] == [503, 503, 201]
@@ -134,9 +134,11 @@ BAD = [
     ("clock", {"freeze": False}, "freeze must be true"),
     ("clock", {"advance": 1, "freeze": True}, "One at a time, not advance, freeze"),
     ("clock", [], "A JSON object was expected"),
-    ("faults", {"next": []}, "A JSON object was expected"),
+    ("faults", {"next": [5]}, "A JSON object was expected"),
+    ("faults", {"always": []}, "A JSON object was expected"),
+    ("faults", {"next": {"status": 503, "when": "now"}}, "when must be a function, not 'now'"),
     ("faults", {"next": {"stats": 503}}, "Unknown key: stats (did you mean status?)"),
-    ("faults", {"next": {"status": [503]}}, "status must be an HTTP status from 400 on"),
+    ("faults", {"next": {"status": [503]}}, "status must be an HTTP status from 200 to"),
     ("faults", {"always": {"status": 503, "times": 1}}, "Unknown key: times (known: "),
     ("faults", {"next": {"drop": "after", "operation": {}}}, "Unknown operation: {} (known: "),
     ("seed", {"lock": []}, "Unknown key: lock (did you mean locks?)"),
