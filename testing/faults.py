@@ -67,7 +67,7 @@ class Fault:
         retry_after: the answer's `Retry-After`, in seconds.
         delay: how much later the answer comes, or the connection is dropped, in seconds.
         delay_before: how long to wait before anything is done, in seconds.
-        trickle: how long to wait before each byte of the body, in seconds.
+        trickle: how long to wait between two bytes of the body, in seconds.
         drop: when to drop the connection: `before` anything is done, `after` it is done and before
             it is answered, in the `middle` of the answer, or before anything is done by a `reset`
             of TCP.
@@ -239,7 +239,7 @@ class Faults:
         self.excused = False
         self._operations = operations
         self._naming = naming
-        self._lock = threading.RLock()  # a test's own `when` may look at the faults
+        self._lock = threading.Lock()
         self._faults: list[Fault] = []
 
     def next(self, several: Iterable[Next] | None = None, /, **fault: Unpack[Next]) -> None:
@@ -297,12 +297,13 @@ class Faults:
         Raises:
             AssertionError: as `assert_all_used`.
         """
-        if not self.excused:
+        if self.excused:
+            return
+        try:
+            self.assert_all_used()
+        finally:
             with self._lock:
-                try:
-                    self.assert_all_used()
-                finally:
-                    self._faults = [it for it in self._faults if not it.is_unused]
+                self._faults = [it for it in self._faults if not it.is_unused]
 
     def take(self, request: Request, identify: Callable[[], str]) -> Fault | None:
         """Return the fault that a request meets, if there is one.
@@ -318,17 +319,16 @@ class Faults:
             meant = [it for it in self._faults if it.may_meet(request.operation)]
         if any(it.requester or it.when for it in meant):
             request.requester = identify()
-        with self._lock:
-            for fault in meant:
-                if not fault.times or not fault.meets(request, self._naming):
-                    continue
-                if fault.skip:
-                    fault.skip -= 1
-                    continue
-                request.fault = str(fault)
-                fault.times -= 1
-                fault.happened = True
-                return fault
+        for fault in meant:
+            if fault.meets(request, self._naming):
+                with self._lock:  # another request may have met it meanwhile
+                    if fault.times and fault.skip:
+                        fault.skip -= 1
+                    elif fault.times:
+                        request.fault = str(fault)
+                        fault.times -= 1
+                        fault.happened = True
+                        return fault
         return None
 
     def _add(self, several: Iterable[Always], **more: float) -> None:

@@ -113,9 +113,8 @@ class Wire:
         last = max(len(body) - 1, 0) if fault.trickle else 0
         try:
             for at in range(last):
-                self._wait(fault.trickle)
                 yield body[at : at + 1]
-            self._wait(fault.trickle)
+                self._wait(fault.trickle)
             there = fault.drop != "middle" and _is_there(connection, ENDED | GONE)
             self.requests.end(line, delivered=there)
             yield body[last:]

@@ -5,15 +5,14 @@ import re
 import socket
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import IncompleteRead, RemoteDisconnected
-from pathlib import Path
 
 import pytest
+from projects import pytest_in
 from support import Client, lock
 
 from orchmgmt.errors import InvalidParameter
@@ -614,31 +613,6 @@ def test_faults_and_the_log_are_there_without_a_socket(orchmgmt, orchmgmt_client
 
 
 # --- the plugin
-
-
-def pytest_in(folder: Path, *arguments: str, **files: str) -> str:
-    """What pytest says of a project of its own."""
-    for name, text in files.items():
-        (folder / f"{name}.py").write_text(textwrap.dedent(text))
-    command = [sys.executable, "-m", "pytest", "-c", "/dev/null", "--rootdir", str(folder)]
-    ended = subprocess.run(
-        [
-            *command,
-            "-W",
-            "error",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:schemathesis",
-            *arguments,
-            str(folder),
-        ],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    return ended.stdout + ended.stderr
 
 
 def test_a_failed_test_shows_what_its_services_were_asked(tmp_path):
