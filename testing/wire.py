@@ -29,9 +29,8 @@ LINE = "orchmgmt.testing.request"
 #: Where werkzeug's server puts the connection.
 CONNECTION = "werkzeug.socket"
 
-#: What a socket says whose other side has ended its part, and what if it takes nothing any more.
-ENDED = getattr(select, "POLLRDHUP", 0)
-GONE = select.POLLERR | select.POLLHUP
+#: What a socket says whose other side has closed it. (Not every system knows the first.)
+GONE = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
 class Wire:
@@ -115,13 +114,10 @@ class Wire:
             for at in range(last):
                 yield body[at : at + 1]
                 self._wait(fault.trickle)
-            there = fault.drop != "middle" and _is_there(connection, ENDED | GONE)
-            self.requests.end(line, delivered=there)
+            self.requests.end(line, fault.drop != "middle" and _is_there(connection))
             yield body[last:]
             if fault.drop == "middle":
                 raise ConnectionResetError("dropped in the middle of the answer")
-            if not _is_there(connection, GONE):
-                self.requests.end(line, delivered=False)
         except BaseException:
             self.requests.end(line, delivered=False)
             raise
@@ -185,10 +181,10 @@ def _note(response: Response) -> Response:
     return response
 
 
-def _is_there(connection: socket.socket | None, signs: int) -> bool:
-    """Return whether a connection shows none of the signs that its other side has gone."""
+def _is_there(connection: socket.socket | None) -> bool:
+    """Return whether the other side of a connection has not closed it."""
     if connection is None:  # a test calls the application itself
         return True
     poll = select.poll()
-    poll.register(connection, signs)
-    return not any(events & signs for _, events in poll.poll(0))
+    poll.register(connection, GONE)
+    return not poll.poll(0)

@@ -164,18 +164,31 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
         for it in watched:
             it.service.check()
             if it.service.strict_faults or item.config.getini(STRICT_FAULTS):
-                it.faults.settle()
+                _settle(it.faults)
         return result
-    except pytest.skip.Exception:
-        raise
     except BaseException as error:
         for it in watched:
             it.faults.excused = True
-            try:
-                it.service.check()
-            except RuntimeError as other:
-                error.add_note(str(other))
+            if not isinstance(error, pytest.skip.Exception):
+                _add_failure(error, it.service)
         raise
+
+
+def _settle(faults: Faults) -> None:
+    try:
+        faults.settle()
+        return
+    except AssertionError as error:
+        said = str(error)
+    pytest.fail(said, pytrace=False)  # the traceback would be ours
+
+
+def _add_failure(error: BaseException, service: Service) -> None:
+    """Say beside what has failed a test what has ended a request meanwhile, if something has."""
+    try:
+        service.check()
+    except RuntimeError as other:
+        error.add_note(str(other))
 
 
 @pytest.hookimpl(wrapper=True)
