@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from orchmgmt.testing.faults import ARGUMENTS, DROPS
+
 pytestmark = pytest.mark.sqlite
 
 TREE = Path(__file__).resolve().parents[2]
@@ -178,17 +180,20 @@ def test_a_project_of_others_tests_with_the_installed_wheel(elsewhere, tmp_path)
     (tmp_path / "test_page.py").write_text("\n".join(blocks))
     pytest_options = ["-c", os.devnull, "--rootdir", ".", "-W", "error", "-rA"]
     said = elsewhere("-m", "pytest", *pytest_options, "test_page.py")
-    assert "4 passed" in said
+    assert "9 passed" in said
     fixtures = re.findall(r"^\| `(orchmgmt\w*)` \|", page, re.MULTILINE)
     listed = elsewhere("-m", "pytest", *pytest_options, "--fixtures", "test_page.py")
     assert sorted(fixtures) == sorted(re.findall(r"^(orchmgmt\w*)", listed, re.MULTILINE))
     code = "".join(blocks)
     assert all(re.search(rf"def test_\w+\(.*\b{name}\b", code) for name in fixtures)
     table = page.split("<!-- faults -->")[1].split("<!-- /faults -->")[0]
-    faults = set(re.findall(r"(\w+=[\w.\"]+)", table))
-    assert len(faults) == 6
-    for fault in faults:
-        assert (fault if "drop" in fault else fault.partition("=")[0] + "=") in code
+    table += page.split("<!-- choices -->")[1].split("<!-- /choices -->")[0]
+    faults = set(re.findall(r"[`, ](\w+)=", table))
+    assert faults | {"times"} == set(ARGUMENTS)
+    used = set(re.findall(r"\b(\w+)=", code)) | set(re.findall(r"\"(\w+)\": ", code))
+    assert faults <= used
+    drops = set(re.findall(r'drop="(\w+)"', table))
+    assert drops == set(DROPS) == set(re.findall(r'drop"?[=:] ?"(\w+)"', code))
     clock = {"advance", "set", "freeze", "resume"}
     assert clock <= set(re.findall(r"service\.clock\.(\w+)\(", code))
 

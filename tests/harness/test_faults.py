@@ -8,8 +8,10 @@ from http.client import IncompleteRead, RemoteDisconnected
 import pytest
 from support import UUID, Client, lock, until
 
+from orchmgmt.extensions.recorder import operations
 from orchmgmt.testing import Service
 from orchmgmt.testing.faults import ARGUMENTS, Next
+from orchmgmt.testing.names import OF_THE_RECORDER
 
 pytestmark = pytest.mark.sqlite
 
@@ -299,6 +301,8 @@ def test_the_arguments_that_a_type_checker_sees_are_those_that_there_are():
 
 def test_the_operations_are_those_of_the_recorder_too(orchmgmt_factory):
     service = orchmgmt_factory(recorder=True)
+    added = {it.name for it in operations(service.store)}
+    assert added == set(OF_THE_RECORDER)
     client = Client(service.url, service.headers)
     service.faults.next(status=503, operation="lock.reserve", owner="Alice")
     service.faults.next(status=503, operation="lock.release")
