@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from math import inf
 from typing import Any, TypedDict, Unpack
@@ -242,7 +242,7 @@ class Faults:
         self._lock = threading.Lock()
         self._faults: list[Fault] = []
 
-    def next(self, several: Iterable[Next] | None = None, /, **fault: Unpack[Next]) -> None:
+    def next(self, several: Sequence[Next] | None = None, /, **fault: Unpack[Next]) -> None:
         """Let the next request, or the next `times` requests, go wrong as `Fault` says.
 
         Args:
@@ -255,8 +255,8 @@ class Faults:
         """
         if several is None:
             self._add([fault])
-        elif fault:
-            raise TypeError("give one fault, or a list of faults, not both")
+        elif fault or not isinstance(several, (list, tuple)):
+            raise TypeError("give one fault by keywords, or a list such as [{'status': 503}]")
         else:
             self._add(several)
 
@@ -331,7 +331,7 @@ class Faults:
                         return fault
         return None
 
-    def _add(self, several: Iterable[Always], **more: float) -> None:
+    def _add(self, several: Sequence[Always], **more: float) -> None:
         faults = []
         for wanted in several:
             if not isinstance(wanted, dict):

@@ -148,6 +148,7 @@ class Requests(list[Request]):
             TimeoutError: there were fewer; it names all requests.
             ValueError: there is no such operation.
         """
+        __tracebackhide__ = True  # pytest shows who has called it
         if operation is not None:
             demand_operation(operation, self._operations)
 

@@ -38,6 +38,7 @@ class Watched:
         requests: its requests since it was started.
         faults: its faults.
         before: how many requests came before the test.
+        new: whether it was started during the test.
     """
 
     service: Service
@@ -45,6 +46,7 @@ class Watched:
     requests: Requests
     faults: Faults
     before: int = 0
+    new: bool = True
 
 
 #: The services of the present test, in the order of their start.
@@ -114,7 +116,9 @@ def orchmgmt_client(request: pytest.FixtureRequest) -> FlaskClient:
     if "fs" in request.fixturenames:  # pyfakefs hides the version that Flask's client sends
         request.getfixturevalue("fs").add_package_metadata("werkzeug")
     client = service.app.test_client()
-    client.environ_base["HTTP_AUTHORIZATION"] = service.headers["Authorization"]
+    for name, value in service.headers.items():
+        if name != "Content-Type":  # the client knows the body
+            client.environ_base[f"HTTP_{name.upper().replace('-', '_')}"] = value
     return client
 
 
@@ -149,7 +153,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Forget the services that have ended, and what the others were asked before this test."""
     watched[:] = [it for it in watched if it.service.is_running]
     for it in watched:
-        it.before, it.faults.excused = it.requests.total, False
+        it.before, it.new, it.faults.excused = it.requests.total, False, False
     names = getattr(item, "fixturenames", [])
     if "orchmgmt_client" in names:  # at the end all services are there
         names.remove("orchmgmt_client")
@@ -198,16 +202,19 @@ def pytest_runtest_makereport(
     """Add the requests to the report of a test that failed."""
     report = yield
     if report.failed:
+        own = [id(it) for it in getattr(item, "funcargs", {}).values()]
         for it in watched:
-            report.sections.append((f"requests to orchmgmt ({it.url})", _said(it)))
+            said = _said(it)
+            if said or it.new or id(it.service) in own:
+                report.sections.append((f"requests to orchmgmt ({it.url})", said or "none"))
     return report
 
 
 def _said(it: Watched) -> str:
-    """Return the last requests of a service, whatever state the test has left it in."""
+    """Return the last requests of the test, whatever state it has left the service in."""
     try:
         new = it.requests[-SHOWN:][-(it.requests.total - it.before) :]
-        lines = [_cut(str(line)) for line in new if it.requests.total > it.before] or ["none"]
+        lines = [_cut(str(line)) for line in new if it.requests.total > it.before]
         # xdist would lose a report that it cannot encode.
         return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
     except (

@@ -185,7 +185,7 @@ def test_a_project_of_others_tests_with_the_installed_wheel(elsewhere, tmp_path)
     listed = elsewhere("-m", "pytest", *pytest_options, "--fixtures", "test_page.py")
     assert sorted(fixtures) == sorted(re.findall(r"^(orchmgmt\w*)", listed, re.MULTILINE))
     code = "".join(blocks)
-    assert all(re.search(rf"def test_\w+\(.*\b{name}\b", code) for name in fixtures)
+    assert all(re.search(rf"def \w+\(.*\b{name}\b", code) for name in fixtures)
     table = page.split("<!-- faults -->")[1].split("<!-- /faults -->")[0]
     table += page.split("<!-- choices -->")[1].split("<!-- /choices -->")[0]
     faults = set(re.findall(r"[`, ](\w+)=", table))

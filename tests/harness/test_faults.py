@@ -244,7 +244,10 @@ def test_several_faults_come_in_turn_and_all_or_none(service, client):
         service.faults.next([{"stats": 503}])
     with pytest.raises(TypeError, match="A fault was expected, such as"):
         service.faults.next([503])
-    with pytest.raises(TypeError, match="not both"):
+    for misunderstood in (503, {"status": 503}):
+        with pytest.raises(TypeError, match=r"or a list such as \[\{'status': 503\}\]"):
+            service.faults.next(misunderstood)
+    with pytest.raises(TypeError, match="give one fault by keywords, or a list"):
         service.faults.next([{"status": 503}], status=503)
 
 

@@ -94,11 +94,14 @@ def test_a_report_shows_every_service_of_the_test(tmp_path, processes):
                 ask(self.service, "/unittest")
                 self.fail()
 
+        def test_unasked(of_module):
+            assert False
+
         def test_without():
             assert False
         """,
     )
-    assert "8 failed, 1 passed" in said, said
+    assert "9 failed, 1 passed" in said, said
     shown = {
         name: re.findall(r"404 GET (/\S+)", "".join(it)) for name, it in sections(said).items()
     }
@@ -110,8 +113,11 @@ def test_a_report_shows_every_service_of_the_test(tmp_path, processes):
         "test_again": ["/first", "/second"],
         "test_session": ["/reset"],
         "Boilers.test_unittest": ["/unittest"],
+        "test_unasked": [],
         "test_without": [],
     }, said
+    assert sections(said)["test_unasked"] == ["none\n"]
+    assert sections(said)["test_without"] == []
 
 
 @BOTH

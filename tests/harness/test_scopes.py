@@ -69,7 +69,7 @@ def test_a_client_belongs_to_the_service_of_the_test(tmp_path):
 
         @pytest.fixture
         def made(orchmgmt_factory):
-            return orchmgmt_factory(max_page_size=10)
+            return orchmgmt_factory(authentication_policy="certificate", cloud="A.B")
 
         @pytest.fixture
         def through(orchmgmt_shared):
