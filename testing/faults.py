@@ -287,6 +287,7 @@ class Faults:
         Raises:
             AssertionError: some have not; it names them.
         """
+        __tracebackhide__ = True  # pytest shows who has called it
         unused = self.unused()
         if unused:
             raise AssertionError(f"Faults that have not happened: {'; '.join(unused)}")
@@ -297,6 +298,7 @@ class Faults:
         Raises:
             AssertionError: as `assert_all_used`.
         """
+        __tracebackhide__ = True
         if self.excused:
             return
         try:
