@@ -36,7 +36,7 @@ class Request:
         fault: the fault that it met, such as `next(status=503)`; empty if it met none.
         status: the status that it was answered with; `None` if it was not answered.
         answered_at: when it was answered, or its connection dropped; `None` while it is in flight.
-        delivered: whether the client was there for the whole answer; `None` while it is in flight.
+        delivered: whether the client was there when it was answered; `None` while it is in flight.
     """
 
     operation: str

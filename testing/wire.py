@@ -29,6 +29,9 @@ LINE = "orchmgmt.testing.request"
 #: Where werkzeug's server puts the connection.
 CONNECTION = "werkzeug.socket"
 
+#: A large answer is sent in parts, so that a client that leaves meanwhile is noticed.
+PART_BYTES = 64 * 1024
+
 #: What a socket says whose other side has closed it. (Not every system knows the first.)
 GONE = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
@@ -105,22 +108,24 @@ class Wire:
     ) -> Iterator[bytes]:
         """Yield the body, and note whether the client is there.
 
-        Whoever has got all of an answer finds that in the log, so the note comes before the end.
+        Whoever has got all of an answer finds that in the log, so the note comes before the end. A
+        client that reads only the status may leave between the note and the end.
         """
         if fault.drop == "middle":
             body = body[: len(body) // 2]
-        last = max(len(body) - 1, 0) if fault.trickle else 0
+        size = 1 if fault.trickle else PART_BYTES
+        last = max(len(body) - 1, 0) // size * size
         try:
-            for at in range(last):
-                yield body[at : at + 1]
+            for at in range(0, last, size):
+                yield body[at : at + size]
                 self._wait(fault.trickle)
-            self.requests.end(line, fault.drop != "middle" and _is_there(connection))
-            yield body[last:]
-            if fault.drop == "middle":
-                raise ConnectionResetError("dropped in the middle of the answer")
         except BaseException:
             self.requests.end(line, delivered=False)
             raise
+        self.requests.end(line, fault.drop != "middle" and _is_there(connection))
+        yield body[last:]
+        if fault.drop == "middle":
+            raise ConnectionResetError("dropped in the middle of the answer")
 
     def _wait(self, seconds: float) -> None:
         if seconds and self._cut.wait(seconds):
