@@ -358,22 +358,23 @@ class Service:
     ) -> Job:
         """Return what `add_job` puts in."""
         status = str(status).strip().upper()
-        if age is not None and created_at is not None:
+        if age is not None and created_at:
             raise ValueError("age and created_at do not go together")
         if status == PENDING and (started_at or finished_at):
             raise ValueError("A job that is PENDING has neither started nor finished")
         if status not in FINISHED and finished_at:
             raise ValueError(f"A job that is {status} has not finished")
         given = (created_at, started_at, finished_at)
-        created, started, finished = (None if it is None else moment_of(it) for it in given)
-        if created is None:
+        created, started, finished = (moment_of(it) if it else None for it in given)
+        if not created:
             earliest = started or finished
             created = earliest if earliest and age is None else self.clock.ago(age or 0)
         if status != PENDING:
             started = started or created
         if status in FINISHED:
             finished = finished or started
-        if (started or created) < created or (finished and started and finished < started):
+        times = [it for it in (created, started, finished) if it]
+        if times != sorted(times):
             raise ValueError("A job is created, then started, then finished")
         return Job(
             status=status,
