@@ -1,8 +1,8 @@
 """Show what the service loses, and for how long it refuses, while PostgreSQL's primary is lost.
 
 etcd, two nodes of Patroni and, if wanted, HAProxy run on this machine with the files of deploy/.
-Three processes of the service are under load. Then one thing after the other happens to the leader,
-and each time everything that was acknowledged is compared with what the database has.
+Three processes of the service are under load. Each time one thing happens to the leader, and then
+everything that was acknowledged is compared with what the database has.
 
 Usage: availability.py [--only EVENT] [--through hosts|haproxy] [--asynchronous]
 """
@@ -139,7 +139,7 @@ class Node(Machine):
             "PATRONI_POSTGRESQL_CONNECT_ADDRESS": f"127.0.0.1:{self.port}",
             "PATRONI_POSTGRESQL_DATA_DIR": str(self.data),
             "PATRONI_POSTGRESQL_BIN_DIR": str(BINARIES[-1]),
-            "PATRONI_ETCD3_HOSTS": f"127.0.0.1:{etcd}",
+            "PATRONI_ETCD_HOSTS": f"127.0.0.1:{etcd}",
             "PATRONI_SUPERUSER_USERNAME": "postgres",
             "PATRONI_SUPERUSER_PASSWORD": "secret",
             "PATRONI_REPLICATION_USERNAME": "replicator",
@@ -212,7 +212,6 @@ class Cluster:
         stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
         if os.getuid() == 0:
             shutil.chown(self._folder, "postgres", "postgres")
-        self._synchronous = synchronous
         changes = {"/var/run/postgresql": str(self._folder)}
         if not synchronous:
             changes["synchronous_mode: true"] = "synchronous_mode: false"
@@ -220,6 +219,7 @@ class Cluster:
         clients, peers, door = free_ports(3)
         here = "http://127.0.0.1:"
         etcd = {
+            "ETCD_ENABLE_V2": "true",
             "ETCD_DATA_DIR": str(self._folder / "etcd"),
             "ETCD_LISTEN_CLIENT_URLS": f"{here}{clients}",
             "ETCD_ADVERTISE_CLIENT_URLS": f"{here}{clients}",
@@ -236,7 +236,7 @@ class Cluster:
         with self.nodes[0].connect("postgres") as connection:
             connection.execute("CREATE ROLE orchmgmt LOGIN PASSWORD 'secret'")
             connection.execute("CREATE DATABASE orchmgmt OWNER orchmgmt")
-        self.settle()
+        until(lambda: self.nodes[1].is_("sync" if synchronous else "replica"), "a second node")
         hosts = ",".join(f"127.0.0.1:{it.port}" for it in self.nodes)
         if through == "haproxy":
             hosts = f"127.0.0.1:{door}"
@@ -269,12 +269,6 @@ class Cluster:
     def other(self) -> Node:
         """The node that is not the primary."""
         return next(it for it in self.nodes if not it.is_("primary"))
-
-    def settle(self) -> None:
-        """Wait until one node leads and the other one follows it."""
-        follower = "sync" if self._synchronous else "replica"
-        roles = ["primary", follower]
-        until(lambda: [it for r in roles for it in self.nodes if it.is_(r)][1:], "two nodes")
 
     @contextmanager
     def succeeded(self) -> Iterator[Node]:
@@ -557,20 +551,22 @@ def measure(cluster: Cluster, event: str, urls: list[str]) -> Result:
         (EVENTS | WITHOUT_OVERRIDE)[event](cluster)
         moment = time.monotonic()
         until(lambda: load.all_served(since=moment), "an answer to all clients")
-        cluster.settle()
         time.sleep(QUIET)
+    # A node that was frozen takes itself for the leader for a while.
+    until(lambda: sum(it.is_("primary") for it in cluster.nodes) == 1, "a single leader")
     with cluster.leader.connect() as connection:
         query = "SELECT id, service_instance_id FROM orchestration_lock"
         return judge(event, load, connection.execute(query).fetchall())
 
 
 def run(through: str, synchronous: bool, events: list[str]) -> Iterator[Result]:
-    """Let events happen to a cluster, one after the other."""
-    with ExitStack() as stack:
-        cluster = Cluster(stack, through, synchronous)
-        urls = stack.enter_context(services(cluster.url))
-        for event in events:
-            yield measure(cluster, event, urls)
+    """Let each event happen to a cluster of its own."""
+    for event in events:
+        with ExitStack() as stack:
+            cluster = Cluster(stack, through, synchronous)
+            urls = stack.enter_context(services(cluster.url))
+            result = measure(cluster, event, urls)
+        yield result
 
 
 def main() -> None:
