@@ -1,6 +1,7 @@
 # make demo   set up and run the service on the example data
 # make test   set up and run all tests
 # make bench  measure the speed beside a limit server (needs wrk)
+# make growth  measure what could grow with what is stored, on SQLite and PostgreSQL
 # make wheel  build the wheel in dist/
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ READY = $(VENV)/.ready
 # The tests start Python a thousand times, so keep the compiled files, even if the environment disables that.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint bench wheel example man clean
+.PHONY: demo test lint bench growth wheel example man clean
 
 demo: $(READY)
 	$(BIN)/orchmgmt demo
@@ -33,6 +34,10 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/run.py --output bench/RESULTS.md
+
+growth: $(READY)
+	$(BIN)/python bench/growth.py
+	$(BIN)/python bench/growth.py --postgresql
 
 wheel: $(READY)
 	rm -rf build

@@ -9,10 +9,9 @@ from operator import itemgetter
 from typing import Any
 from uuid import uuid4
 
-from peewee import SQL, Case
+from peewee import SQL, Case, fn
 
 from orchmgmt.databases import Backend, Row
-from orchmgmt.databases.index_choice import no_quick_count
 from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
 from orchmgmt.entries import camel_case
 from orchmgmt.errors import InvalidParameter, NotFound
@@ -70,7 +69,8 @@ class JobTable:
         self._entry = JobEntry(settings)
         self._max_age = timedelta(days=settings.history_max_age_days)
         self._jobs = self._select_jobs()
-        self._counts = database.sql(JobCount.select())
+        kinds = (JobCount.status, JobCount.type)
+        self._counts = database.sql(JobCount.select(*kinds, fn.SUM(JobCount.jobs)).group_by(*kinds))
         self._insert = BulkInsert(database, COLUMNS, lambda insert: insert)
         self._upsert = BulkInsert(
             database,
@@ -97,7 +97,7 @@ class JobTable:
                 "type": Job.type,
             },
             default_sort="created_at",
-            quick_count=self._quick_count if self._database.one_writer else no_quick_count,
+            quick_count=self._quick_count,
         )
 
     def _steps(self) -> tuple[str, str]:
@@ -256,7 +256,7 @@ class JobTable:
         statuses, type = wanted.get("statuses", STATUSES), wanted.get("type")
         rows: list[tuple[str, str, int]] = self._database.rows(self._counts)
         return sum(
-            jobs for status, kind, jobs in rows if status in statuses and type in (None, kind)
+            int(jobs) for status, kind, jobs in rows if status in statuses and type in (None, kind)
         )
 
     def step(self, job_id: str, status: str, message: str) -> None:

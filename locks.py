@@ -14,7 +14,6 @@ from peewee import SQL, fn
 
 from orchmgmt import values
 from orchmgmt.databases import Backend, Row
-from orchmgmt.databases.index_choice import no_quick_count
 from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
 from orchmgmt.entries import ALREADY_LOCKED, NOT_LOCKED
 from orchmgmt.errors import InvalidParameter, NotFound
@@ -139,7 +138,8 @@ class LockTable:
         self._active = self._select_active()
         self._insert = self._insert_or_replace_expired()
         expired = Lock.expires_at <= place("now")
-        count = LockCount.locks - Lock.select(fn.COUNT(SQL("*"))).where(expired)
+        those_expired = Lock.select(fn.COUNT(SQL("*"))).where(expired)
+        count = fn.COALESCE(fn.SUM(LockCount.locks), SQL("0")) - those_expired
         self._count = database.sql(LockCount.select(count))
         self._delete_expired = database.deletion(
             Lock.id, Lock.select(Lock.id).where(expired).limit(place("limit")), "UPDATE SKIP LOCKED"
@@ -182,7 +182,7 @@ class LockTable:
                 "expires_after": Lock.expires_at > place("expires_after"),
             },
             always=[database.unindexed(Lock.expires_at) > place("now")],
-            quick_count=self._quick_count if database.one_writer else no_quick_count,
+            quick_count=self._quick_count,
         )
 
     def _insert_or_replace_expired(self) -> BulkInsert:

@@ -130,12 +130,15 @@ class Job(Model):
         )
 
 
-class JobCount(Model):
-    """How many jobs there are of each status and type, so that counting does not read the jobs.
+# The tables of counts, so that counting does not read what is counted. Triggers keep them
+# (`databases/counts.py`), so they are exact in every transaction, whoever writes. A count is the
+# sum of its rows. SQLite has one writer at a time, which changes the one row of its kind. On
+# PostgreSQL each writer adds a row with the difference, so that no writer waits for another; now
+# and then one of them adds the differences up. So there are few rows, whatever is counted.
 
-    Triggers keep it, so it is exact, whoever writes. It has few rows, so keeping it costs the same
-    however many jobs there are.
-    """
+
+class JobCount(Model):
+    """How many jobs there are of each status and type."""
 
     status = TextField()
     type = TextField()
@@ -148,7 +151,7 @@ class JobCount(Model):
 
 
 class LockCount(Model):
-    """The single row that says how many locks there are, expired or not; triggers keep it."""
+    """How many locks there are, expired or not."""
 
     locks = IntegerField()
 

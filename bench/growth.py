@@ -3,8 +3,9 @@
 Each figure is taken at two sizes, so that a row tells by itself whether it grows. Run it on two
 versions of the code to compare them.
 
-Usage: growth.py [--small ROWS] [--large ROWS] [--postgresql URL]
-It measures SQLite, or PostgreSQL in the database of the URL, whose locks and jobs it deletes.
+Usage: growth.py [--small ROWS] [--large ROWS] [--postgresql [URL]]
+It measures SQLite, or PostgreSQL: on a server of its own, or in the database of the URL, whose locks
+and jobs it deletes.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import sqlite3
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +31,9 @@ from orchmgmt.store import Store
 PAST, FUTURE = "2020-01-01T00:00:00Z", "2099-01-01T00:00:00Z"
 FIRST = Page(0, 10)
 CREATES = 300
+
+#: Stands for a PostgreSQL server of its own.
+OWN = "own"
 
 # PostgreSQL and SQLite make the numbers from 1 to n in ways of their own.
 NUMBERS = {
@@ -96,11 +101,18 @@ def pages(store: Store) -> Iterator[tuple[str, float]]:
         ("first page of jobs", {}),
         ("the same by type", {"type": "PULL"}),
         ("the same by status", {"statuses": ["PENDING"]}),
+        ("the same by status and type", {"statuses": ["PENDING"], "type": "PULL"}),
         ("the same by requester", {"requester_systems": ["R7"]}),
         ("the same by requester and type", {"requester_systems": ["R7"], "type": "PULL"}),
     ):
         yield name, milliseconds(lambda wanted=wanted: find(wanted, FIRST))
+    by_end = Page(0, 10, "finished_at")
+    yield "the same in the order of finishedAt", milliseconds(lambda: find({}, by_end))
     yield "first page of locks", milliseconds(lambda: store.lock_table.find({}, FIRST))
+    for order in ("expires_at", "owner"):
+        by = Page(0, 10, order)
+        name = f"the same in the order of {order}"
+        yield name, milliseconds(lambda by=by: store.lock_table.find({}, by))
     owners = {"owners": ["O7"]}
     yield "the same by owner", milliseconds(lambda: store.lock_table.find(owners, FIRST))
 
@@ -227,6 +239,22 @@ def imported(rows: int) -> None:
         )  # fmt: skip
 
 
+@contextmanager
+def postgresql(url: str) -> Iterator[str]:
+    """The URL of a database, on a server of its own if that is wanted."""
+    if url != OWN:
+        yield url
+        return
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    import cluster
+
+    server = cluster.Cluster(fsync="on")
+    try:
+        yield server.create_database()
+    finally:
+        server.remove()
+
+
 def row(*cells: str) -> None:
     print("|", " | ".join(cells), "|", flush=True)
 
@@ -235,12 +263,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--small", type=int, default=10_000)
     parser.add_argument("--large", type=int, default=1_000_000)
-    parser.add_argument("--postgresql", default="")
+    parser.add_argument("--postgresql", default="", nargs="?", const=OWN, metavar="URL")
     options = parser.parse_args()
     sizes = [options.small, options.large]
-    grown(options.postgresql, sizes)
-    cleaned(options.postgresql, options.large // 2)
-    if not options.postgresql:
+    with postgresql(options.postgresql) as url:
+        grown(url, sizes)
+        cleaned(url, options.large // 2)
+    if not url:
         beside_the_cleaner(options.large)
         for rows in sizes:
             imported(rows)

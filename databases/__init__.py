@@ -60,8 +60,7 @@ class Backend(ABC):
 
     Attributes:
         engine: peewee's database, which knows the SQL of this kind.
-        one_writer: whether only one transaction writes at a time. Only then are there tables of
-            counts: several writers would all wait for the row of a count.
+        one_writer: whether only one transaction writes at a time.
         read_only: whether it was opened only to be read; then `check` does not ask for more.
     """
 

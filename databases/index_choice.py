@@ -25,10 +25,6 @@ from typing import Any
 QuickCount = Callable[[Mapping[str, Any]], int | None]
 
 
-def no_quick_count(wanted: Mapping[str, Any]) -> None:
-    """Count nothing without reading it."""
-
-
 class IndexChoice:
     """Chooses the filter whose index may be used; `None` is the index of the page's order.
 

@@ -13,7 +13,7 @@ from typing import Any
 from peewee import SQL, Expression, Field, Insert, Model, Select, fn
 
 from orchmgmt.databases import Backend, Row
-from orchmgmt.databases.index_choice import IndexChoice, QuickCount, no_quick_count
+from orchmgmt.databases.index_choice import IndexChoice, QuickCount
 
 MAX_OFFSET = 2**63 - 1
 
@@ -129,10 +129,10 @@ class Selection:
             those that usually leave the fewest rows first. Each has an index that goes on in the
             default order.
         default_sort: the field to sort by if the request names none.
+        quick_count: returns how many rows match some filters, or `None` if that takes counting.
         conditions: for each further filter, its condition, with a place of its name.
         always: conditions that every row returned must meet, and nearly every row does. The place
             `now` is the present.
-        quick_count: returns how many rows match some filters, or `None` if that takes counting.
     """
 
     def __init__(
@@ -141,9 +141,9 @@ class Selection:
         columns: Sequence[Field],
         filters: Mapping[str, Field],
         default_sort: str,
+        quick_count: QuickCount,
         conditions: Mapping[str, Expression] | None = None,
         always: Sequence[Expression] = (),
-        quick_count: QuickCount = no_quick_count,
     ) -> None:
         self._database = database
         self._columns = columns
@@ -186,7 +186,9 @@ class Selection:
         shape = tuple((name, isinstance(values[name], list)) for name in wanted)
         sort_field = page.sort_field or self._default_sort
         default_order = sort_field == self._default_sort
-        index = self._choice.quickest(wanted, matching, default_order, offset + page.size)
+        index = None
+        if self._database.one_writer:  # others choose by their statistics
+            index = self._choice.quickest(wanted, matching, default_order, offset + page.size)
         rows = self._database.rows(self._select(shape, index, sort_field, page.descending), values)
         if matching is None and len(rows) < page.size and (rows or not offset):
             matching = offset + len(rows)  # this is the last page

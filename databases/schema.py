@@ -12,12 +12,12 @@ from typing import NamedTuple
 import peewee
 from peewee import SchemaManager
 
+from orchmgmt.databases.counts import create_counts
 from orchmgmt.models import (
     KEY_INDEX,
     Job,
     JobCount,
     Lock,
-    LockCount,
     MissingDatabase,
     SchemaVersion,
     UnusableDatabase,
@@ -62,31 +62,6 @@ class OldSchema(UnusableDatabase):
         self.version = version
 
 
-def create_counts(engine: peewee.Database) -> None:
-    """Create the tables of counts, fill them, and let triggers keep them. For SQLite."""
-    job, jobs, lock, locks = (it._meta.table_name for it in (Job, JobCount, Lock, LockCount))
-    for model in (JobCount, LockCount):
-        SchemaManager(model, engine).create_all(safe=False)
-    more = (
-        f"INSERT INTO {jobs} VALUES (NEW.status, NEW.type, 1)"
-        " ON CONFLICT DO UPDATE SET jobs = jobs + 1;"
-    )
-    fewer = f"UPDATE {jobs} SET jobs = jobs - 1 WHERE status = OLD.status AND type = OLD.type;"
-    for statement in (
-        f"INSERT INTO {jobs} SELECT status, type, COUNT(*) FROM {job} GROUP BY status, type",
-        f"INSERT INTO {locks} SELECT COUNT(*) FROM {lock}",
-        f"CREATE TRIGGER {job}_count_insert AFTER INSERT ON {job} BEGIN {more} END",
-        f"CREATE TRIGGER {job}_count_delete AFTER DELETE ON {job} BEGIN {fewer} END",
-        f"CREATE TRIGGER {job}_count_update AFTER UPDATE OF status, type ON {job}"
-        f" BEGIN {fewer + more} END",
-        f"CREATE TRIGGER {lock}_count_insert AFTER INSERT ON {lock}"
-        f" BEGIN UPDATE {locks} SET locks = locks + 1; END",
-        f"CREATE TRIGGER {lock}_count_delete AFTER DELETE ON {lock}"
-        f" BEGIN UPDATE {locks} SET locks = locks - 1; END",
-    ):
-        engine.execute_sql(statement)
-
-
 def drop_earlier_counts(engine: peewee.Database) -> None:
     """Drop what version 2 counted with. Version 1 had no counts."""
     counts = JobCount._meta.table_name
@@ -114,18 +89,21 @@ class Upgrade(NamedTuple):
     Attributes:
         steps: those for SQLite and PostgreSQL.
         sqlite: those for SQLite alone, which come after them.
+        postgresql: likewise.
     """
 
     steps: tuple[Step, ...] = ()
     sqlite: tuple[Step, ...] = ()
+    postgresql: tuple[Step, ...] = ()
 
 
 #: How each version of the schema is made from the one before. A new column is one line:
-#: `5: Upgrade(("ALTER TABLE orchestration_lock ADD COLUMN note TEXT NOT NULL DEFAULT ''",)),`
+#: `6: Upgrade(("ALTER TABLE orchestration_lock ADD COLUMN note TEXT NOT NULL DEFAULT ''",)),`
 UPGRADES = {
     2: Upgrade(),  # version 3 replaces all that this one did
     3: Upgrade(sqlite=(drop_earlier_counts, create_counts)),
     4: Upgrade((add_idempotency_key,)),
+    5: Upgrade(postgresql=(create_counts,)),
 }
 
 #: The version of the schema that this program uses.
@@ -192,8 +170,7 @@ def prepare_schema(engine: peewee.Database, permitted: Permitted) -> None:
 def _create(engine: peewee.Database) -> None:
     for model in (Lock, Job, SchemaVersion):
         SchemaManager(model, engine).create_all(safe=False)
-    if _is_sqlite(engine):
-        create_counts(engine)
+    create_counts(engine)
     SchemaVersion.insert(version=SCHEMA_VERSION).bind(engine).execute()
 
 
@@ -206,7 +183,8 @@ def _upgrade(engine: peewee.Database, version: int) -> None:
     )
     for number in range(version + 1, SCHEMA_VERSION + 1):
         upgrade = UPGRADES[number]
-        for step in upgrade.steps + (upgrade.sqlite if _is_sqlite(engine) else ()):
+        more = upgrade.sqlite if _is_sqlite(engine) else upgrade.postgresql
+        for step in upgrade.steps + more:
             if callable(step):
                 step(engine)
             else:

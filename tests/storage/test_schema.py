@@ -38,7 +38,11 @@ def earlier(request, version, tmp_path):
     with Store({"DATABASE_URL": url}) as store:
         store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
     with closing(connect(url)) as database:  # up to version 3 the tables there are the same
-        database.execute(f"ALTER TABLE {LOCK} DROP COLUMN idempotency_key, DROP COLUMN request")
+        for counts in ("orchestration_job_count", "orchestration_lock_count"):
+            database.execute(f"DROP TABLE {counts}")
+            database.execute(f"DROP FUNCTION {counts} CASCADE")
+        if version < 4:
+            database.execute(f"ALTER TABLE {LOCK} DROP COLUMN idempotency_key, DROP COLUMN request")
         database.execute(f"UPDATE orchestration_schema SET version = {version}")
     return url
 
