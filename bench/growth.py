@@ -4,7 +4,7 @@ Each figure is taken at two sizes, so that a row tells by itself whether it grow
 versions of the code to compare them.
 
 Usage: growth.py [--small ROWS] [--large ROWS] [--postgresql [URL]]
-It measures SQLite, or PostgreSQL: on a server of its own, or in the database of the URL, whose locks
+It measures SQLite, or PostgreSQL: on its own server, or in the database of the URL, whose locks
 and jobs it deletes.
 """
 

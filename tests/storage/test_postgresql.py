@@ -1,12 +1,14 @@
 """What only a server brings with it: logins, limits, restarts, other languages, deadlocks."""
 
 import http.client
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter, defaultdict
 from contextlib import closing, suppress
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -15,7 +17,7 @@ from support import FUTURE, in_threads, job, lock
 from wire import JOB, LOCK, PAST, connect, execute, job_entry, job_id, lock_entry, put
 
 from orchmgmt.commands.transfer import restore
-from orchmgmt.databases import ATTEMPTS, Overtaken
+from orchmgmt.databases import ATTEMPTS, Overtaken, counts
 from orchmgmt.databases.queries import Page
 from orchmgmt.databases.schema import SCHEMA_VERSION
 from orchmgmt.locks import Conflicts
@@ -307,6 +309,25 @@ def test_connection_limit_of_the_server_is_a_503_while_it_is_reached(start, post
 
     until(served)  # the server takes a moment to see that the other has gone
     assert service.locks().json["count"] == 1
+
+
+def test_another_user_can_serve_with_the_grants_of_the_page(start, postgresql, url):
+    page = Path(__file__).parents[2] / "docs" / "operations.md"
+    (grants,) = re.findall(r"```sql\n(GRANT .*?)```", page.read_text(), re.DOTALL)
+    start(DATABASE_URL=url)
+    with postgresql.connect(name_of(url)) as connection:
+        connection.execute("CREATE ROLE service LOGIN PASSWORD 'x'")
+        connection.execute(grants)
+    other = f"postgresql://service:x@127.0.0.1:{postgresql.port}/{name_of(url)}"
+    service = start(DATABASE_URL=other, RECORDER="true")
+    assert service.send("GET", "/health").status == 200
+    for _ in range(2 * counts.ONE_IN):  # so that it adds up the differences too
+        assert service.create(lock("A|b|1.0.0")).status == 201
+        assert service.remove("Owner", "instanceIds=A%7Cb%7C1.0.0").status == 200
+    made = service.store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
+    service.store.history.start(made)
+    assert service.store.clean() == (0, 0)
+    assert service.jobs().json["count"] == 1
 
 
 def until(condition, seconds=20):
