@@ -5,6 +5,7 @@ import re
 import socket
 import sqlite3
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,6 +36,17 @@ def connect(url: str) -> Any:
         path = url.removeprefix("sqlite:///")
         return sqlite3.connect(path, check_same_thread=False, isolation_level=None)
     return psycopg.connect(url, autocommit=True)
+
+
+def make_earlier(url: str, version: int) -> None:
+    """Turn a PostgreSQL database into one of an earlier version of the schema."""
+    with closing(connect(url)) as database:
+        for counts in ("orchestration_job_count", "orchestration_lock_count"):
+            database.execute(f"DROP TABLE {counts}")
+            database.execute(f"DROP FUNCTION {counts} CASCADE")
+        if version < 4:  # up to version 3 the tables there are the same
+            database.execute(f"ALTER TABLE {LOCK} DROP COLUMN idempotency_key, DROP COLUMN request")
+        database.execute(f"UPDATE orchestration_schema SET version = {version}")
 
 
 def execute(store: Store, sql: str, *rows: Sequence[Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from pages import marked, table
-from wire import JOB, LOCK, connect
+from wire import JOB, LOCK, connect, make_earlier
 
 from orchmgmt import cli
 from orchmgmt.commands.asking import NoAnswer, NotDone
@@ -143,9 +143,7 @@ def test_a_schema_on_a_server_is_upgraded_the_same_way(run, serve, postgresql):
     assert re.fullmatch(
         r"Imported 0 locks into postgresql://orchmgmt:\*\*\*@.*; 0 had expired.*\n", ended.stdout
     )
-    with closing(connect(url)) as database:
-        database.execute(f"ALTER TABLE {LOCK} DROP COLUMN idempotency_key, DROP COLUMN request")
-        database.execute("UPDATE orchestration_schema SET version = 2")
+    make_earlier(url, 2)
     assert refused(run("clean", *options), "version 2", "run `orchmgmt upgrade`")
     assert run("upgrade", "--check", *options).returncode == 1
     assert run("upgrade", *options).returncode == 0

@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from wire import LOCK, connect
+from wire import LOCK, connect, make_earlier
 
 from orchmgmt.databases import schema
 from orchmgmt.databases.schema import SCHEMA_VERSION, TO_READ, OldSchema, Upgrade
@@ -37,13 +37,7 @@ def earlier(request, version, tmp_path):
     url = request.getfixturevalue("postgresql").create_database()
     with Store({"DATABASE_URL": url}) as store:
         store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
-    with closing(connect(url)) as database:  # up to version 3 the tables there are the same
-        for counts in ("orchestration_job_count", "orchestration_lock_count"):
-            database.execute(f"DROP TABLE {counts}")
-            database.execute(f"DROP FUNCTION {counts} CASCADE")
-        if version < 4:
-            database.execute(f"ALTER TABLE {LOCK} DROP COLUMN idempotency_key, DROP COLUMN request")
-        database.execute(f"UPDATE orchestration_schema SET version = {version}")
+    make_earlier(url, version)
     return url
 
 
