@@ -1,4 +1,4 @@
-"""The service with two PostgreSQL servers under Patroni: what was acknowledged outlives the primary."""
+"""Two PostgreSQL servers under Patroni: what was acknowledged outlives the primary."""
 
 import importlib.util
 import subprocess
