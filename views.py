@@ -1,15 +1,13 @@
 """The operations over HTTP: read the request, perform the operation, write the answer."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
 
-from orchmgmt import schemas
-from orchmgmt.databases import Row
 from orchmgmt.entries import IDEMPOTENCY_KEY, MANAGEMENT, ROOT
 from orchmgmt.errors import (
     IDENTITY,
@@ -22,17 +20,13 @@ from orchmgmt.errors import (
     fault_of,
     origin_of,
 )
-from orchmgmt.locks import Key
-from orchmgmt.logs.audit import attempt
-from orchmgmt.operations import Operation
+from orchmgmt.interfaces import perform, written
+from orchmgmt.operations import Operation, Result
 from orchmgmt.policies.gate import Gate
-from orchmgmt.schemas import parse_json, write_json
+from orchmgmt.schemas import parse_json
 from orchmgmt.store import Store
 
 log = logging.getLogger("orchmgmt")
-
-#: So many entries are written at once.
-PART = 20
 
 #: An answer of fewer bytes goes out in one piece: in many it takes half as long again.
 WHOLE = 1_000_000
@@ -46,44 +40,44 @@ _AS_THEY_ARE = "/!$&'()*+,;=:@"
 def add_operation(app: Flask, operation: Operation, gate: Gate) -> None:
     """Offer an operation below its service's path, to those whom the gate lets in."""
     path = f"{MANAGEMENT}/{operation.group}/{operation.scope}"
-    perform = _view(operation, gate)
+    view = _view(operation, gate)
     options: dict[str, Any] = {"methods": [operation.method]}
     if not operation.in_path:
-        app.add_url_rule(path, operation.name, perform, **options)
+        app.add_url_rule(path, operation.name, view, **options)
         return
     for rule in (path, f"{path}/"):
-        app.add_url_rule(rule, operation.name, perform, defaults={operation.in_path: ""}, **options)
-    app.add_url_rule(f"{path}/<{operation.in_path}>", operation.name, perform, **options)
+        app.add_url_rule(rule, operation.name, view, defaults={operation.in_path: ""}, **options)
+    app.add_url_rule(f"{path}/<{operation.in_path}>", operation.name, view, **options)
 
 
 def _view(operation: Operation, gate: Gate) -> Callable[..., Response]:
     def view(**path: str) -> Response:
-        with attempt(operation) as line:
-            requester = gate.identify(request, operation.name)
-            line.requester = request.environ["REMOTE_USER"] = requester.name
-            gate.permit(requester, operation, request)
+        def read() -> tuple[Any, str | None]:
             if operation.from_path:
                 (value,) = path.values()
                 payload = operation.from_path(value, request.args.to_dict(flat=False))
             else:
                 payload = read_payload()
-            more = {}
-            if operation.takes_key and (key := request.headers.get(IDEMPOTENCY_KEY)) is not None:
-                more["key"] = Key(key, requester.name)
-            return _answer(operation, operation.perform(payload, line.tell, **more))
+            return payload, request.headers.get(IDEMPOTENCY_KEY)
+
+        return _answer(operation, perform(operation, gate, request, _note_requester, read))
 
     return view
 
 
-def _answer(operation: Operation, result: Any) -> Response:
-    if isinstance(operation.returns, schemas.EntrySchema):
-        rows, count = result
-        return entries(operation.returns, rows, count, operation.status)
-    if result is None:
+def _note_requester(name: str) -> None:
+    request.environ["REMOTE_USER"] = name
+
+
+def _answer(operation: Operation, result: Result) -> Response:
+    parts = written(operation, result)
+    if not parts:
         response = Response(status=operation.status)
         del response.headers["Content-Type"]  # there is no content
         return response
-    return Response(write_json(result), operation.status, content_type="application/json")
+    if sum(map(len, parts)) < WHOLE:
+        parts = [b"".join(parts)]
+    return Response(parts, operation.status, content_type="application/json")
 
 
 def add_monitor(app: Flask, store: Store, gate: Gate) -> None:
@@ -121,24 +115,6 @@ def read_payload() -> Any:
     if not request.is_json:
         raise NotJson
     return parse_json(body)
-
-
-def entries(
-    schema: schemas.EntrySchema, rows: Sequence[Row], count: int, status: int = 200
-) -> Response:
-    """Return an answer of entries (contract, "Lock" and "History").
-
-    It is written in parts, so that a large one is not there as entries, as text and as bytes.
-    """
-    parts, separator = [b'{"entries":['], b""
-    for start in range(0, len(rows), PART):
-        written = write_json(schema.entries_of(rows[start : start + PART]))
-        parts.append(separator + written[1:-1].encode())
-        separator = b","
-    parts.append(b'],"count":%d}' % count)
-    if sum(map(len, parts)) < WHOLE:
-        parts = [b"".join(parts)]
-    return Response(parts, status, content_type="application/json")
 
 
 def add_error_handlers(app: Flask) -> None:
