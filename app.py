@@ -1,6 +1,6 @@
 """The application: settings, store, gate, operations and extensions, put together."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from flask import Flask
@@ -34,6 +34,8 @@ class Service:
         operations: the operations, those of extensions too.
         read_only: whether operations that write are refused.
         extensions: what the settings have switched on.
+        watchers: called with each request that came another way than over HTTP, once it is
+            answered: the operation, the status, and the seconds that it took.
 
     Raises:
         SettingError: a setting is wrong, or needs a package that is missing.
@@ -56,6 +58,7 @@ class Service:
         self.app.url_map.merge_slashes = False
         self.app.url_map.redirect_defaults = False
         self.operations: list[Operation] = []
+        self.watchers: list[Callable[[str, int, float], object]] = []
         self.offer(operations(self.store))
         add_monitor(self.app, self.store, self.gate)
         add_error_handlers(self.app)

@@ -241,6 +241,7 @@ def opened(options: dict[str, Any], permitted: Permitted = AS_IT_IS) -> Store:
         "history",
         "lock",
         "mirror",
+        "mqtt",
         "openapi",
         "serve",
         "test-server",

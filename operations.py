@@ -1,6 +1,6 @@
 """The operations: what each takes, does and returns, whatever carries the request.
 
-`views.py` offers them over HTTP. An operation knows neither requests nor identities.
+`views.py` offers them over HTTP, `extensions/mqtt` over MQTT. An operation knows neither requests nor identities.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -52,6 +52,8 @@ class Operation:
         method: the HTTP method.
         in_path: the part of the payload that HTTP has at the end of the path, if there is one.
         from_path: makes the payload of that part and the query string then.
+        from_params: makes the payload where it comes in two parts, as over MQTT: named values, and
+            the rest.
     """
 
     group: str
@@ -67,6 +69,7 @@ class Operation:
     method: str = "POST"
     in_path: str = ""
     from_path: Callable[[str, Mapping[str, list[str]]], Any] | None = None
+    from_params: Callable[[Mapping[str, Any], Any], Any] | None = None
 
     @property
     def name(self) -> str:
@@ -145,6 +148,7 @@ def operations(store: Store) -> list[Operation]:
             method="DELETE",
             in_path="owner",
             from_path=removal.from_path,
+            from_params=removal.from_params,
         ),
         Operation(
             group="history",

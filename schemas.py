@@ -459,6 +459,22 @@ class LockRemove(WireSchema):
             payload[key] = [] if len(parts) == 1 and not values.strip(parts[0]) else parts
         return payload
 
+    def from_params(self, params: Mapping[str, Any], instance_ids: Any) -> dict[str, Any]:
+        """Return the payload of a message (contract, "MQTT").
+
+        Args:
+            params: `owner`, and `ids`, separated by commas.
+            instance_ids: the list of service instances; `None` if it is missing.
+
+        Raises:
+            Fault: there is another key, and unknown keys are refused.
+        """
+        self._refuse_unknown(params, ["owner", "ids"])
+        ids = params.get("ids")
+        if isinstance(ids, str):
+            ids = ids.split(",") if values.strip(ids) else None
+        return {"owner": params.get("owner"), "instanceIds": instance_ids, "ids": ids}
+
 
 class LockRelease(WireSchema):
     """The job of lock release, from its path."""
@@ -477,6 +493,18 @@ class LockRelease(WireSchema):
         """
         self._refuse_unknown(query, [])
         return {"orchestrationJobId": job_id}
+
+    def from_params(self, params: Mapping[str, Any], _: Any) -> dict[str, Any]:
+        """Return the payload of a message (contract, "MQTT").
+
+        Args:
+            params: `orchestrationJobId`.
+
+        Raises:
+            Fault: there is another key, and unknown keys are refused.
+        """
+        self._refuse_unknown(params, ["orchestrationJobId"])
+        return {"orchestrationJobId": params.get("orchestrationJobId")}
 
 
 class Released(WireSchema):

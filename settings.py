@@ -92,6 +92,7 @@ EXTENSIONS = {
     "metrics": Part("extensions.metrics:Metrics", extra="metrics"),
     "openapi": Part("extensions.openapi:Document", extra="openapi"),
     "cors_origins": Part("extensions.cors:OtherOrigins", extra="cors"),
+    "mqtt_url": Part("extensions.mqtt:Mqtt", extra="mqtt"),
     "service_registry_url": Part("extensions.registration:Registration"),
 }
 
@@ -192,6 +193,17 @@ class Settings:
         (),
         "Metadata of the registered services, key=value separated by commas; true and false "
         "become JSON booleans, everything else is text",
+    )
+    mqtt_url: str = _setting(
+        "",
+        "URL of the MQTT broker over which `serve` and `orchmgmt mqtt` answer requests too: "
+        "mqtt://USER:PASSWORD@HOST:1883, or mqtts://HOST:8883 with TLS; if empty, there is no MQTT",
+    )
+    mqtt_ca_file: str = _setting(
+        "",
+        "PEM file of the CAs trusted for the broker, by default those of CA_FILE; under "
+        "`certificate`, requesters' certificates are verified with it, and with revocation lists "
+        "in it",
     )
     ca_file: str = _setting(
         "", "PEM file of the CAs trusted for other systems; by default those of the machine"

@@ -171,7 +171,7 @@ class UnusableFile(ValueError):
 
 
 def tls_context(
-    ca: str | None, certificate: str | None = None, key: str | None = None
+    ca: str | None, certificate: str | None = None, key: str | None = None, alpn: str = "http/1.1"
 ) -> ssl.SSLContext:
     """Return what verifies the other side of a TLS connection, and proves who this side is.
 
@@ -179,6 +179,7 @@ def tls_context(
         ca: the PEM file of the trusted CAs; by default those of this machine.
         certificate: the PEM file of this side's certificate, if it shows one.
         key: the PEM file of its key, if that is another file.
+        alpn: the protocol that is to be spoken, as TLS names it (RFC 7301).
 
     Raises:
         UnusableFile: one of the files cannot be read, or holds something else.
@@ -188,7 +189,7 @@ def tls_context(
     except OSError as error:
         message = f"{ca} is not a PEM file of certificates"
         raise UnusableFile("ca", message, _reason(error)) from error
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols([alpn])
     if certificate is not None:
         try:
             # The password is for a key that has one: otherwise OpenSSL asks at the terminal.

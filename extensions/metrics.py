@@ -59,6 +59,7 @@ class Metrics(Extension, Collector):
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
         self._registry.register(self)
+        service.watchers.append(self._count)
         service.app.before_request(_begin)
         service.app.after_request(self._end)
         service.app.add_url_rule("/metrics", "metrics.metrics", self._tell)
@@ -67,9 +68,12 @@ class Metrics(Extension, Collector):
         operation = request.endpoint or "unknown"
         if request.method == "OPTIONS" and response.status_code < 400:
             operation = "preflight"  # a browser asks first whether it may ask
-        self._requests.labels(operation, str(response.status_code)).inc()
-        self._seconds.labels(operation).observe(perf_counter() - g.begun)
+        self._count(operation, response.status_code, perf_counter() - g.begun)
         return response
+
+    def _count(self, operation: str, status: int, seconds: float) -> None:
+        self._requests.labels(operation, str(status)).inc()
+        self._seconds.labels(operation).observe(seconds)
 
     def _tell(self) -> Response:
         return Response(generate_latest(self._registry), content_type=CONTENT_TYPE)

@@ -73,6 +73,7 @@ def operations(store: Store) -> list[Operation]:
             method="DELETE",
             in_path="orchestrationJobId",
             from_path=releasing.from_path,
+            from_params=releasing.from_params,
         ),
         Operation(
             group="history",

@@ -9,6 +9,10 @@ from orchmgmt.settings import PREFIX, SettingError, Settings
 #: gunicorn and Granian nothing. Every other peer has an address.
 UNIX_SOCKET = ("localhost", "")
 
+#: The address of what no proxy has sent, because this process has verified it itself. No peer has
+#: such an address.
+VERIFIED_HERE = "MQTT"
+
 
 class TrustedProxies:
     """The proxies of the setting `TRUSTED_PROXIES`, and whoever may open the Unix socket.
@@ -26,7 +30,7 @@ class TrustedProxies:
     def sent(self, evidence: Evidence) -> bool:
         """Return whether a request comes straight from one of these proxies."""
         peer = evidence.remote_addr
-        if peer in UNIX_SOCKET:
+        if peer in (*UNIX_SOCKET, VERIFIED_HERE):
             return True
         try:
             address = address_of(peer or "unknown")

@@ -19,7 +19,7 @@ from waitress.server import BaseWSGIServer
 from orchmgmt.errors import BodyTooLarge
 from orchmgmt.serving.connections import Connection
 from orchmgmt.serving.sockets import BACKLOG, listen, listen_unix, remove_unused
-from orchmgmt.serving.threads import EXTRA_THREADS, ThreadCountMiddleware
+from orchmgmt.serving.threads import EXTRA_THREADS, ThreadCount
 from orchmgmt.settings import Settings
 
 log = logging.getLogger("orchmgmt")
@@ -103,8 +103,8 @@ class Server:
 
     def run(self, app: Flask) -> None:
         """Serve an application until `stop`, then answer what has been received, and return."""
-        self._middleware = ThreadCountMiddleware(app, self._settings.usual_threads)
-        self._waitress = self._create_waitress()
+        self._threads = ThreadCount(self._settings.usual_threads)
+        self._waitress = self._create_waitress(self._threads.timed(app))
         self._listeners = [it for it in self._map.values() if isinstance(it, BaseWSGIServer)]
         for listener in self._listeners:
             listener.channel_class = Connection
@@ -133,12 +133,12 @@ class Server:
         """Make `run` return soon. May be called again, and from any thread."""
         self._stopping = True
 
-    def _create_waitress(self) -> Any:
+    def _create_waitress(self, app: Any) -> Any:
         threads = self._settings.usual_threads
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of send_bytes
             return create_server(
-                self._middleware,
+                app,
                 map=self._map,
                 sockets=self._sockets,
                 threads=threads,
@@ -155,7 +155,7 @@ class Server:
     def _keep(self) -> None:
         """Do what is to be done now and then: waitress has no hook for it."""
         while not self._ended.wait(CHECK_INTERVAL):
-            self._middleware.adapt(self._waitress.task_dispatcher.set_thread_count)
+            self._threads.adapt(self._waitress.task_dispatcher.set_thread_count)
             if self._stopping or SIGNALS & signal.sigpending():
                 self._listeners[0].trigger.pull_trigger(self._drain)  # waitress's loop calls it
 

@@ -2,10 +2,11 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
-from flask import Flask
+P = ParamSpec("P")
+R = TypeVar("R")
 
 #: A call that takes longer, in seconds, may be waiting for another program.
 LONG_CALL = 0.2
@@ -14,8 +15,8 @@ LONG_CALL = 0.2
 EXTRA_THREADS = 64
 
 
-class ThreadCountMiddleware:
-    """WSGI middleware that notes how long calls take, and sets the number of threads by it.
+class ThreadCount:
+    """Notes how long the calls of a pool's threads take, and sets the number of threads by it.
 
     waitress's pool has a fixed size, so as many requests as it has threads keep all others waiting
     while they wait for a busy database or a hanging identity server: beside 12 creates that waited
@@ -25,24 +26,26 @@ class ThreadCountMiddleware:
     few, and two more for each call that waits.
 
     Args:
-        app: the application.
         usual: how many threads there are while no call waits.
     """
 
-    def __init__(self, app: Flask, usual: int) -> None:
-        self._app = app
+    def __init__(self, usual: int) -> None:
         self._usual = self._count = usual
         self._begun: dict[int, float] = {}  # when the call of each thread began
         self._adapted = self._computed = 0.0
 
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """Answer a request."""
-        thread = threading.get_ident()
-        self._begun[thread] = time.monotonic()
-        try:
-            return self._app(environ, start_response)
-        finally:
-            del self._begun[thread]
+    def timed(self, call: Callable[P, R]) -> Callable[P, R]:
+        """Return a function that makes the same call, and notes how long it takes."""
+
+        def timed(*args: P.args, **kwargs: P.kwargs) -> R:
+            thread = threading.get_ident()
+            self._begun[thread] = time.monotonic()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                del self._begun[thread]
+
+        return timed
 
     def adapt(self, set_count: Callable[[int], object]) -> None:
         """Set the number of threads by what has happened since the last time.

@@ -1,0 +1,37 @@
+"""`orchmgmt mqtt`: the service over MQTT alone, beside any WSGI server."""
+
+import logging
+import signal
+from importlib.metadata import version
+from typing import Any
+
+import click
+
+from orchmgmt.app import create_app, service_of
+from orchmgmt.cli import OF_EVERYTHING, begin, takes_settings
+from orchmgmt.serving.server import SIGNALS, hold_signals
+from orchmgmt.settings import EXTENSIONS, PREFIX, SettingError
+
+log = logging.getLogger("orchmgmt")
+
+
+@click.command()
+@takes_settings(*OF_EVERYTHING)
+def mqtt(**options: Any) -> None:
+    """Answer requests over MQTT, until SIGTERM, SIGINT or SIGHUP.
+
+    Another server, such as gunicorn, answers those over HTTP. `orchmgmt serve` does both.
+    """
+    hold_signals()
+    settings = begin(options)
+    if not settings.mqtt_url:
+        raise SettingError(f"{PREFIX}MQTT_URL must say where the broker is")
+    service = service_of(create_app(settings))
+    kind = EXTENSIONS["mqtt_url"].load("it")
+    (bridge,) = (it for it in service.extensions if isinstance(it, kind))
+    with service.store:
+        bridge.start("")
+        log.info("orchmgmt %s serves over MQTT alone", version("orchmgmt"))
+        signal.sigwait(SIGNALS)
+        bridge.stop()
+        log.info("stopped")
