@@ -1,6 +1,7 @@
 """The operations: what each takes, does and returns, whatever carries the request.
 
-`views.py` offers them over HTTP, `extensions/mqtt` over MQTT. An operation knows neither requests nor identities.
+`views.py` offers them over HTTP, `extensions/mqtt` over MQTT. An operation knows neither requests
+nor identities.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -28,5 +28,9 @@ class Extension:
             url: where it listens.
         """
 
+    def ready(self) -> bool:
+        """Return whether what has been started works by now."""
+        return True
+
     def stop(self) -> None:
         """End that, once nobody listens any more."""

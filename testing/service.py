@@ -1,6 +1,7 @@
 """One service under test, with everything that a test may do to it."""
 
 import sys
+import time
 from dataclasses import fields
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
-from orchmgmt.app import create_app, store_of
+from orchmgmt.app import create_app, service_of, store_of
 from orchmgmt.entries import Job, Lock, all_of
 from orchmgmt.models import FINISHED, PENDING
 from orchmgmt.settings import OPERATOR_NAME, SettingError, Settings
@@ -17,17 +18,20 @@ from orchmgmt.testing.clock import Clock, moment_of
 from orchmgmt.testing.faults import Faults
 from orchmgmt.testing.identity import operator_headers
 from orchmgmt.testing.requests import Requests
-from orchmgmt.testing.server import Server
+from orchmgmt.testing.server import TICK, Server
 from orchmgmt.testing.wire import Wire
 from orchmgmt.values import meant
 
 if TYPE_CHECKING:
     from orchmgmt.client import Client
 
+#: How long the broker may take until requests can come over it, in seconds.
+PATIENCE = 10.0
+
 DEFAULTS = {"database_url": "sqlite:///:memory:", "port": 0}
 
 #: What `Service` takes beside the settings.
-OPTIONS = ("strict", "strict_faults")
+OPTIONS = ("strict", "strict_faults", "mqtt")
 
 #: The plugin for pytest. Where pytest has imported it, it watches the services.
 PLUGIN = "pytest_orchmgmt"
@@ -48,6 +52,7 @@ class Service:
             `unknown_keys="refuse"` has it: a misspelt filter then fails.
         strict_faults: whether a fault that has not happened is an error when the test or the
             service ends, as `faults.assert_all_used()` raises it.
+        mqtt: the URL of a broker over which requests come too, as the setting `mqtt_url` has it.
         settings: settings by their names in lower case; the database is in memory, and the port
             a free one, unless they say otherwise.
 
@@ -61,14 +66,18 @@ class Service:
     """
 
     def __init__(
-        self, *, strict: bool = False, strict_faults: bool = False, **settings: object
+        self,
+        *,
+        strict: bool = False,
+        strict_faults: bool = False,
+        mqtt: str | None = None,
+        **settings: object,
     ) -> None:
         for name in settings.keys() - {it.name for it in fields(Settings)}:
             if hint := meant(name, OPTIONS):
                 raise SettingError(f"{name} is not a setting{hint}")
-        self.settings = Settings.read(
-            DEFAULTS, {"unknown_keys": "refuse" if strict else None}, settings, environ={}
-        )
+        given = {"unknown_keys": "refuse" if strict else None, "mqtt_url": mqtt}
+        self.settings = Settings.read(DEFAULTS, given, settings, environ={})
         if self.settings.unix_socket:
             raise SettingError("A service under test has an address, and no Unix socket")
         self.strict_faults = strict_faults
@@ -84,7 +93,7 @@ class Service:
             SettingError: a setting needs another, or a package that is missing.
             UnusableDatabase: the database cannot be opened.
             OSError: the address cannot be listened on.
-            RuntimeError: it has been started already.
+            RuntimeError: it has been started already, or the broker cannot be reached.
         """
         if self._server:
             raise RuntimeError("The service has been started already")
@@ -96,6 +105,15 @@ class Service:
             store_of(app).close()
             raise
         self._app, self._wire = app, wire
+        self._extensions = service_of(app).extensions
+        for it in self._extensions:
+            it.start(self._server.url)
+        deadline = time.monotonic() + PATIENCE
+        while not all(it.ready() for it in self._extensions):
+            if time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError("The MQTT broker cannot be reached; the log says why")
+            time.sleep(TICK)
         if plugin := sys.modules.get(PLUGIN):
             plugin.watch(self)
         return self
@@ -119,6 +137,8 @@ class Service:
             server.stop()
             self._server = None
             return
+        for it in reversed(self._extensions):
+            it.stop()
         wire.cut()
         server.stop()
         self.store.close()

@@ -46,6 +46,10 @@ class Mqtt(Extension):
         """Connect to the broker, and again whenever that is necessary."""
         self._connection.start()
 
+    def ready(self) -> bool:
+        """Return whether requests can come."""
+        return self._connection.connected
+
     def stop(self) -> None:
         """Take no more requests, answer those that have come, and disconnect."""
         self._connection.stop()

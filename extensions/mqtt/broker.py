@@ -34,33 +34,29 @@ class Broker(NamedTuple):
                 password.
         """
         try:
-            parts = urlsplit(settings.mqtt_url)
-            host, port = parts.hostname or "", parts.port
-            host.encode("idna")
-            port = PORTS[parts.scheme] if port is None else port
-            user, password = (
-                it if it is None else unquote(it, errors="strict")
-                for it in (parts.username, parts.password)
-            )
-            right = (
-                host
-                and port
-                and parts.path in ("", "/")
-                and not (parts.query or parts.fragment)
-                and user != ""
-                and settings.mqtt_url.isprintable()
-                and " " not in settings.mqtt_url
-            )
+            return cls(*_parts(settings.mqtt_url))
         except (ValueError, KeyError):
-            right = False
-        if not right:
             raise SettingError(
                 f"{PREFIX}MQTT_URL must be mqtt://HOST:PORT or mqtts://HOST:PORT, with "
                 "USER:PASSWORD@ before HOST if the broker asks for them; escape special "
                 "characters with %, as in any URL"
-            )
-        return cls(host, port, parts.scheme == "mqtts", user, password)
+            ) from None
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"mqtt{'s' if self.tls else ''}://{host}:{self.port}"
+
+
+def _parts(url: str) -> tuple[str, int, bool, str | None, str | None]:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    host.encode("idna")
+    port = PORTS[parts.scheme] if parts.port is None else parts.port
+    user, password = (
+        it if it is None else unquote(it, errors="strict")
+        for it in (parts.username, parts.password)
+    )
+    extra = parts.path.strip("/") or parts.query or parts.fragment
+    if not host or not port or user == "" or extra or not url.isprintable() or " " in url:
+        raise ValueError
+    return host, port, parts.scheme == "mqtts", user, password

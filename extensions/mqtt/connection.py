@@ -14,14 +14,8 @@ from contextlib import suppress
 from math import inf
 from typing import Any, NamedTuple
 
-from paho.mqtt.client import (
-    CallbackAPIVersion,
-    Client,
-    DisconnectFlags,
-    MQTTMessage,
-    MQTTMessageInfo,
-    MQTTProtocolVersion,
-)
+from paho.mqtt.client import Client, DisconnectFlags, MQTTMessage, MQTTMessageInfo
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -336,7 +330,7 @@ class Connection:
         try:
             operation = self._operations[message.topic]
             answer = self._answer(
-                operation, message.topic, message.payload, self._largest - LARGEST_HEAD
+                operation, message.topic, bytes(message.payload), self._largest - LARGEST_HEAD
             )
         except Exception:
             log.exception("%r failed", message.topic)
@@ -375,7 +369,7 @@ class Connection:
             yield f"$share/{self._name}/{topic}" if self._shared else topic
 
     def _on_connect(
-        self, client: Client, _: object, flags: object, reason: ReasonCode, properties: Properties
+        self, client: Client, _: object, flags: object, reason: ReasonCode, properties: object
     ) -> None:
         if reason.is_failure:
             old = self._shared and reason == "Unsupported protocol version"

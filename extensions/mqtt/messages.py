@@ -75,6 +75,10 @@ class Answer(NamedTuple):
     payload: bytes
 
 
+class _Unanswerable(Exception):
+    """A message that nobody can be answered to; its text says why."""
+
+
 class Messages:
     """Does what messages ask for. Any thread may call every method.
 
@@ -123,17 +127,10 @@ class Messages:
         """
         began = perf_counter()
         try:
-            request = parse_json(message)
-        except InvalidParameter as error:
-            return self.ignore(topic, str(error))
-        if not isinstance(request, dict):
-            return self.ignore(topic, "it is no JSON object")
-        where = request.get("responseTopic")
-        qos = _qos(request.get("qosRequirement"))
-        if not _is_topic(where):
-            return self.ignore(topic, "it has no responseTopic to which an answer can go")
-        if qos is None:
-            return self.ignore(topic, "its qosRequirement is not 0, 1 or 2")
+            request, where, qos = _envelope(message)
+        except _Unanswerable as reason:
+            self.ignore(topic, str(reason))
+            return None
         status, about, payload = self._perform(operation, topic, request, len(message))
         whole = _whole(status, about, payload)
         if len(whole) > largest:
@@ -214,6 +211,22 @@ class _Certificate:
         if name != self._header or self._authentication in (None, ""):
             return None
         return f":{b64encode(self._verifier.verify(self._authentication)).decode()}:"
+
+
+def _envelope(message: bytes) -> tuple[dict[str, Any], str, int]:
+    """Return a request, and where and with which quality of service it is to be answered."""
+    try:
+        request = parse_json(message)
+    except InvalidParameter as error:
+        raise _Unanswerable(error) from None
+    if not isinstance(request, dict):
+        raise _Unanswerable("it is no JSON object")
+    topic, qos = request.get("responseTopic"), _qos(request.get("qosRequirement"))
+    if not _is_topic(topic):
+        raise _Unanswerable("its responseTopic is missing, or is none to which an answer can go")
+    if qos is None:
+        raise _Unanswerable("its qosRequirement is not 0, 1 or 2")
+    return request, topic, qos
 
 
 def _whole(status: int, about: Mapping[str, str], payload: list[bytes]) -> bytes:
