@@ -41,7 +41,9 @@ class Broker:
         self.url = f"{scheme}://127.0.0.1:{self.port}"
         self._configuration = folder / f"mosquitto-{self.port}.conf"
         self.log = folder / f"mosquitto-{self.port}.log"
-        lines = [f"listener {self.port} 127.0.0.1", "max_queued_messages 0", *more]
+        # Started by root, it would give up the right to read the test's files.
+        own = ["user root", "max_queued_messages 0"]
+        lines = [*own, f"listener {self.port} 127.0.0.1", *more]
         if not any("allow_anonymous" in it for it in lines):
             lines.append("allow_anonymous true")
         self._configuration.write_text("\n".join(lines) + "\n")
@@ -120,6 +122,14 @@ class Peer:
     def received(self, request: dict[str, Any]) -> Any:
         """As `answer`, as the message that it is."""
         return self._answers[request["responseTopic"]].get(timeout=60)
+
+    def answers_so_far(self) -> list[dict[str, Any]]:
+        """Take the answers that have come and that nobody has waited for."""
+        found = []
+        for queue in list(self._answers.values()):
+            while not queue.empty():
+                found.append(json.loads(queue.get().payload))
+        return found
 
     def silence(self) -> bool:
         """Whether there are no answers that nobody has waited for."""

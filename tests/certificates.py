@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CLOUD = "testcloud.company"
 DOMAIN = f"{CLOUD}.arrowhead.eu"
@@ -74,10 +74,11 @@ class Authority:
         ends: datetime = NOW + DAY,
         authority: bool = False,
         host: str | None = None,
-        self_signed: bool = False,
+        self_signed: bool | None = None,
+        server: bool = False,
     ) -> Issued:
         key = ec.generate_private_key(ec.SECP256R1())
-        self_signed = self_signed or authority
+        self_signed = authority if self_signed is None else self_signed
         builder = (
             x509.CertificateBuilder()
             .subject_name(name)
@@ -91,6 +92,9 @@ class Authority:
         if authority:
             usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
             builder = builder.add_extension(usage, critical=True)
+        if server:
+            purpose = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+            builder = builder.add_extension(purpose, critical=False)
         if host:
             address = x509.IPAddress(ipaddress.ip_address(host))
             builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)

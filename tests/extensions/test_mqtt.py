@@ -1,15 +1,26 @@
 """The service over MQTT, on a real Mosquitto (contract, "MQTT")."""
 
+import base64
 import json
 import logging
-from collections.abc import Iterator
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from broker import ABSENT, BASE, Broker, Line, Peer
-from support import FUTURE, Client, lock, until
-from wire import job_entry
+from certificates import CLOUD, DAY, DOMAIN, NOW, Authority, Issued, subject
+from command import Started
+from needs import program
+from standin import Cloud
+from support import FUTURE, Client, Process, lock, until
+from wire import connect
 
+from orchmgmt.extensions.mqtt import connection
+from orchmgmt.store import Store
 from orchmgmt.testing import Service
 
 INSTANCE, OTHER = "Boiler|heat|1.0.0", "Tank|level|1.0.0"
@@ -422,3 +433,476 @@ def test_requests_are_counted_and_audited_as_over_http(
     access = [it.getMessage() for it in caplog.records if it.name == "orchmgmt.access"]
     assert access == ["refused - lock.create from MQTT: 401 Invalid authorization header"]
     assert "secret" not in caplog.text
+
+
+# --- the policies
+
+
+def shown(*issued: Issued) -> str:
+    return base64.b64encode("".join(it.pem for it in issued).encode()).decode()
+
+
+@pytest.fixture
+def certified(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Authority, Peer, Path]]:
+    """A service under `certificate`, the authority that it trusts, and the file that says so."""
+    folder = tmp_path_factory.mktemp("certified")
+    authority = Authority(folder)
+    path = folder / "trusted.pem"
+    path.write_text(authority.own.pem)
+    broker = Broker(folder)
+    with Service(
+        mqtt=broker.url,
+        authentication_policy="certificate",
+        cloud=CLOUD,
+        mqtt_ca_file=str(path),
+    ):
+        peer = Peer(broker.url)
+        yield authority, peer, path
+        peer.close()
+    broker.stop()
+
+
+@pytest.mark.sqlite
+def test_a_certificate_is_verified_here(
+    certified: tuple[Authority, Peer, Path], tmp_path: Path
+) -> None:
+    authority, peer, _ = certified
+    operator, system = authority.operator(), authority.system()
+    assert peer.ask("lock/query", authentication=shown(operator))["receiver"] == "Carol"
+    answer = peer.ask("lock/query", authentication=shown(system))
+    assert fault(answer, "lock/query") == (403, NO_PERMISSION)
+    name = subject(f"carol.{DOMAIN}", qualifiers=("op",))
+    stranger = Authority(tmp_path, "stranger")
+    foreign = authority.issue(subject("carol.other.company.arrowhead.eu", qualifiers=("op",)))
+    answer = peer.ask("lock/query", authentication=shown(foreign))
+    assert fault(answer, "lock/query") == (403, "The client certificate is not of this cloud")
+    for authentication, message in (
+        (ABSENT, NONE),
+        ("", NONE),
+        ("SYSTEM//Sysop", INVALID),
+        (operator.pem, INVALID),
+        (base64.b64encode(operator.der).decode(), INVALID),
+        (shown(operator)[:-8], INVALID),
+        (shown(operator) + "\n", INVALID),
+        (shown(stranger.operator()), INVALID),
+        (shown(stranger.issue(name), authority.own), INVALID),
+        (shown(authority.issue(name, self_signed=True)), INVALID),
+        (shown(authority.issue(name, starts=NOW - 2 * DAY, ends=NOW - DAY)), INVALID),
+        (shown(authority.issue(name, starts=NOW + DAY, ends=NOW + 2 * DAY)), INVALID),
+        (shown(*[operator] * 50), INVALID),
+        (base64.b64encode(b"\x00" * 1000).decode(), INVALID),
+        (5, INVALID),
+        ([shown(operator)], INVALID),
+    ):
+        answer = peer.ask("lock/query", authentication=authentication)
+        assert fault(answer, "lock/query") == (401, message)
+
+
+@pytest.mark.sqlite
+def test_a_chain_is_followed_and_only_clients_are_believed(
+    certified: tuple[Authority, Peer, Path], tmp_path: Path
+) -> None:
+    authority, peer, _ = certified
+    intermediate = Authority(tmp_path, "intermediate")
+    intermediate.own = authority.issue(subject("intermediate"), authority=True, self_signed=False)
+    operator = intermediate.operator()
+    answer = peer.ask("lock/query", authentication=shown(operator))
+    assert fault(answer, "lock/query") == (401, INVALID)
+    answer = peer.ask("lock/query", authentication=shown(operator, intermediate.own))
+    assert answer["receiver"] == "Carol"
+    server = authority.issue(subject(f"carol.{DOMAIN}", qualifiers=("op",)), server=True)
+    answer = peer.ask("lock/query", authentication=shown(server))
+    assert fault(answer, "lock/query") == (401, INVALID)
+
+
+@pytest.mark.sqlite
+def test_a_revoked_certificate_counts_no_more_once_the_list_is_there(
+    certified: tuple[Authority, Peer, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    authority, peer, path = certified
+    operator, revoked = authority.operator(), authority.operator("mallory")
+
+    def status(issued: Issued) -> Any:
+        return peer.ask("lock/query", authentication=shown(issued))["status"]
+
+    assert (status(operator), status(revoked)) == (200, 200)
+    trusted = authority.own.pem + Path(authority.revocations(revoked)).read_text()
+    path.write_text(trusted)
+    assert (status(operator), status(revoked)) == (200, 401)
+    path.write_text("nonsense")
+    assert (status(operator), status(revoked)) == (200, 401)
+    assert "MQTT_CA_FILE cannot be used any more" in caplog.text
+    old = Path(authority.revocations(revoked, ends=NOW - DAY)).read_text()
+    path.write_text(authority.own.pem + old)
+    assert (status(operator), status(revoked)) == (401, 401)  # as nginx has it
+
+
+@pytest.mark.sqlite
+def test_a_slow_identity_service_holds_up_nobody_else(
+    broker: Broker, peer: Peer, cloud: Cloud
+) -> None:
+    settings = {key.lower(): it for key, it in cloud.settings.items()}
+    with Service(
+        mqtt=broker.url,
+        authentication_policy="outsourced",
+        management_policy="authorization",
+        read_timeout_seconds=60,
+        identity_cache_seconds=600,
+        **settings,
+    ):
+        operator = f"IDENTITY-TOKEN//{cloud.token('Carol', sysop=True)}"
+        assert peer.ask("lock/query", authentication=operator)["receiver"] == "Carol"
+        alice = f"IDENTITY-TOKEN//{cloud.token('Alice')}"
+        refused = peer.ask("lock/query", authentication=alice)
+        assert fault(refused, "lock/query") == (403, NO_PERMISSION)
+        cloud.allowed.add(("Alice", "serviceOrchestrationLockManagement", "query"))
+        assert peer.ask("lock/query", authentication=alice)["receiver"] == "Alice"
+        unknown = "IDENTITY-TOKEN//00000000-0000-4000-8000-000000000000"
+        answer = peer.ask("lock/query", authentication=unknown)
+        assert fault(answer, "lock/query") == (401, INVALID)
+        cloud.open.clear()
+        slow = [
+            peer.request(authentication=f"IDENTITY-TOKEN//{cloud.token(f'Bob{n}', sysop=True)}")
+            for n in range(20)
+        ]
+        for request in slow:
+            peer.send("lock/query", request)
+        cloud.wait_for(5)
+        assert peer.ask("lock/query", authentication=operator)["status"] == 200
+        cloud.open.set()
+        assert {peer.answer(it)["status"] for it in slow} == {200}
+
+
+@pytest.mark.sqlite
+def test_a_busy_database_holds_up_no_query(broker: Broker, peer: Peer, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/orchmgmt.db"
+    with Service(mqtt=broker.url, database_url=url, database_timeout_seconds=60) as service:
+        assert service.locks() == []
+        other = connect(url)
+        other.execute("BEGIN IMMEDIATE")
+        creates = [peer.request(create(lock(f"System{n}|a|1.0.0"))) for n in range(10)]
+        for request in creates:
+            peer.send("lock/create", request)
+        assert peer.ask("lock/query")["payload"]["count"] == 0
+        assert peer.silence()
+        other.execute("COMMIT")
+        other.close()
+        assert {peer.answer(it)["status"] for it in creates} == {201}
+
+
+# --- limits
+
+
+@pytest.mark.sqlite
+def test_a_message_may_have_as_many_bytes_as_a_body(broker: Broker, peer: Peer) -> None:
+    with Service(mqtt=broker.url, max_body_bytes=10_000):
+        for size, status in ((10_000, 200), (10_001, 413), (15_000, 413)):
+            request = peer.request()
+            request["more"] = ""
+            request["more"] = "x" * (size - len(json.dumps(request)))
+            peer.send("lock/query", request)
+            answer = peer.answer(request)
+            assert answer["status"] == status
+        assert fault(answer, "lock/query")[1] == "The request body is larger than 10000 bytes"
+        # Beyond that the broker lets nothing through.
+        peer.send("lock/query", b" " * 100_000, qos=2)
+        assert peer.ask("lock/query")["status"] == 200
+
+
+@pytest.mark.sqlite
+def test_an_answer_that_the_broker_does_not_take_is_an_error(tmp_path: Path, peer: Peer) -> None:
+    small = Broker(tmp_path, "max_packet_size 20000")
+    with Service(mqtt=small.url) as service:
+        for number in range(200):
+            service.add_lock(f"System{number}|a|1.0.0")
+        asks = Peer(small.url)
+        answer = asks.ask("lock/query")
+        status, message = fault(answer, "lock/query")
+        assert (status, message[:36]) == (413, "The answer is larger than the 15904 ")
+        page = {"pagination": {"page": 0, "size": 10}}
+        assert asks.ask("lock/query", page)["payload"]["count"] == 200
+        asks.close()
+    small.stop()
+
+
+def test_many_requests_at_once_are_all_done_once(service: Service, peer: Peer) -> None:
+    requests = [peer.request(create(lock(f"System{n}|a|1.0.0"))) for n in range(500)]
+    for number, request in enumerate(requests):
+        peer.send("lock/create", request, qos=number % 3)
+    assert {peer.answer(it)["status"] for it in requests} == {201}
+    assert len(service.locks()) == 500
+
+
+# --- the broker
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [it.getMessage() for it in caplog.records if "MQTT" in it.getMessage()]
+
+
+def connected(service: Service) -> bool:
+    return bool({it.name: it.value() for it in service.store.figures}["mqtt_connected"])
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses for people who do not wait."""
+    monkeypatch.setattr(connection, "AGAIN", 0.05)
+    monkeypatch.setattr(connection, "LONGEST_PAUSE", 0.4)
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_broker_comes_back(
+    tmp_path: Path, quick: None, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    caplog.set_level("INFO")
+    broker = Broker(tmp_path)
+    with Service(mqtt=broker.url) as service:
+        http = Client(service.url, service.headers)
+        broker.stop(number)
+        until(lambda: not connected(service))
+        assert http.create(lock(INSTANCE)).status == 201
+        assert http.send("GET", "/health").status == 200
+        broker.start()
+        until(lambda: connected(service))
+        peer = Peer(broker.url)
+        assert peer.ask("lock/query")["payload"]["count"] == 1
+        peer.close()
+    broker.stop()
+    said = [it.split(broker.url)[0] for it in lines(caplog)]
+    ends = [it for it in said if it.startswith("MQTT: not connected")]
+    assert len(ends) in (1, 2)  # it was lost, and then nobody listened
+    assert said == ["MQTT: connected to ", *ends, "MQTT: connected to ", "MQTT: disconnected from "]
+
+
+@pytest.mark.sqlite
+def test_a_line_that_is_cut_is_begun_anew(broker: Broker, peer: Peer, quick: None) -> None:
+    """What is under way is answered all the same, once the line is there again."""
+    line = Line(broker)
+    with Service(mqtt=line.url) as service:
+        for number in range(3):
+            before = line.connections
+            line.cut()
+            until(lambda before=before: line.connections > before and connected(service))
+            answer = peer.ask("lock/create", create(lock(f"System{number}|a|1.0.0")))
+            assert answer["status"] == 201
+    line.close()
+
+
+@pytest.mark.sqlite
+def test_the_answer_to_what_was_under_way_comes_after_the_line_was_cut(
+    broker: Broker, peer: Peer, quick: None, tmp_path: Path
+) -> None:
+    line = Line(broker)
+    url = f"sqlite:///{tmp_path}/orchmgmt.db"
+    with Service(mqtt=line.url, database_url=url, database_timeout_seconds=60) as service:
+        other = connect(url)
+        other.execute("BEGIN IMMEDIATE")
+        request = peer.request(create(lock(INSTANCE)), qosRequirement=1)
+        peer.send("lock/create", request)
+        assert peer.ask("lock/query")["status"] == 200  # so the other has been received
+        line.cut()
+        until(lambda: not connected(service))
+        other.execute("COMMIT")
+        other.close()
+        assert peer.answer(request)["status"] == 201
+    line.close()
+
+
+@pytest.mark.sqlite
+def test_a_broker_that_refuses_the_password_is_asked_again(
+    tmp_path: Path, quick: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    passwords = tmp_path / "passwords"
+    passwords.write_text("orchmgmt:right\n")
+    subprocess.run([program("mosquitto_passwd"), "-U", str(passwords)], check=True)
+    passwords.chmod(0o644)
+    broker = Broker(tmp_path, "allow_anonymous false", f"password_file {passwords}")
+    wrong = broker.url.replace("//", "//orchmgmt:wr%20ng@")
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("orchmgmt.testing.service.PATIENCE", 1.0)
+    with pytest.raises(RuntimeError, match="broker cannot be reached"):
+        Service(mqtt=wrong).start()
+    monkey.undo()
+    refusals = [it for it in lines(caplog) if "not connected" in it]
+    assert refusals == [
+        f"MQTT: not connected to {broker.url}: it refuses the connection: Not authorized; retrying"
+    ]
+    assert "wr ng" not in caplog.text
+    with Service(mqtt=broker.url.replace("//", "//orchmgmt:right@")) as service:
+        assert connected(service)
+    broker.stop()
+
+
+@pytest.mark.sqlite
+def test_an_old_broker_gives_all_requests_to_one_process(
+    broker: Broker, peer: Peer, quick: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    line = Line(broker, old=True)
+    with Service(mqtt=line.url) as service:
+        assert peer.ask("lock/create", create(lock(INSTANCE)), qosRequirement=2)["status"] == 201
+        said = [it for it in lines(caplog) if "connected to" in it]
+        assert said == [
+            f"MQTT: connected to {line.url}, which has no shared subscriptions: only one process "
+            "may serve over it"
+        ]
+        with Service(mqtt=line.url):  # it takes the place of the first
+            until(lambda: any("not connected" in it for it in lines(caplog)))
+        until(lambda: connected(service))
+        assert peer.ask("lock/query")["payload"]["count"] == 1
+    line.close()
+
+
+# paho leaves it to Python to close the socket of a handshake that failed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.sqlite
+def test_tls_with_a_certificate_of_its_own(
+    tmp_path: Path, authority: Authority, quick: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = authority.system("orchmgmt").save(tmp_path / "own.pem")
+    server = authority.server_file()
+    for path in (tmp_path / "own.pem", Path(server)):
+        path.chmod(0o644)
+    secure = [
+        f"cafile {authority.ca_file}",
+        f"certfile {server}",
+        f"keyfile {server}",
+        "require_certificate true",
+    ]
+    broker = Broker(tmp_path, *secure, scheme="mqtts")
+    ours = {"certificate_file": own, "mqtt_ca_file": authority.ca_file}
+    with Service(mqtt=broker.url, **ours) as service:
+        peer = Peer(broker.url, tls=lambda it: it.tls_set(authority.ca_file, own, own))
+        made = peer.ask("lock/create", create(*(lock(f"S{n}|a|1.0.0") for n in range(900))))
+        assert (made["status"], len(service.locks())) == (201, 900)
+        peer.close()
+    stranger = Authority(tmp_path, "stranger")
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("orchmgmt.testing.service.PATIENCE", 1.0)
+    with pytest.raises(RuntimeError, match="broker cannot be reached"):
+        Service(mqtt=broker.url, certificate_file=own, mqtt_ca_file=stranger.ca_file).start()
+    monkey.undo()
+    assert "certificate verify failed" in caplog.text
+    broker.stop()
+
+
+# --- processes
+
+
+def log_of(folder: Path, number: int = 0) -> str:
+    path = folder / f"server-{number}.log"
+    return path.read_text() if path.exists() else ""
+
+
+def has_connected(folder: Path, number: int = 0) -> bool:
+    return "MQTT: connected" in log_of(folder, number)
+
+
+def test_what_has_come_is_answered_before_the_process_ends(
+    broker: Broker,
+    peer: Peer,
+    serve: Callable[..., Process],
+    database_url: str,
+    tmp_path: Path,
+) -> None:
+    process = serve(env={"ORCHMGMT_MQTT_URL": broker.url, "ORCHMGMT_DATABASE_URL": database_url})
+    until(lambda: has_connected(tmp_path))
+    requests = [peer.request(create(lock(f"System{n}|a|1.0.0"))) for n in range(300)]
+    for request in requests:
+        peer.send("lock/create", request)
+    assert process.stop() == 0
+    assert {peer.answer(it)["status"] for it in requests} == {201}
+    assert "MQTT: disconnected" in log_of(tmp_path)
+    with Store({"DATABASE_URL": database_url}) as store:
+        assert store.locks.find(size=1).count == 300
+
+
+@pytest.mark.sqlite
+def test_two_processes_share_the_work_and_one_may_be_killed(
+    broker: Broker,
+    peer: Peer,
+    serve: Callable[..., Process],
+    tmp_path: Path,
+) -> None:
+    """With its key, a request may be sent again until there is an answer: it is done once."""
+    url = f"sqlite:///{tmp_path}/orchmgmt.db"
+    env = {"ORCHMGMT_MQTT_URL": broker.url, "ORCHMGMT_DATABASE_URL": url}
+    bridges = [serve(env=env), serve(env=env)]
+    until(lambda: has_connected(tmp_path, 0) and has_connected(tmp_path, 1))
+    for number in range(100):
+        peer.ask("lock/create", create(lock(f"Before{number}|a|1.0.0")))
+    done = [log_of(tmp_path, it).count("operation=lock.create status=201") for it in range(2)]
+    assert sum(done) == 100
+    assert min(done) > 10
+    requests = [
+        peer.request(create(lock(f"System{n}|a|1.0.0")), idempotencyKey=f"key-{n}", traceId=f"{n}")
+        for n in range(200)
+    ]
+    for number, request in enumerate(requests):
+        peer.send("lock/create", request)
+        if number == 100:
+            bridges[0].process.send_signal(signal.SIGKILL)
+            bridges[0].process.wait(60)
+    first = {it["traceId"]: it for it in peer.answers_so_far()}
+    for request in requests:
+        peer.send("lock/create", request)
+    for request in requests:
+        answer = peer.answer(request)
+        assert answer["status"] == 201
+        assert first.get(request["traceId"], answer) == answer
+    with Store({"DATABASE_URL": url}) as store:
+        assert store.locks.find(size=1).count == 300
+
+
+def test_the_bridge_is_a_process_of_its_own(
+    broker: Broker, peer: Peer, database_url: str, tmp_path: Path
+) -> None:
+    env = {"ORCHMGMT_MQTT_URL": broker.url, "ORCHMGMT_DATABASE_URL": database_url}
+    bridge = Started(["mqtt"], {**os.environ, **env}, tmp_path, tmp_path / "server-0.log")
+    until(lambda: has_connected(tmp_path))
+    assert peer.ask("lock/create", create(lock(INSTANCE)))["status"] == 201
+    bridge.terminate()
+    assert bridge.wait(60) == 0
+    assert log_of(tmp_path).endswith("stopped\n")
+    with Store({"DATABASE_URL": database_url}) as store:
+        assert [it.service_instance_id for it in store.locks.find()] == [INSTANCE]
+
+
+@pytest.mark.sqlite
+def test_what_is_wrong_with_the_settings_is_said_at_the_start(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty.pem"
+    empty.write_text("")
+    wrong = "ORCHMGMT_MQTT_URL must be mqtt://HOST:PORT or mqtts://HOST:PORT"
+    certificate = ["--authentication-policy", "certificate", "--cloud", CLOUD]
+    for options, message in (
+        ([], "ORCHMGMT_MQTT_URL must say where the broker is"),
+        (["--mqtt-url", "localhost:1883"], wrong),
+        (["--mqtt-url", "http://localhost"], wrong),
+        (["--mqtt-url", "mqtt://"], wrong),
+        (["--mqtt-url", "mqtt://host:0"], wrong),
+        (["--mqtt-url", "mqtt://host:99999"], wrong),
+        (["--mqtt-url", "mqtt://host/topic"], wrong),
+        (["--mqtt-url", "mqtt://:secret@host"], wrong),
+        (["--mqtt-url", "mqtt://a:b@secret secret"], wrong),
+        (["--mqtt-url", "mqtt://h", *certificate], "needs ORCHMGMT_MQTT_CA_FILE"),
+        (
+            ["--mqtt-url", "mqtt://h", *certificate, "--mqtt-ca-file", str(empty)],
+            "ORCHMGMT_MQTT_CA_FILE holds no certificate of a CA",
+        ),
+        (
+            ["--mqtt-url", "mqtts://h", "--mqtt-ca-file", str(empty)],
+            "ORCHMGMT_MQTT_CA_FILE cannot be used",
+        ),
+        (["--mqtt-url", "mqtts://h", "--ca-file", "none"], "ORCHMGMT_CA_FILE cannot be used"),
+    ):
+        result = run("mqtt", *options)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert message in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert "secret" not in result.stderr
