@@ -92,7 +92,7 @@ EXTENSIONS = {
     "metrics": Part("extensions.metrics:Metrics", extra="metrics"),
     "openapi": Part("extensions.openapi:Document", extra="openapi"),
     "cors_origins": Part("extensions.cors:OtherOrigins", extra="cors"),
-    "mqtt_url": Part("extensions.mqtt:Mqtt", extra="mqtt"),
+    "mqtt_url": Part("extensions.mqtt.bridge:Mqtt", extra="mqtt"),
     "service_registry_url": Part("extensions.registration:Registration"),
 }
 

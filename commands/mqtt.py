@@ -2,13 +2,13 @@
 
 import logging
 import signal
-from importlib.metadata import version
 from typing import Any
 
 import click
 
 from orchmgmt.app import create_app, service_of
 from orchmgmt.cli import OF_EVERYTHING, begin, takes_settings
+from orchmgmt.extensions.mqtt.broker import Broker
 from orchmgmt.serving.server import SIGNALS, hold_signals
 from orchmgmt.settings import EXTENSIONS, PREFIX, SettingError
 
@@ -31,7 +31,7 @@ def mqtt(**options: Any) -> None:
     (bridge,) = (it for it in service.extensions if isinstance(it, kind))
     with service.store:
         bridge.start("")
-        log.info("orchmgmt %s serves over MQTT alone", version("orchmgmt"))
+        click.echo(f"Listening on {Broker.of(settings)}")
         signal.sigwait(SIGNALS)
         bridge.stop()
         log.info("stopped")

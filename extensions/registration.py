@@ -8,16 +8,15 @@ moment nobody finds the service. So a process need not remember what it has regi
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from orchmgmt.app import Service
-from orchmgmt.entries import MANAGEMENT
 from orchmgmt.errors import Unavailable
 from orchmgmt.extensions import Extension
 from orchmgmt.extensions.registry import VERSION, CannotTell, Registry, is_as
-from orchmgmt.operations import SERVICES, Operation
+from orchmgmt.operations import SERVICES
 from orchmgmt.settings import PREFIX
 from orchmgmt.store import Figure
 
@@ -65,10 +64,7 @@ class Registration(Extension):
         self._read_only = service.read_only
         self._registry = Registry(settings)
         self._operations = {
-            name: (
-                f"{MANAGEMENT}/{group}",
-                _paths(it for it in service.operations if it.group == group),
-            )
+            name: (group, [it for it in service.operations if it.group == group])
             for group, name in SERVICES.items()
         }
         self._interval = interval
@@ -217,7 +213,7 @@ class Registration(Extension):
 
     def _mend_service(self, name: str, there: Mapping[str, Mapping[str, Any]]) -> bool:
         """Register a service if it is missing. Return whether it is there, as far as is known."""
-        payload = self._registry.payload(name, self._registry.interface(*self._operations[name]))
+        payload = self._registry.payload(name, self._registry.interfaces(*self._operations[name]))
         found = there.get(self._registry.instance(name))
         if found is not None and is_as(found, payload):
             self._sent.pop(name, None)
@@ -260,7 +256,7 @@ class Registration(Extension):
             there = registry.services()
             for name, operations in self._operations.items():
                 found = there.get(registry.instance(name))
-                ours = registry.payload(name, registry.interface(*operations))
+                ours = registry.payload(name, registry.interfaces(*operations))
                 if name not in self._sent if found is None else not is_as(found, ours):
                     continue  # it is gone, or another process's
                 if time.monotonic() > self._deadline:
@@ -271,13 +267,3 @@ class Registration(Extension):
             log.warning("the services stay registered: %s", error)
         else:
             log.info("the services are no longer registered")
-
-
-def _paths(operations: Iterable[Operation]) -> dict[str, dict[str, str]]:
-    """The method and the path of each operation, as the Java implementation registers them."""
-    # The path of remove has its parameter; the others do not.
-    ends = {"remove": "remove/{owner}"}
-    return {
-        it.scope: {"method": it.method, "path": f"/{ends.get(it.scope, it.scope)}"}
-        for it in operations
-    }

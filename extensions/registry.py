@@ -5,12 +5,14 @@ Contract, "Registration with the cloud's ServiceRegistry".
 
 import ipaddress
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from orchmgmt.entries import ROOT
+from orchmgmt.entries import MANAGEMENT, ROOT
 from orchmgmt.errors import Unavailable
+from orchmgmt.extensions.mqtt.broker import Broker
+from orchmgmt.operations import Operation
 from orchmgmt.policies import authentication_policy
 from orchmgmt.policies.cloud import REASON_LENGTH, OtherSystem, own_side, printable
 from orchmgmt.settings import PREFIX, SettingError, Settings
@@ -59,6 +61,7 @@ class Registry:
         self.addresses = _addresses(settings)
         self.port = settings.service_port
         self._metadata = _metadata(settings)
+        self._broker = Broker.of(settings) if settings.mqtt_url else None
         _check(settings, self._tls)
         self._own = own_side(settings)
         self.name = self._own.name
@@ -148,40 +151,44 @@ class Registry:
         if not isinstance(answer, dict) or answer.get("instanceId") != self.instance(service):
             raise self._registry.unavailable("it does not say as what it knows a service")
 
-    def interface(self, base: str, operations: object) -> dict[str, Any]:
-        """Return how others reach a service."""
-        return {
+    def interfaces(self, group: str, operations: Iterable[Operation]) -> list[dict[str, Any]]:
+        """Return how others reach a service, with these operations: over HTTP, and over MQTT."""
+        policy = "CERT_AUTH" if self._certificate else "NONE"
+        paths = {it.scope: {"method": it.method, "path": _path(it)} for it in operations}
+        http = {
             "templateName": "generic_https" if self._tls else "generic_http",
             "protocol": self._scheme,
-            "policy": "CERT_AUTH" if self._certificate else "NONE",
+            "policy": policy,
             "properties": {
                 "accessAddresses": list(self.addresses),
                 "accessPort": self.port,
-                "basePath": base,
-                "operations": operations,
+                "basePath": f"{MANAGEMENT}/{group}",
+                "operations": paths,
             },
         }
+        if not self._broker:
+            return [http]
+        return [http, self._broker.interface(group, paths, policy)]
 
     def leads_here(self, service: Mapping[str, Any]) -> bool:
         """Return whether what it knows of a service leads to our addresses and port."""
         try:
-            (theirs,) = service["interfaces"]
+            (theirs,) = (it for it in service["interfaces"] if it["protocol"] == self._scheme)
             there = theirs["properties"]
             return (
                 same(there["accessAddresses"]) == same(self.addresses)
                 and there["accessPort"] == self.port
-                and theirs["protocol"] == self._scheme
             )
         except (TypeError, KeyError, ValueError, AttributeError):
             return False
 
-    def payload(self, service: str, interface: object) -> dict[str, Any]:
+    def payload(self, service: str, interfaces: Sequence[object]) -> dict[str, Any]:
         """Return what registers a service."""
         return {
             "serviceDefinitionName": service,
             "version": VERSION,
             "metadata": self._metadata,
-            "interfaces": [interface],
+            "interfaces": interfaces,
         }
 
     def answers(self, address: str) -> bool:
@@ -235,15 +242,24 @@ def _one_form(address: object) -> str:
 def is_as(found: Mapping[str, Any], payload: Mapping[str, Any]) -> bool:
     """Return whether what the registry knows of a service is what would be registered."""
     try:
-        (theirs,) = found["interfaces"]
-        (ours,) = payload["interfaces"]
+        theirs = sorted(found["interfaces"], key=_template)
+        ours = sorted(payload["interfaces"], key=_template)
         return (
             found["version"] == payload["version"]
             and (found["metadata"] or {}) == payload["metadata"]
-            and _part(theirs, ours) == _part(ours, ours)
+            and all(_part(it, our) == _part(our, our) for it, our in zip(theirs, ours, strict=True))
         )
     except (TypeError, KeyError, ValueError, AttributeError):
         return False
+
+
+def _template(interface: Mapping[str, Any]) -> str:
+    return str(interface["templateName"])
+
+
+def _path(operation: Operation) -> str:
+    """The path as the Java implementation registers it: that of remove has its parameter."""
+    return "/remove/{owner}" if operation.scope == "remove" else f"/{operation.scope}"
 
 
 def _part(interface: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,17 @@
-"""Where the broker is."""
+"""Where the broker is, and what is found there. Needs no package."""
 
-from typing import NamedTuple, Self
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 
 from orchmgmt.settings import PREFIX, SettingError, Settings
 
 PORTS = {"mqtt": 1883, "mqtts": 8883}
+
+
+def base_topic(group: str) -> str:
+    """Return what the topics of a service's operations begin with."""
+    return f"arrowhead/serviceorchestration/orchestration/management/{group}/"
 
 
 class Broker(NamedTuple):
@@ -41,6 +47,26 @@ class Broker(NamedTuple):
                 "USER:PASSWORD@ before HOST if the broker asks for them; escape special "
                 "characters with %, as in any URL"
             ) from None
+
+    def interface(self, group: str, operations: Iterable[str], policy: str) -> dict[str, Any]:
+        """Return how others reach a service over it, as the ServiceRegistry has it.
+
+        Args:
+            group: the service.
+            operations: the names of its operations.
+            policy: what the registry calls the authentication policy.
+        """
+        return {
+            "templateName": "generic_mqtts" if self.tls else "generic_mqtt",
+            "protocol": "ssl" if self.tls else "tcp",
+            "policy": policy,
+            "properties": {
+                "accessAddresses": [self.host],
+                "accessPort": self.port,
+                "baseTopic": base_topic(group),
+                "operations": list(operations),
+            },
+        }
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

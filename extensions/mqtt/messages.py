@@ -18,6 +18,7 @@ from orchmgmt.errors import (
     error_body,
     fault_of,
 )
+from orchmgmt.extensions.mqtt.broker import base_topic
 from orchmgmt.interfaces import perform, written
 from orchmgmt.operations import Operation
 from orchmgmt.policies import Headers, authentication_policy
@@ -27,9 +28,6 @@ from orchmgmt.settings import Part
 from orchmgmt.values import meant
 
 log = logging.getLogger("orchmgmt")
-
-#: What the topics begin with.
-MANAGEMENT = "arrowhead/serviceorchestration/orchestration/management"
 
 NO_IDENTITY = "No authentication info has been provided"
 INVALID_IDENTITY = "Invalid authentication info"
@@ -54,11 +52,6 @@ LONGEST_TOPIC = 1024  # bytes
 DEEPEST_TOPIC = 64  # levels
 
 VERIFIER = Part("extensions.mqtt.certificates:Verifier", extra="certificate")
-
-
-def base_topic(group: str) -> str:
-    """Return what the topics of a service begin with."""
-    return f"{MANAGEMENT}/{group}/"
 
 
 class Answer(NamedTuple):

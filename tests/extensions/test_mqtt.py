@@ -3,7 +3,6 @@
 import base64
 import json
 import logging
-import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,12 +12,12 @@ from typing import Any
 import pytest
 from broker import ABSENT, BASE, Broker, Line, Peer
 from certificates import CLOUD, DAY, DOMAIN, NOW, Authority, Issued, subject
-from command import Started
 from needs import program
 from standin import Cloud
 from support import FUTURE, Client, Process, lock, until
 from wire import connect
 
+from orchmgmt.entries import all_of
 from orchmgmt.extensions.mqtt import connection
 from orchmgmt.store import Store
 from orchmgmt.testing import Service
@@ -859,17 +858,22 @@ def test_two_processes_share_the_work_and_one_may_be_killed(
 
 
 def test_the_bridge_is_a_process_of_its_own(
-    broker: Broker, peer: Peer, database_url: str, tmp_path: Path
+    broker: Broker,
+    peer: Peer,
+    serve: Callable[..., Process],
+    database_url: str,
+    tmp_path: Path,
 ) -> None:
-    env = {"ORCHMGMT_MQTT_URL": broker.url, "ORCHMGMT_DATABASE_URL": database_url}
-    bridge = Started(["mqtt"], {**os.environ, **env}, tmp_path, tmp_path / "server-0.log")
+    secret = broker.url.replace("//", "//user:secret@")
+    env = {"ORCHMGMT_MQTT_URL": secret, "ORCHMGMT_DATABASE_URL": database_url}
+    bridge = serve(command="mqtt", env=env)
+    assert bridge.url == broker.url
     until(lambda: has_connected(tmp_path))
     assert peer.ask("lock/create", create(lock(INSTANCE)))["status"] == 201
-    bridge.terminate()
-    assert bridge.wait(60) == 0
+    assert bridge.stop() == 0
     assert log_of(tmp_path).endswith("stopped\n")
     with Store({"DATABASE_URL": database_url}) as store:
-        assert [it.service_instance_id for it in store.locks.find()] == [INSTANCE]
+        assert [it.service_instance_id for it in all_of(store.locks.find)] == [INSTANCE]
 
 
 @pytest.mark.sqlite
