@@ -22,7 +22,7 @@ from orchmgmt.models import BusyDatabase, MissingDatabase, UnusableDatabase
 from orchmgmt.operations import SERVICES
 from orchmgmt.policies import authentication_policy
 from orchmgmt.policies.gate import Gate
-from orchmgmt.settings import ANY_ORIGIN, PREFIX, SettingError, Settings
+from orchmgmt.settings import ANY_ORIGIN, EXTENSIONS, PREFIX, SettingError, Settings
 from orchmgmt.store import Store
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def looks(
     (settings,) = found
     yield "policies", lambda: _policies(settings)
     yield "database", lambda: _database(settings, thorough)
-    for name in ("ca_file", "certificate_file"):
+    for name in ("ca_file", "mqtt_ca_file", "certificate_file"):
         if getattr(settings, name):
             path = Path(getattr(settings, name))
             yield PREFIX + name.upper(), lambda path=path: _lasts(path, last)  # type: ignore[misc]
@@ -171,6 +171,8 @@ def looks(
         yield "authorization system", lambda: _authorization(settings)
     if settings.service_registry_url:
         yield "ServiceRegistry", lambda: _registry(settings)
+    if settings.mqtt_url:
+        yield "MQTT broker", lambda: _broker(settings)
 
 
 def _policies(settings: Settings) -> str:
@@ -322,3 +324,19 @@ def _registry(settings: Settings) -> str:
                 f"{registry.url(address)}"
             )
     return f"{registry.name} is there with {seen}, and answers at {registry.urls()}"
+
+
+def _broker(settings: Settings) -> str:
+    EXTENSIONS["mqtt_url"].load(f"{PREFIX}MQTT_URL")
+    from orchmgmt.extensions.mqtt.connection import Connection, Lost
+
+    connection = Connection(settings)
+    try:
+        shared = connection.look()
+    except Lost as error:
+        raise Wrong(f"{connection.broker} cannot be used: {error}") from None
+    if not shared:
+        raise Doubtful(
+            f"{connection.broker} has no shared subscriptions: only one process may serve over it"
+        )
+    return f"{connection.broker} lets several processes share the work"

@@ -2,7 +2,6 @@
 
 from orchmgmt.app import Service
 from orchmgmt.extensions import Extension
-from orchmgmt.extensions.mqtt.broker import Broker
 from orchmgmt.extensions.mqtt.connection import Connection
 from orchmgmt.extensions.mqtt.messages import Messages
 from orchmgmt.store import Figure
@@ -20,9 +19,7 @@ class Mqtt(Extension):
 
     def __init__(self, service: Service) -> None:
         messages = Messages(service)
-        self._connection = Connection(
-            Broker.of(service.store.settings), service.store.settings, messages
-        )
+        self._connection = Connection(service.store.settings, messages)
         service.store.figures += [
             Figure(
                 "mqtt_connected",

@@ -89,27 +89,26 @@ class Connection:
     from an earlier connection's session, which ends with the connection.
 
     Args:
-        broker: where the broker is.
-        settings: the settings.
-        messages: what does the requests.
+        settings: they say where the broker is.
+        messages: what does the requests; without it, none are taken.
 
     Attributes:
+        broker: where the broker is.
         connected: whether requests can come.
 
     Raises:
-        SettingError: a file of certificates cannot be used.
+        SettingError: the URL or a file of certificates cannot be used.
     """
 
-    def __init__(self, broker: Broker, settings: Settings, messages: Messages) -> None:
-        self._broker = broker
+    def __init__(self, settings: Settings, messages: Messages | None = None) -> None:
+        self.broker = Broker.of(settings)
         self._settings = settings
         self._messages = messages
-        self._tls = _tls(settings) if broker.tls else None
-        self._operations = messages.operations
+        self._tls = _tls(settings) if self.broker.tls else None
+        self._operations = messages.operations if messages else {}
         self._name = settings.own_name
         self._version = MQTTProtocolVersion.MQTTv5
         self._threads = ThreadCount(settings.usual_threads)
-        self._answer = self._threads.timed(messages.answer)
         self._places = settings.usual_threads
         self._adapted = 0.0
         self._received: deque[Received] = deque()
@@ -125,10 +124,7 @@ class Connection:
 
     def start(self) -> None:
         """Connect, and stay connected until `stop`."""
-        self._ear, self._mouth = socket.socketpair()
-        self._ear.setblocking(False)
-        self._mouth.setblocking(False)
-        self._client = self._new_client()
+        self._prepare()
         self._pool = ThreadPoolExecutor(
             self._settings.usual_threads + EXTRA_THREADS, thread_name_prefix="mqtt"
         )
@@ -143,6 +139,28 @@ class Connection:
         self._ear.close()
         self._mouth.close()
 
+    def look(self) -> bool:
+        """Connect once, and return whether the broker has shared subscriptions.
+
+        Raises:
+            Lost: that is not possible now.
+        """
+        self._prepare()
+        try:
+            self._connect()
+            self._client.disconnect()
+            self._client.loop_write()
+            return self._shared
+        finally:
+            self._ear.close()
+            self._mouth.close()
+
+    def _prepare(self) -> None:
+        self._ear, self._mouth = socket.socketpair()
+        self._ear.setblocking(False)
+        self._mouth.setblocking(False)
+        self._client = self._new_client()
+
     def _run(self) -> None:
         pause = AGAIN
         while not self._stopping.is_set():
@@ -150,16 +168,12 @@ class Connection:
             try:
                 self._connect()
                 self._serve()
-                log.info("MQTT: disconnected from %s", self._broker)
+                log.info("MQTT: disconnected from %s", self.broker)
                 return
-            except TooOld:
-                self._version = MQTTProtocolVersion.MQTTv311
-                self._client = self._new_client()
-                continue
             except Lost as error:
                 self._tell(str(error))
             except Exception:
-                log.exception("MQTT: the connection to %s failed; retrying", self._broker)
+                log.exception("MQTT: the connection to %s failed; retrying", self.broker)
             finally:
                 self.connected = False
             if time.monotonic() - began > LONGEST_PAUSE:
@@ -169,22 +183,22 @@ class Connection:
 
     def _tell(self, trouble: str) -> None:
         if trouble != self._trouble:
-            log.warning("MQTT: not connected to %s: %s; retrying", self._broker, trouble)
+            log.warning("MQTT: not connected to %s: %s; retrying", self.broker, trouble)
         self._trouble = trouble
 
     def _new_client(self) -> Client:
-        new = self._version == MQTTProtocolVersion.MQTTv5
+        # Without shared subscriptions one process alone may serve: the broker keeps the last.
+        alone = self._version != MQTTProtocolVersion.MQTTv5 and self._operations
         client = Client(
             CallbackAPIVersion.VERSION2,
-            # Without shared subscriptions one process alone may serve: the broker keeps the last.
-            client_id=f"{self._name}-{secrets.token_hex(4)}" if new else self._name,
+            client_id=self._name if alone else f"{self._name}-{secrets.token_hex(4)}",
             protocol=self._version,
             reconnect_on_failure=False,
             manual_ack=True,
         )
         client.connect_timeout = self._settings.connect_timeout_seconds
-        if self._broker.user is not None:
-            client.username_pw_set(self._broker.user, self._broker.password)
+        if self.broker.user is not None:
+            client.username_pw_set(self.broker.user, self.broker.password)
         if self._tls:
             client.tls_set_context(self._tls)
         client.on_connect = self._on_connect
@@ -195,12 +209,19 @@ class Connection:
         return client
 
     def _connect(self) -> None:
-        """Connect and subscribe.
+        """Connect and subscribe, with MQTT 3.1.1 if the broker speaks no MQTT 5.
 
         Raises:
             Lost: that is not possible now.
-            TooOld: it is not possible with this version of MQTT.
         """
+        try:
+            self._try()
+        except TooOld:
+            self._version = MQTTProtocolVersion.MQTTv311
+            self._client = self._new_client()
+            self._try()
+
+    def _try(self) -> None:
         self._number += 1
         while self._received:  # the broker has forgotten them, or gives them to another process
             self._leave(self._received.popleft())
@@ -221,7 +242,7 @@ class Connection:
             )
             options = {"clean_start": True, "properties": properties}
         try:
-            self._client.connect(self._broker.host, self._broker.port, KEEP_ALIVE, **options)
+            self._client.connect(self.broker.host, self.broker.port, KEEP_ALIVE, **options)
         except OSError as error:
             raise Lost(error.strerror or str(error)) from None
         deadline = time.monotonic() + (
@@ -325,12 +346,15 @@ class Connection:
 
     def _do(self, received: Received) -> None:
         """Do a request. In a thread of the pool."""
+        assert self._messages
         answer = None
         message = received.message
         try:
-            operation = self._operations[message.topic]
-            answer = self._answer(
-                operation, message.topic, bytes(message.payload), self._largest - LARGEST_HEAD
+            answer = self._threads.timed(self._messages.answer)(
+                self._operations[message.topic],
+                message.topic,
+                bytes(message.payload),
+                self._largest - LARGEST_HEAD,
             )
         except Exception:
             log.exception("%r failed", message.topic)
@@ -379,7 +403,9 @@ class Connection:
         self._highest_qos = getattr(properties, "MaximumQoS", 2)
         self._shared &= bool(getattr(properties, "SharedSubscriptionAvailable", 1))
         self._most_unsent = getattr(properties, "ReceiveMaximum", AT_ONCE)
-        if self._version == MQTTProtocolVersion.MQTTv5:
+        if not self._operations:
+            self.connected = True
+        elif self._version == MQTTProtocolVersion.MQTTv5:
             options = SubscribeOptions(qos=2, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
             client.subscribe([(it, options) for it in self._filters()])
         else:
@@ -394,12 +420,12 @@ class Connection:
             return
         self.connected, self._trouble = True, None
         if self._shared:
-            log.info("MQTT: connected to %s, and other processes may share the work", self._broker)
+            log.info("MQTT: connected to %s, and other processes may share the work", self.broker)
         else:
             log.warning(
                 "MQTT: connected to %s, which has no shared subscriptions: only one process may "
                 "serve over it",
-                self._broker,
+                self.broker,
             )
 
     def _on_unsubscribe(self, *_: object) -> None:
@@ -413,6 +439,7 @@ class Connection:
         self._end = self._end or Lost(said)
 
     def _on_message(self, client: Client, _: object, message: MQTTMessage) -> None:
+        assert self._messages
         self._came = True
         received = Received(self._number, message)
         self._bytes += len(message.payload)

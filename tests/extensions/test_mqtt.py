@@ -910,3 +910,28 @@ def test_what_is_wrong_with_the_settings_is_said_at_the_start(
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
         assert "secret" not in result.stderr
+
+
+@pytest.mark.sqlite
+def test_check_knows_the_broker(
+    broker: Broker, peer: Peer, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    def says(url: str, *options: str) -> str:
+        result = run("check", "--mqtt-url", url, *options)
+        (line,) = (it for it in result.stdout.splitlines() if "MQTT broker" in it)
+        return line
+
+    line = Line(broker, old=True)
+    with Service(mqtt=line.url):  # which is not disturbed
+        assert says(broker.url.replace("//", "//user:secret@")) == (
+            f"ok     MQTT broker: {broker.url} lets several processes share the work"
+        )
+        assert says(line.url) == (
+            f"warn   MQTT broker: {line.url} has no shared subscriptions: only one process may "
+            "serve over it"
+        )
+        assert peer.ask("lock/query")["status"] == 200
+    line.refusing = True
+    assert says(line.url).startswith(f"wrong  MQTT broker: {line.url} cannot be used: ")
+    line.close()
+    assert says(line.url) == (f"wrong  MQTT broker: {line.url} cannot be used: Connection refused")

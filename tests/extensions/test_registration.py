@@ -184,6 +184,38 @@ def test_what_is_registered_is_what_the_contract_says(serve: Serve, cloud: Cloud
     assert {it[2] for it in cloud.requests} == {f"Bearer SYSTEM//{NAME}"}
 
 
+def test_mqtt_is_a_second_interface(keep: Callable[..., Registration], cloud: Cloud) -> None:
+    registration = keep(
+        cloud, MQTT_URL="mqtts://user:secret@broker.example", SERVICE_METADATA=SEEN, RECORDER=True
+    )
+    until(lambda: is_registered(cloud))
+    writes = len(cloud.writes)
+    for instance, group, operations in (
+        (INSTANCES[0], "history", ["query", "record"]),
+        (INSTANCES[1], "lock", ["create", "query", "renew", "remove", "reserve", "release"]),
+    ):
+        http, mqtt = cloud.services[instance]["interfaces"]
+        assert (http["templateName"], list(http["properties"]["operations"])) == (
+            "generic_http",
+            operations,
+        )
+        assert mqtt == {
+            "templateName": "generic_mqtts",
+            "protocol": "ssl",
+            "policy": "NONE",
+            "properties": {
+                "accessAddresses": ["broker.example"],
+                "accessPort": 8883,
+                "baseTopic": f"arrowhead/serviceorchestration/orchestration/management/{group}/",
+                "operations": operations,
+            },
+        }
+        cloud.services[instance]["interfaces"].reverse()
+    rounds = registration.attempts
+    until(lambda: registration.attempts > rounds + 2)
+    assert len(cloud.writes) == writes  # it is found to be there, in any order
+
+
 def test_addresses_port_tls_and_metadata_are_those_of_the_settings(
     serve: Serve, cloud: Cloud
 ) -> None:
