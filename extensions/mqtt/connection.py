@@ -34,11 +34,16 @@ log = logging.getLogger("orchmgmt")
 AGAIN = 1.0
 LONGEST_PAUSE = 60.0
 
-#: So many requests are here at once. All others wait at the broker.
+#: So many requests a broker may send before it has an acknowledgement: all others wait there. With
+#: so many answers that the broker has not taken, no further request is done.
 AT_ONCE = 100
 
-#: So many bodies of the largest size may be in memory; then nothing more is read.
+#: Requests of so many bodies of the largest size are in memory; then nothing more is read. Brokers
+#: exceed `AT_ONCE` (Mosquitto 2.0 does), and requests of QoS 0 have no acknowledgement.
 BODIES = 4
+
+#: What a request takes beside its bytes.
+OF_A_MESSAGE = 1000
 
 #: The connection is lost if the broker is silent for about so long, in seconds.
 KEEP_ALIVE = 60
@@ -77,6 +82,11 @@ class Received(NamedTuple):
     connection: int
     message: MQTTMessage
 
+    @property
+    def size(self) -> int:
+        """How many bytes it takes."""
+        return len(self.message.payload) + OF_A_MESSAGE
+
 
 class Connection:
     """Takes requests from a broker, and publishes the answers.
@@ -113,8 +123,9 @@ class Connection:
         self._adapted = 0.0
         self._received: deque[Received] = deque()
         self._under_way = 0
-        self._bytes = 0  # of the requests that are here
-        self._done: deque[tuple[Received, Answer | None]] = deque()
+        self._bytes = 0  # of the requests that are here and not done
+        self._done: deque[tuple[Received, Answer | None]] = deque()  # what other threads hand over
+        self._answers: deque[tuple[Received, Answer | None]] = deque()
         self._unsent: list[MQTTMessageInfo] = []
         self._number = 0
         self._trouble: str | None = None
@@ -201,6 +212,7 @@ class Connection:
             client.username_pw_set(self.broker.user, self.broker.password)
         if self._tls:
             client.tls_set_context(self._tls)
+        client.on_socket_open = _send_at_once
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_unsubscribe = self._on_unsubscribe
@@ -224,7 +236,7 @@ class Connection:
     def _try(self) -> None:
         self._number += 1
         while self._received:  # the broker has forgotten them, or gives them to another process
-            self._leave(self._received.popleft())
+            self._bytes -= self._received.popleft().size
         self._end: Exception | None = None
         self._asked = self._came = False
         self._quiet = 0
@@ -291,7 +303,7 @@ class Connection:
 
     @property
     def _busy(self) -> bool:
-        here = self._received or self._under_way or self._done or self._unsent
+        here = self._received or self._under_way or self._answers or self._unsent
         return bool(here) or self._client.want_write()
 
     def _turn(self) -> None:
@@ -328,8 +340,19 @@ class Connection:
         self._begin()
 
     def _has_room(self) -> bool:
-        here = len(self._received) + self._under_way + len(self._unsent)
-        return here < AT_ONCE and self._bytes <= BODIES * self._settings.max_body_bytes
+        """Return whether to read what the broker sends.
+
+        Otherwise it is read once some requests have been done. That must not depend on what is not
+        read: acknowledgements, without which no more answers go out, lie behind other requests.
+
+        Raises:
+            Lost: it does depend on it.
+        """
+        if self._bytes <= BODIES * self._settings.max_body_bytes:
+            return True
+        if len(self._answers) >= AT_ONCE:
+            raise Lost("it sends much and takes no answers")
+        return False
 
     def _begin(self) -> None:
         """Have requests done, as many as there are threads for."""
@@ -337,7 +360,7 @@ class Connection:
         if self._received and now > self._adapted + CHECK_INTERVAL:
             self._threads.adapt(self._set_places)
             self._adapted = now
-        while self._received and self._under_way < self._places:
+        while self._received and self._under_way < self._places and len(self._answers) < AT_ONCE:
             self._under_way += 1
             self._pool.submit(self._do, self._received.popleft())
 
@@ -367,26 +390,26 @@ class Connection:
             self._mouth.send(b"\0")
 
     def _publish_answers(self) -> None:
+        while self._done:
+            self._answers.append(self._done.popleft())
+            self._under_way -= 1
+            self._bytes -= self._answers[-1][0].size
         self._unsent = [it for it in self._unsent if _is_under_way(it)]
         while (
-            self._done
+            self._answers
             and self.connected
             and not self._end
             and len(self._unsent) < self._most_unsent
         ):
-            received, answer = self._done.popleft()
-            self._under_way -= 1
+            received, answer = self._answers.popleft()
             if answer:
                 qos = min(answer.qos, self._highest_qos)
                 self._unsent.append(self._client.publish(answer.topic, answer.payload, qos))
-            self._leave(received)
+            self._acknowledge(received)
 
-    def _leave(self, received: Received) -> None:
-        """Be done with a message."""
-        number, message = received
-        self._bytes -= len(message.payload)
-        if number == self._number:
-            self._client.ack(message.mid, message.qos)
+    def _acknowledge(self, received: Received) -> None:
+        if received.connection == self._number:
+            self._client.ack(received.message.mid, received.message.qos)
 
     def _filters(self) -> Iterator[str]:
         for topic in self._operations:
@@ -442,14 +465,18 @@ class Connection:
         assert self._messages
         self._came = True
         received = Received(self._number, message)
-        self._bytes += len(message.payload)
-        if message.retain:  # it would be done again at each start
-            self._messages.ignore(message.topic, "it is retained")
-            self._leave(received)
-        elif message.topic not in self._operations:
-            self._leave(received)
+        if message.retain or message.topic not in self._operations:
+            # What is retained would be done again at each start.
+            self._messages.ignore(message.topic, "it is retained, or nobody has asked for it")
+            self._acknowledge(received)
         else:
+            self._bytes += received.size
             self._received.append(received)
+
+
+def _send_at_once(client: Client, _: object, connection: Any) -> None:
+    """Let no acknowledgement wait for the one before it."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _is_under_way(info: MQTTMessageInfo) -> bool:

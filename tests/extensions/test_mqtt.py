@@ -627,7 +627,10 @@ def test_an_answer_that_the_broker_does_not_take_is_an_error(tmp_path: Path, pee
 
 
 def test_many_requests_at_once_are_all_done_once(service: Service, peer: Peer) -> None:
-    requests = [peer.request(create(lock(f"System{n}|a|1.0.0"))) for n in range(500)]
+    requests = [
+        peer.request(create(lock(f"System{n}|a|1.0.0")), qosRequirement=n // 3 % 3)
+        for n in range(500)
+    ]
     for number, request in enumerate(requests):
         peer.send("lock/create", request, qos=number % 3)
     assert {peer.answer(it)["status"] for it in requests} == {201}
