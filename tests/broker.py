@@ -28,13 +28,14 @@ class Broker:
     Args:
         folder: for its configuration and its log.
         more: lines of its configuration.
+        text: a whole configuration instead, for port 8883.
 
     Attributes:
         port: where it listens.
         url: likewise, as `MQTT_URL` has it.
     """
 
-    def __init__(self, folder: Path, *more: str, scheme: str = "mqtt") -> None:
+    def __init__(self, folder: Path, *more: str, text: str = "", scheme: str = "mqtt") -> None:
         self._program = program("mosquitto")
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
@@ -46,6 +47,8 @@ class Broker:
         lines = [*own, f"listener {self.port} 127.0.0.1", *more]
         if not any("allow_anonymous" in it for it in lines):
             lines.append("allow_anonymous true")
+        if text:
+            lines = [own[0], text.replace("listener 8883", f"listener {self.port} 127.0.0.1")]
         self._configuration.write_text("\n".join(lines) + "\n")
         self.start()
 
@@ -71,30 +74,41 @@ class Peer:
 
     Attributes:
         topic: that topic.
+        heard: the topics of the messages that have come.
     """
 
     def __init__(
         self,
         url: str,
         version: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5,
-        user: str | None = None,
         tls: Callable[[Client], object] | None = None,
+        topic: str = "",
     ) -> None:
-        self.topic = f"answers/{uuid.uuid4()}"
+        self.topic = topic or f"answers/{uuid.uuid4()}"
+        self.heard: set[str] = set()
         self._answers: defaultdict[str, SimpleQueue[Any]] = defaultdict(SimpleQueue)
         self._client = Client(CallbackAPIVersion.VERSION2, protocol=version)
-        if user:
-            self._client.username_pw_set(user, user)
         if tls:
             tls(self._client)
-        ready = threading.Event()
+        self._ready = threading.Event()
         self._client.on_connect = lambda client, *_: client.subscribe(f"{self.topic}/#", 2)
-        self._client.on_subscribe = lambda *_: ready.set()
-        self._client.on_message = lambda _client, _data, it: self._answers[it.topic].put(it)
+        self._client.on_subscribe = lambda *_: self._ready.set()
+        self._client.on_message = lambda _client, _data, it: self._hear(it)
         host, _, port = url.partition("://")[2].partition(":")
         self._client.connect(host, int(port))
         self._client.loop_start()
-        assert ready.wait(30)
+        assert self._ready.wait(30)
+
+    def _hear(self, message: Any) -> None:
+        self.heard.add(message.topic)
+        self._answers[message.topic].put(message)
+
+    def listen(self, *topics: str) -> None:
+        """Subscribe to others' topics, or try to."""
+        for topic in topics:
+            self._ready.clear()
+            self._client.subscribe(topic, 2)
+            assert self._ready.wait(30)
 
     def send(
         self, operation: str, message: bytes | dict[str, Any], qos: int = 1, retain: bool = False

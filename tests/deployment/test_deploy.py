@@ -328,7 +328,7 @@ def composed(**variables):
     return yaml.safe_load(text)
 
 
-@pytest.mark.parametrize("profiles", ["", "postgresql"])
+@pytest.mark.parametrize("profiles", ["", "postgresql", "mqtt"])
 def test_docker_compose_takes_the_file(tmp_path, profiles):
     compose = program("docker-compose")  # it asks no engine for this
     shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
@@ -349,7 +349,8 @@ def test_docker_compose_takes_the_file(tmp_path, profiles):
         timeout=60,
     )
     assert (ended.returncode, ended.stderr) == (0, "")
-    expected = {"orchmgmt", "nginx", *profiles.split()}
+    more = {"mqtt": "mosquitto"}
+    expected = {"orchmgmt", "nginx", *(more.get(it, it) for it in profiles.split())}
     assert set(ended.stdout.split()) >= expected
 
 
@@ -368,7 +369,11 @@ def test_compose_names_only_what_there_is():
             assert other in file["services"]
     assert file["services"]["postgresql"]["profiles"] == ["postgresql"]
     assert "profiles" not in file["services"]["orchmgmt"]
-    assert [name for name, it in file["services"].items() if "ports" in it] == ["nginx"]
+    assert file["services"]["mosquitto"]["profiles"] == ["mqtt"]
+    assert [name for name, it in file["services"].items() if "ports" in it] == [
+        "nginx",
+        "mosquitto",
+    ]
 
 
 def test_compose_fits_the_image():

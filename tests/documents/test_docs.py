@@ -21,6 +21,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from broker import Broker
 from certificates import Authority
 from cluster import Cluster
 from conftest import COMMAND
@@ -130,6 +131,19 @@ def test_registration(serve: Callable[..., Process], cloud: Cloud, tmp_path: Pat
     assert cloud.systems == cloud.services == {}
 
 
+def test_requests_over_mqtt(serve: Callable[..., Process], tmp_path: Path) -> None:
+    program("mosquitto_rr")
+    text = section("mqtt.md", "")
+    address = "127.0.0.1:1883"
+    assert environ(text) == {"ORCHMGMT_MQTT_URL": f"mqtt://{address}"}
+    broker = Broker(tmp_path)
+    process = serve(env={"ORCHMGMT_MQTT_URL": broker.url})
+    until(lambda: "MQTT: connected" in (tmp_path / "server-0.log").read_text())
+    ports = {"-p 1883": f"-p {broker.port}", "127.0.0.1:8441": urlsplit(process.url).netloc}
+    check(text, tmp_path, ports)
+    broker.stop()
+
+
 def test_an_orchestrator_records_reserves_and_releases(
     serve: Callable[..., Process], tmp_path: Path
 ) -> None:
@@ -234,9 +248,10 @@ def test_what_a_check_looks_at_is_what_the_page_says(tmp_path: Path) -> None:
     settings = {
         "authentication_policy": "outsourced",
         "management_policy": "authorization",
-        **dict.fromkeys(("ca_file", "certificate_file"), "file.pem"),
+        **dict.fromkeys(("ca_file", "mqtt_ca_file", "certificate_file"), "file.pem"),
         **dict.fromkeys(("identity_url", "authorization_url"), "http://127.0.0.1:1/x"),
         "service_registry_url": "http://127.0.0.1:1/x",
+        "mqtt_url": "mqtt://127.0.0.1:1",
     }
     found = []
     for what, look in looks(settings, (), timedelta(days=14), thorough=False):

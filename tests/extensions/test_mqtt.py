@@ -8,9 +8,10 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
-from broker import ABSENT, BASE, Broker, Line, Peer
+from broker import ABSENT, BASE, SYSOP, Broker, Line, Peer
 from certificates import CLOUD, DAY, DOMAIN, NOW, Authority, Issued, subject
 from needs import program
 from standin import Cloud
@@ -938,3 +939,68 @@ def test_check_knows_the_broker(
     assert says(line.url).startswith(f"wrong  MQTT broker: {line.url} cannot be used: ")
     line.close()
     assert says(line.url) == (f"wrong  MQTT broker: {line.url} cannot be used: Connection refused")
+
+
+# --- what a deployment has
+
+
+@pytest.mark.sqlite
+def test_mosquitto_pub_creates_a_lock_that_http_shows(broker: Broker) -> None:
+    publish = [program("mosquitto_pub"), "-p", urlsplit(broker.url).netloc.partition(":")[2]]
+    request = {
+        "authentication": SYSOP,
+        "responseTopic": "answers/nobody",
+        "payload": create(lock(INSTANCE)),
+    }
+    with Service(mqtt=broker.url) as service:
+        command = [*publish, "-q", "1", "-t", f"{BASE}lock/create", "-m", json.dumps(request)]
+        subprocess.run(command, check=True, timeout=60)
+        http = Client(service.url, service.headers)
+        until(lambda: http.locks().json["count"])
+        assert http.locks().entries[0]["serviceInstanceId"] == INSTANCE
+
+
+@pytest.mark.sqlite
+def test_the_configuration_says_who_reads_what(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    server = authority.server_file()
+    folder = Path(__file__).parents[2] / "deploy" / "mosquitto"
+    text = (folder / "orchmgmt.conf").read_text()
+    for old, new in (
+        ("/etc/orchmgmt/cloud-ca.pem", authority.ca_file),
+        ("/etc/orchmgmt/cloud-crl.pem", authority.revocations()),
+        ("/etc/orchmgmt/server.pem", server),
+        ("/etc/orchmgmt/server.key", server),
+        ("/etc/mosquitto/orchmgmt.acl", str(folder / "orchmgmt.acl")),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    broker = Broker(tmp_path, text=text, scheme="mqtts")
+
+    def peer(issued: Issued, name: str) -> Peer:
+        file = issued.save(tmp_path / f"{name}.pem")
+        return Peer(
+            broker.url,
+            tls=lambda it: it.tls_set(authority.ca_file, file, file),
+            topic=f"answers/{name}.{DOMAIN}",
+        )
+
+    operator = authority.operator("carol")
+    own = authority.system("orchmgmt").save(tmp_path / "own.pem")
+    with Service(
+        mqtt=broker.url,
+        authentication_policy="certificate",
+        cloud=CLOUD,
+        certificate_file=own,
+        mqtt_ca_file=authority.ca_file,
+    ):
+        carol, mallory = peer(operator, "carol"), peer(authority.system("mallory"), "mallory")
+        assert carol.ask("lock/query", authentication=shown(operator))["status"] == 200
+        mallory.listen(f"{carol.topic}/#", f"{BASE}#", "#")
+        assert carol.ask("lock/query", authentication=shown(operator))["status"] == 200
+        refused = mallory.ask("lock/query", authentication=shown(authority.system("mallory")))
+        assert refused["status"] == 403
+        assert all(it.startswith(mallory.topic) for it in mallory.heard)
+        carol.close()
+        mallory.close()
+    broker.stop()
