@@ -68,7 +68,7 @@ class Lost(Exception):
 
 
 class TooOld(Exception):
-    """The broker does not speak MQTT 5."""
+    """The broker does not speak MQTT 5, or has no shared subscriptions."""
 
 
 class Received(NamedTuple):
@@ -159,10 +159,9 @@ class Connection:
         self._prepare()
         try:
             self._connect()
-            self._client.disconnect()
-            self._client.loop_write()
             return self._shared
         finally:
+            self._hang_up()
             self._ear.close()
             self._mouth.close()
 
@@ -182,15 +181,24 @@ class Connection:
                 log.info("MQTT: disconnected from %s", self.broker)
                 return
             except Lost as error:
-                self._tell(str(error))
+                if not self._stopping.is_set():
+                    self._tell(str(error))
             except Exception:
                 log.exception("MQTT: the connection to %s failed; retrying", self.broker)
             finally:
                 self.connected = False
+                self._hang_up()
             if time.monotonic() - began > LONGEST_PAUSE:
                 pause = AGAIN
             self._stopping.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _hang_up(self) -> None:
+        """Close the connection if it is still there: the broker would go on sending."""
+        self._client.disconnect()
+        connection: Any = self._client.socket()
+        if connection is not None:
+            connection.close()
 
     def _tell(self, trouble: str) -> None:
         if trouble != self._trouble:
@@ -221,7 +229,7 @@ class Connection:
         return client
 
     def _connect(self) -> None:
-        """Connect and subscribe, with MQTT 3.1.1 if the broker speaks no MQTT 5.
+        """Connect and subscribe, with MQTT 3.1.1 if there are no shared subscriptions.
 
         Raises:
             Lost: that is not possible now.
@@ -229,6 +237,7 @@ class Connection:
         try:
             self._try()
         except TooOld:
+            self._hang_up()
             self._version = MQTTProtocolVersion.MQTTv311
             self._client = self._new_client()
             self._try()
@@ -287,6 +296,7 @@ class Connection:
                 break
             elif not (self._asked or self._busy):
                 self._unsubscribe()
+        # Answers of QoS 0 that a slow broker has not read go first.
         self._client.disconnect()
         with suppress(Lost):
             while time.monotonic() < deadline:
@@ -418,13 +428,15 @@ class Connection:
     def _on_connect(
         self, client: Client, _: object, flags: object, reason: ReasonCode, properties: object
     ) -> None:
+        shares = getattr(properties, "SharedSubscriptionAvailable", 1)
+        if self._shared and (reason == "Unsupported protocol version" or not shares):
+            self._end = TooOld()
+            return
         if reason.is_failure:
-            old = self._shared and reason == "Unsupported protocol version"
-            self._end = TooOld() if old else Lost(f"it refuses the connection: {reason}")
+            self._end = Lost(f"it refuses the connection: {reason}")
             return
         self._largest = getattr(properties, "MaximumPacketSize", LARGEST_PACKET)
         self._highest_qos = getattr(properties, "MaximumQoS", 2)
-        self._shared &= bool(getattr(properties, "SharedSubscriptionAvailable", 1))
         self._most_unsent = getattr(properties, "ReceiveMaximum", AT_ONCE)
         if not self._operations:
             self.connected = True
