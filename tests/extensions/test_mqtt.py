@@ -5,6 +5,7 @@ import json
 import logging
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -1004,3 +1005,35 @@ def test_the_configuration_says_who_reads_what(tmp_path: Path) -> None:
         carol.close()
         mallory.close()
     broker.stop()
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize(
+    ("package", "options", "line"),
+    [
+        ("paho", [], "ORCHMGMT_MQTT_URL needs a package: pip install 'orchmgmt[mqtt]'"),
+        (
+            "OpenSSL",
+            ["--authentication-policy", "certificate", "--cloud", CLOUD, "--mqtt-ca-file", "x"],
+            "the policy `certificate` over MQTT needs a package: "
+            "pip install 'orchmgmt[certificate]'",
+        ),
+    ],
+)
+def test_a_missing_package_is_named(
+    run: Callable[..., Any], tmp_path: Path, package: str, options: list[str], line: str
+) -> None:
+    (tmp_path / f"{package}.py").write_text("raise ImportError('none', name='a package')")
+    env = {"PYTHONPATH": str(tmp_path)}
+    ended = run("serve", "--port", "0", "--mqtt-url", "mqtt://127.0.0.1", *options, env=env)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"Error: {line}\n")
+
+
+@pytest.mark.sqlite
+def test_nothing_of_it_is_imported_while_it_is_off(tmp_path: Path) -> None:
+    script = "import sys, orchmgmt.app\norchmgmt.app.create_app()\nprint(*sys.modules)"
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    modules = ended.stdout.split()
+    assert "orchmgmt.interfaces" in modules
+    assert not [it for it in modules if "mqtt" in it or "OpenSSL" in it]
