@@ -38,11 +38,11 @@ LONGEST_PAUSE = 60.0
 #: so many answers that the broker has not taken, no further request is done.
 AT_ONCE = 100
 
-#: Requests of so many bodies of the largest size are in memory; then nothing more is read. Brokers
-#: exceed `AT_ONCE` (Mosquitto 2.0 does), and requests of QoS 0 have no acknowledgement.
-BODIES = 4
+#: Requests of so many bytes are in memory; then nothing more is read. Brokers exceed `AT_ONCE`
+#: (Mosquitto 2.0 does), and requests of QoS 0 have no acknowledgement.
+MOST_BYTES = 64 * 1024 * 1024
 
-#: What a request takes beside its bytes.
+#: What a request takes beside its message, in bytes.
 OF_A_MESSAGE = 1000
 
 #: The connection is lost if the broker is silent for about so long, in seconds.
@@ -72,20 +72,26 @@ class TooOld(Exception):
 
 
 class Received(NamedTuple):
-    """A message that has come.
+    """A message that has come: what is needed of paho's, which takes several thousand bytes.
 
     Attributes:
+        topic: where it came.
+        payload: what it says.
         connection: the number of the connection over which it came.
-        message: the message.
+        mid: its number there.
+        qos: with which quality of service it came.
     """
 
+    topic: str
+    payload: bytes
     connection: int
-    message: MQTTMessage
+    mid: int
+    qos: int
 
     @property
     def size(self) -> int:
         """How many bytes it takes."""
-        return len(self.message.payload) + OF_A_MESSAGE
+        return len(self.payload) + OF_A_MESSAGE
 
 
 class Connection:
@@ -358,7 +364,7 @@ class Connection:
         Raises:
             Lost: it does depend on it.
         """
-        if self._bytes <= BODIES * self._settings.max_body_bytes:
+        if self._bytes <= MOST_BYTES:
             return True
         if len(self._answers) >= AT_ONCE:
             raise Lost("it sends much and takes no answers")
@@ -381,16 +387,13 @@ class Connection:
         """Do a request. In a thread of the pool."""
         assert self._messages
         answer = None
-        message = received.message
+        topic = received.topic
         try:
             answer = self._threads.timed(self._messages.answer)(
-                self._operations[message.topic],
-                message.topic,
-                bytes(message.payload),
-                self._largest - LARGEST_HEAD,
+                self._operations[topic], topic, received.payload, self._largest - LARGEST_HEAD
             )
         except Exception:
-            log.exception("%r failed", message.topic)
+            log.exception("%r failed", topic)
         self._done.append((received, answer))
         self._wake()
 
@@ -419,7 +422,7 @@ class Connection:
 
     def _acknowledge(self, received: Received) -> None:
         if received.connection == self._number:
-            self._client.ack(received.message.mid, received.message.qos)
+            self._client.ack(received.mid, received.qos)
 
     def _filters(self) -> Iterator[str]:
         for topic in self._operations:
@@ -476,10 +479,11 @@ class Connection:
     def _on_message(self, client: Client, _: object, message: MQTTMessage) -> None:
         assert self._messages
         self._came = True
-        received = Received(self._number, message)
-        if message.retain or message.topic not in self._operations:
+        topic = message.topic
+        received = Received(topic, bytes(message.payload), self._number, message.mid, message.qos)
+        if message.retain or topic not in self._operations:
             # What is retained would be done again at each start.
-            self._messages.ignore(message.topic, "it is retained, or nobody has asked for it")
+            self._messages.ignore(topic, "it is retained, or nobody has asked for it")
             self._acknowledge(received)
         else:
             self._bytes += received.size
