@@ -97,8 +97,9 @@ def test_a_database_that_is_away_is_told_of(start, tmp_path):
 
 
 def test_the_cleaner_is_told_of_and_the_page_names_every_metric(serve, cloud, tmp_path):
-    registry = ("--service-registry-url", cloud.registry["SERVICE_REGISTRY_URL"])
-    server = serve("--metrics", "true", "--cleaner-interval-seconds", "0.05", *registry)
+    more = ("--service-registry-url", cloud.registry["SERVICE_REGISTRY_URL"])
+    more = (*more, "--mqtt-url", "mqtt://127.0.0.1:1")  # where nobody listens
+    server = serve("--metrics", "true", "--cleaner-interval-seconds", "0.05", *more)
     server.locks()
     found = metrics(server)
     while found["cleaner_rounds_total",] < 2:
