@@ -204,10 +204,10 @@ class LockTable:
     def create(self, locks: Sequence[NewLock], key: Key | None = None) -> list[Row]:
         """Make all of `locks` or none; return their rows in the same order.
 
-        Contract: "Lock", "create"; "Holding a lock".
+        Contract: "Lock", "create"; "Holding a lock"; "Extensions of ours", `reserve`.
 
         Args:
-            locks: what to make, in canonical form, as `LockCreate` reads it.
+            locks: what to make, in canonical form, as `LockCreate` or `LockReserve` reads it.
             key: if the request had it before, and all the locks that it made then are there, their
                 rows are returned as they are now, and nothing is made.
 
@@ -215,41 +215,11 @@ class LockTable:
             KeyUsed: the locks of another request with this key are there.
             InThePast: one of them has expired by the time that it is made.
             DuplicatedInstance: one service instance is named twice.
+            NoUnfinishedJob: the job of one of them does not exist or has ended.
             AlreadyLocked: somebody holds one of the service instances.
             Unavailable: the database does not answer.
         """
         return self._database.write(lambda: self._made_by(locks, key) or self._create(locks, key))
-
-    def reserve(self, locks: Sequence[NewLock], key: Key | None = None) -> list[Row]:
-        """Make all of `locks` for their jobs or none; return their rows in the same order.
-
-        Contract: "Extensions of ours", `reserve`.
-
-        Args:
-            locks: what to make, in canonical form, as `LockReserve` reads it.
-            key: as for `create`.
-
-        Raises:
-            NoUnfinishedJob: one of their jobs does not exist or has ended.
-            KeyUsed: as `create`.
-            InThePast: as `create`.
-            DuplicatedInstance: likewise.
-            AlreadyLocked: likewise.
-            Unavailable: the database does not answer.
-        """
-
-        def reserve_all() -> list[Row]:
-            if made := self._made_by(locks, key):
-                return made
-            self._demand_future(locks)
-            job_ids = list(dict.fromkeys(lock.orchestration_job_id for lock in locks))
-            unfinished = set(self._database.rows(self._select_unfinished, {"ids": job_ids}))
-            for job_id in job_ids:
-                if (job_id,) not in unfinished:
-                    raise NoUnfinishedJob(job_id)
-            return self._create(locks, key)
-
-        return self._database.write(reserve_all)
 
     def _made_by(self, locks: Sequence[NewLock], key: Key | None) -> list[Row]:
         """Return the rows of the locks that this request has made, if all are there.
@@ -274,6 +244,7 @@ class LockTable:
     def _create(self, locks: Sequence[NewLock], key: Key | None) -> list[Row]:
         granted = self._granted(locks)
         self._demand_future(granted)
+        self._demand_unfinished([it.orchestration_job_id for it in locks if it.temporary])
         rows = self.put(granted)
         later = self._granted(locks)  # it may have waited for other writers
         self._demand_future(later)
@@ -347,36 +318,24 @@ class LockTable:
         """Insert locks as they are, even expired ones, within a `Backend.write`.
 
         Returns:
-            Their rows, in the same order.
+            Their rows, in the same order; the ids rise in it.
 
         Raises:
             DuplicatedInstance: one service instance is named twice.
             AlreadyLocked: somebody holds one of them; the write must roll back.
         """
         _demand_different(locks)
-        ids = self.insert(locks)
-        return [(ids[lock.service_instance_id], *lock) for lock in locks]
-
-    def insert(self, locks: Sequence[NewLock]) -> dict[str, int]:
-        """Insert locks on different instances, within a `Backend.write`.
-
-        Returns:
-            The new locks' ids by service instance, rising in the order of `locks`.
-
-        Raises:
-            AlreadyLocked: somebody holds one of the service instances; the write must roll back.
-        """
         in_turn = locks
         if not self._database.one_writer:
             in_turn = sorted(locks, key=attrgetter(LOCKING_ORDER.name))
         rows = [(self._database.provisional_id(), *lock) for lock in in_turn]
         ids: dict[str, int] = dict(self.insert_rows(rows))
-        held = [it.service_instance_id for it in locks if it.service_instance_id not in ids]
+        instances = [it.service_instance_id for it in locks]
+        held = [it for it in instances if it not in ids]
         if held:
             raise AlreadyLocked(held)
-        return self._database.settle_ids(
-            Lock.id, Lock.service_instance_id, ids, [it.service_instance_id for it in locks]
-        )
+        ids = self._database.settle_ids(Lock.id, Lock.service_instance_id, ids, instances)
+        return [(ids[lock.service_instance_id], *lock) for lock in locks]
 
     def insert_rows(self, rows: Sequence[Row]) -> list[Row]:
         """Insert the rows whose instances are free, within a `Backend.write`.
@@ -462,6 +421,14 @@ class LockTable:
         for lock in locks:
             if lock.expires_at <= present:
                 raise InThePast(lock.expires_at)
+
+    def _demand_unfinished(self, job_ids: Sequence[str]) -> None:
+        if not job_ids:
+            return
+        unfinished = set(self._database.rows(self._select_unfinished, {"ids": job_ids}))
+        for job_id in job_ids:
+            if (job_id,) not in unfinished:
+                raise NoUnfinishedJob(job_id)
 
     def _quick_count(self, wanted: Mapping[str, Any]) -> int | None:
         """Return how many active locks there are: all locks minus the few that have expired."""

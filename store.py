@@ -230,7 +230,7 @@ class Locks(_Entries[Lock]):
             "expires_at": expires_at,
         }
         lock = self._reservation.read(payload_of(values))
-        return self._read(self._store.lock_table.reserve([lock]))[0]
+        return self._read(self._store.lock_table.create([lock]))[0]
 
     def release(self, job_id: str) -> int:
         """Remove the temporary locks of a job.

@@ -202,7 +202,7 @@ def fill_store(settings: Settings, jobs: int, locks: int) -> None:
                     write_instant(datetime(2099, 1, 1) + timedelta(seconds=n)))
             for n in range(locks)
         ]  # fmt: skip
-        store.database.write(store.lock_table.insert, made)
+        store.database.write(store.lock_table.put, made)
 
 
 def copy(source: Path, target: Path) -> Path:

@@ -153,7 +153,7 @@ def _put_locks(store: Store, lines: list[Line], places: sqlite3.Connection) -> N
             new.append(lock)
         else:
             known[lock_id] = lock
-    for put in (lambda: restore(store, known), lambda: store.lock_table.insert(new)):
+    for put in (lambda: restore(store, known), lambda: store.lock_table.put(new)):
         try:
             put()
         except Conflicts as error:

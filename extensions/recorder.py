@@ -39,7 +39,7 @@ def operations(store: Store) -> list[Operation]:
 
     def reserve(locks: list[NewLock], tell: Tell, key: Key | None) -> list[Row]:
         tell(job_ids=dict.fromkeys(it.orchestration_job_id for it in locks))
-        return store.lock_table.reserve(locks, key)
+        return store.lock_table.create(locks, key)
 
     def release(payload: Any, tell: Tell) -> Result:
         job_id = releasing.read(payload)["orchestration_job_id"]

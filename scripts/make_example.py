@@ -52,7 +52,7 @@ def make(path: Path) -> None:
     jobs = [job(chance, number) for number in range(JOBS)]
     with Store(Settings(database_url=f"sqlite:///{quote(str(path.absolute()))}")) as store:
         store.database.write(store.job_table.put, jobs)
-        store.database.write(store.lock_table.insert, locks(chance, jobs))
+        store.database.write(store.lock_table.put, locks(chance, jobs))
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         # One file without a write-ahead log beside it, as small as it can be.
         database.execute("PRAGMA journal_mode = DELETE")

@@ -358,7 +358,7 @@ def test_bulk_create_over_expired_and_held_locks_is_all_or_nothing(store, path):
     names = [f"Provider{n}|service|1.0.0" for n in range(3 * BATCH)]
     past = "2020-01-01T00:00:00Z"
     old = [NewLock("", name, "Alice", past) for name in names[:BATCH]]
-    store.database.write(store.lock_table.insert, old)
+    store.database.write(store.lock_table.put, old)
     store.lock_table.create([NewLock("", name, "Alice", FUTURE) for name in names[-2:]])
     dump = "SELECT * FROM orchestration_lock"
     with closing(sqlite3.connect(path)) as database:
