@@ -3,7 +3,7 @@
 Each brings a JSON value to its canonical form, or raises a `Fault` that says what is wrong.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -61,6 +61,10 @@ class Value(fields.Field[Any]):
     type_name: ClassVar[str] = "a string"
     invalid_message: str | None = None
 
+    #: What OpenAPI says of the value, and the pattern of its canonical form.
+    described: ClassVar[Mapping[str, Any]] = {"type": "string"}
+    canonical = ""
+
     def __init__(
         self,
         *,
@@ -116,11 +120,17 @@ class Value(fields.Field[Any]):
         Args:
             in_answer: whether an answer has it: such a value is in its canonical form.
         """
-        return {"type": "string"}
+        pattern = {"pattern": self.canonical} if in_answer and self.canonical else {}
+        return {**self.described, **pattern}
 
     def _wrong_type(self, expected: str | None = None) -> Fault:
         key = self.data_key or f"an element of {self.parent.data_key}"  # type: ignore[union-attr]
         return Fault(WRONG_TYPE, f"{key} must be {expected or self.type_name}")
+
+
+def _name(first: str) -> str:
+    """The pattern of a name that begins with one of these letters."""
+    return f"[{first}][0-9A-Za-z]{{0,{values.NAME_MAX_LENGTH - 1}}}"
 
 
 class Name(Value):
@@ -135,52 +145,42 @@ class Name(Value):
 class SystemName(Name):
     """A system's name, PascalCase."""
 
+    described: ClassVar[Mapping[str, Any]] = {"type": "string", "pattern": f"^{_name('A-Z')}$"}
+
     def _from_text(self, text: str) -> str:
         return self._naming.system_name(text)
-
-    def describe(self, in_answer: bool) -> dict[str, Any]:
-        """Return what OpenAPI says of it."""
-        return {"type": "string", "pattern": f"^{_name('A-Z')}$"}
 
 
 class ServiceName(Name):
     """A service definition's name, camelCase."""
 
+    described: ClassVar[Mapping[str, Any]] = {"type": "string", "pattern": f"^{_name('a-z')}$"}
+
     def _from_text(self, text: str) -> str:
         return self._naming.service_name(text)
-
-    def describe(self, in_answer: bool) -> dict[str, Any]:
-        """Return what OpenAPI says of it."""
-        return {"type": "string", "pattern": f"^{_name('a-z')}$"}
 
 
 class ServiceInstanceId(Name):
     """`SystemName|ServiceName|Version`."""
 
+    described: ClassVar[Mapping[str, Any]] = {
+        "type": "string",
+        "pattern": rf"^{_name('A-Z')}\|{_name('a-z')}\|" + r"\.".join(3 * ["[0-9]{1,10}"]) + "$",
+        "description": f"A version has at most {values.VERSION_MAX_LENGTH} characters.",
+    }
+
     def _from_text(self, text: str) -> str:
         return self._naming.service_instance_id(text)
-
-    def describe(self, in_answer: bool) -> dict[str, Any]:
-        """Return what OpenAPI says of it."""
-        number = "[0-9]{1,10}"
-        version = rf"{number}\.{number}\.{number}"
-        return {
-            "type": "string",
-            "pattern": rf"^{_name('A-Z')}\|{_name('a-z')}\|{version}$",
-            "description": f"A version has at most {values.VERSION_MAX_LENGTH} characters.",
-        }
 
 
 class Uuid(Value):
     """A UUID, returned in lower case."""
 
+    described: ClassVar[Mapping[str, Any]] = {"type": "string", "format": "uuid"}
+    canonical = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+
     def _from_text(self, text: str) -> str:
         return values.uuid(text)
-
-    def describe(self, in_answer: bool) -> dict[str, Any]:
-        """Return what OpenAPI says of it."""
-        pattern = {"pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"} if in_answer else {}
-        return {"type": "string", "format": "uuid", **pattern}
 
 
 class JobId(Uuid):
@@ -203,6 +203,9 @@ class DateTime(Value):
         stored: accept only a moment that can be returned, of the years 1 to 9999.
     """
 
+    described: ClassVar[Mapping[str, Any]] = {"type": "string", "format": "date-time"}
+    canonical = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"
+
     def __init__(self, *, round_up: bool = False, stored: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._round_up = round_up
@@ -213,12 +216,6 @@ class DateTime(Value):
         if self._stored and second in (values.START_OF_TIME, values.END_OF_TIME):
             raise ValueError
         return second
-
-    def describe(self, in_answer: bool) -> dict[str, Any]:
-        """Return what OpenAPI says of it."""
-        pattern = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"
-        canonical = {"pattern": pattern} if in_answer else {}
-        return {"type": "string", "format": "date-time", **canonical}
 
 
 class Number(Value):
@@ -268,7 +265,7 @@ class Duration(Number):
 class Choice(Value):
     """One of a few words, in any letter case."""
 
-    words: ClassVar[Sequence[str]]
+    words: Sequence[str]
 
     def _from_text(self, text: str) -> str:
         # Only ASCII letters have a case here: "ſ".upper() would be an S.
@@ -307,15 +304,12 @@ class Flag(Value):
     """A JSON boolean."""
 
     type_name = "true or false"
+    described: ClassVar[Mapping[str, Any]] = {"type": "boolean"}
 
     def _from_json(self, value: Any) -> bool:
         if not isinstance(value, bool):
             raise self._wrong_type()
         return value
-
-    def describe(self, in_answer: bool) -> dict[str, Any]:
-        """Return what OpenAPI says of it."""
-        return {"type": "boolean"}
 
 
 class Message(Value):
@@ -337,7 +331,7 @@ class Message(Value):
         return {"type": "string", **limit}
 
 
-class SortField(Value):
+class SortField(Choice):
     """The field that a query sorts by, returned under the model's name for it.
 
     Args:
@@ -345,19 +339,16 @@ class SortField(Value):
     """
 
     def __init__(self, *names: str, **kwargs: Any) -> None:
-        self.names = {camel_case(name): name for name in names}
-        allowed = ", ".join(self.names)
+        self._names = {camel_case(name): name for name in names}
+        self.words = list(self._names)
+        allowed = ", ".join(self.words)
         message = f"Sort field is invalid. Only the following are allowed: [{allowed}]"
         super().__init__(invalid_message=message, **kwargs)
 
     def _from_text(self, text: str) -> str:
-        if text not in self.names:
+        if text not in self._names:
             raise ValueError
-        return self.names[text]
-
-    def describe(self, in_answer: bool) -> dict[str, Any]:
-        """Return what OpenAPI says of it."""
-        return {"type": "string", "enum": list(self.names)}
+        return self._names[text]
 
 
 class ListOf(fields.List[Any]):
@@ -408,8 +399,3 @@ class ListOf(fields.List[Any]):
             if any(map(is_blank, value)):
                 raise Fault(INCOMPLETE, self._blank_message) from None
             raise
-
-
-def _name(first: str) -> str:
-    """The pattern of a name that begins with one of these letters."""
-    return f"[{first}][0-9A-Za-z]{{0,{values.NAME_MAX_LENGTH - 1}}}"

@@ -675,13 +675,11 @@ def _integer(digits: str) -> int | float:
 
 def _real(text: str) -> int | float:
     # `5.0` and `5e0` are the number 5.
-    number = float(text)
-    if number.is_integer() and abs(number) <= 2**64:
-        with suppress(ArithmeticError):  # of an exponent that has 20 digits itself
-            exact = Decimal(text)
-            if exact == int(exact):
-                return int(exact)
-    return number
+    with suppress(ArithmeticError):  # of an exponent that has 20 digits itself
+        number = Decimal(text)
+        if abs(number) <= 2**64 and number == int(number):
+            return int(number)
+    return float(text)
 
 
 def _no_constant(name: str) -> NoReturn:
