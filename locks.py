@@ -345,14 +345,6 @@ class LockTable:
         """
         return self._insert.rows(rows, self._database.now())
 
-    def last_id(self) -> int:
-        """Return the largest id that a lock ever had, or 0. For use inside a transaction."""
-        return self._database.last_id(Lock.id)
-
-    def go_on_from(self, last_id: int) -> None:
-        """Make all later ids larger than this one, within a `Backend.write`."""
-        self._database.keep_others_off(Lock.id, last_id)
-
     def find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
         """Return a page of the active locks that match, and how many match in all.
 

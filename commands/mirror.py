@@ -28,7 +28,7 @@ from orchmgmt.fields import MESSAGE_MAX_LENGTH
 from orchmgmt.history import COLUMNS
 from orchmgmt.locks import Conflicts
 from orchmgmt.logs.audit import command
-from orchmgmt.models import NewLock
+from orchmgmt.models import Lock, NewLock
 from orchmgmt.schemas import LOCK_ID_MAX, EntrySchema, JobEntry, LockEntry
 from orchmgmt.store import Store
 
@@ -288,7 +288,8 @@ class Mirror:
         seen = max(there, default=0)
         far = max(seen, min(seen + UNSEEN, LOCK_ID_MAX))
         # Not each time: on PostgreSQL that waits for whoever reads the table.
-        locks.go_on_from(far if locks.last_id() < (seen + far) // 2 else 0)
+        behind = database.last_id(Lock.id) < (seen + far) // 2
+        database.keep_others_off(Lock.id, far if behind else 0)
         present = database.now()
         # The Java implementation may hold two on one instance: the later has the larger id.
         active = sorted(item for item in there.items() if item[1].expires_at > present)

@@ -102,14 +102,14 @@ def import_locks(store: Store, lines: Iterable[bytes]) -> tuple[int, int]:
     def put() -> tuple[int, int]:
         imported = expired = last_id = 0
         # Lines come in any order, so two imports could wait for each other's instances for ever.
-        store.lock_table.go_on_from(0)
+        store.database.keep_others_off(Lock.id)
         with closing(_open_places()) as places:
             for batch in _batches(LockEntry(store.settings), lines):
                 present = store.database.now()
                 live = [line for line in batch if line[1]["expires_at"] > present]
                 # Before locks without an id get one.
                 last_id = max([last_id, *(entry["id"] or 0 for _, entry in batch)])
-                store.lock_table.go_on_from(last_id)
+                store.database.keep_others_off(Lock.id, last_id)
                 _put_locks(store, live, places)
                 imported += len(live)
                 expired += sum(LONG_AGO < it["expires_at"] <= present for _, it in batch)
@@ -176,7 +176,7 @@ def restore(store: Store, locks: Mapping[int, NewLock]) -> None:
     if not locks:
         return
     table, database = store.lock_table, store.database
-    table.go_on_from(max(locks))
+    database.keep_others_off(Lock.id, max(locks))
     wanted = {lock.service_instance_id for lock in locks.values()}
     with_ids = database.any_of(Lock.id, "ids")
     among = database.any_of(Lock.service_instance_id, "service_instance_ids")
@@ -230,7 +230,7 @@ def export_locks(store: Store, write: Write) -> int:
 
     def export() -> int:
         count = _export(schema, rows(), write)
-        last_id = store.lock_table.last_id()
+        last_id = store.database.last_id(Lock.id)
         if last_id > largest:
             _export(schema, [(last_id, *REMOVED)], write)
         return count
