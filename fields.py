@@ -50,7 +50,7 @@ class Value(fields.Field[Any]):
 
     Args:
         absent_message: the message when there is no value; without one the value is optional.
-        unless: the key whose value may be there in its stead.
+        unless: the key of a value that may be there instead.
         invalid_message: the message when the value is malformed, with `{}` for the value; by
             default that of the type.
         load_default: what stands for an absent value.

@@ -232,7 +232,7 @@ class LockTable:
         database = self._database
         database.take_turns(key.text)
         found = database.rows(self._select_of_key, {"key": key.text, "now": database.now()})
-        # Locks of several requests may be there, but only of the last one all.
+        # Locks of several requests may be there, but all locks of only the last request.
         for request, locks_of_it in groupby(sorted(found), key=itemgetter(0)):
             made = {NewLock(*row[2:]).service_instance_id: row[1:] for row in locks_of_it}
             if len(made) == int(request.partition(" ")[0]):

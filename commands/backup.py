@@ -109,9 +109,9 @@ def _copy(path: str, partial: Path, timeout: float) -> None:
             check_schema(source, Permitted(create=False))
         with closing(sqlite3.connect(partial)) as copy:
             copy.execute("PRAGMA journal_mode = MEMORY")  # what fails is thrown away
-            # In one step, the copy is of one moment; in several, each write would begin it anew.
+            # In one step, the copy is of one moment; in several, each write would restart it.
             source.connection().backup(copy)
-            # Only a database in use needs the write-ahead log; the copy is to be a single file.
+            # Only a database in use needs the write-ahead log; the copy must be a single file.
             copy.execute("PRAGMA journal_mode = DELETE")
             found = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
             if found != "ok":

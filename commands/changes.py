@@ -8,35 +8,35 @@ from typing import Any
 from orchmgmt.client import Client
 from orchmgmt.entries import Job
 
-#: A writer that waited for others comes after them, and may have an earlier time.
+#: A writer that waited for others commits after them, perhaps with an earlier time.
 OVERLAP = timedelta(seconds=60)
 
-#: Seconds after which a look is at all jobs again, and not only at those that have changed.
+#: After this many seconds all jobs are read again, and not only those that have changed.
 ALL_AGAIN = 600.0
 
-#: How many times as long as a look at all jobs it is at least until the next.
+#: Between two reads of all jobs there is a pause of at least this many times their duration.
 REST = 10
 
 
 class Changes:
-    """The jobs of a service, and from the second look on what has changed since the one before.
+    """The jobs of a service: the first look returns all, each later one what has changed.
 
-    A job that has a time since then is found by that. One that was recorded late, with times that
-    are past, is found because there are more jobs than are known: the next look is at all. No time
-    and no number tells of a new message, or of a late step of a job that is known: only the look at
-    all jobs, every ten minutes, finds those.
+    A later look asks for the jobs with a time since the look before. A job that was recorded late,
+    with earlier times, is noticed because there are more jobs than are known; then the next look
+    reads all. Neither times nor numbers show a new message, or a late step of a known job: only the
+    look at all jobs, every ten minutes, finds those.
 
     Args:
-        client: how to ask for them.
-        filters: which of them, as `Client.jobs` takes it.
+        client: asks the service.
+        filters: which jobs, as `Client.jobs` takes them.
     """
 
     def __init__(self, client: Client, filters: dict[str, Any] | None = None) -> None:
         self._client = client
         self._filters = filters or {}
         self._since: datetime | None = None
-        self._known = 0  # how many jobs there are, as far as is known
-        self._count: int | None = None  # how many there were at the last look, if it was not at all
+        self._known = 0  # how many jobs are known
+        self._count: int | None = None  # how many there were, if the last look did not read all
         self._again = self._soonest = 0.0
 
     def look(self, everything: bool = False) -> Iterator[Job]:
@@ -69,7 +69,7 @@ class Changes:
             self._again, self._soonest = now + ALL_AGAIN, now + REST * (now - begun)
 
     def settle(self, new: int) -> None:
-        """See whether the last look may have missed a job. Call it once it is complete.
+        """Check whether the last look may have missed a job. Call it when the look is complete.
 
         Args:
             new: how many of the jobs that it returned were not known before.

@@ -37,17 +37,18 @@ log = logging.getLogger("orchmgmt")
 #: Jobs that are compared and written at once.
 BATCH = 900
 
-#: So many locks, or half of that, may have come and gone there since the newest that is still there
-#: was made: new ids here begin after as many, for each is to be larger than all before it.
+#: New ids here begin this far above the largest that is seen there. Locks with larger ids may have
+#: come and gone there, and each new id must be larger than all before it. The distance is restored
+#: when half of it is used up.
 UNSEEN = 1_000_000_000
 
 Loaded = dict[str, Any]
 
 
 class Mirrored(Model):
-    """The locks that are copies; what else is locked here is none of the source's.
+    """The locks that are copies. All other locks here are not the source's.
 
-    No part of the schema: only this command knows the table, and makes it where it is not there.
+    The table is not part of the schema: only this command knows it, and creates it if necessary.
     """
 
     id = BigIntegerField(primary_key=True)
@@ -120,23 +121,7 @@ def mirror(
 
 
 def _follow(copy: "Mirror", interval: float, logs_in: bool) -> None:
-    asked: SimpleQueue[int] = SimpleQueue()  # what a handler may always put something into
-
-    def ask(number: int, frame: object) -> None:
-        asked.put(number)
-        if _watched():  # past the stream, which may be in the middle of a line
-            os.write(
-                2,
-                b"\nIt ends after comparing everything once more; repeat to end it at once.\n",
-            )
-        for number in numbers:  # the next one ends it wherever it is: what is not written is not
-            signal.signal(number, signal.default_int_handler)
-
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
-        numbers.append(signal.SIGHUP)
-    for number in numbers:
-        signal.signal(number, ask)
+    asked = _asked_to_end()
     first, away = True, False
     try:
         while True:
@@ -146,7 +131,7 @@ def _follow(copy: "Mirror", interval: float, logs_in: bool) -> None:
                 logged_out = getattr(failure, "status", None) == HTTPStatus.UNAUTHORIZED
                 if isinstance(failure, Refused) and not (logs_in and logged_out):
                     raise
-                if not (away or logged_out):  # of which the login has told
+                if not (away or logged_out):  # the login has already logged the latter
                     log.warning("%s; retrying", failure)
                 away = True
             else:
@@ -158,7 +143,7 @@ def _follow(copy: "Mirror", interval: float, logs_in: bool) -> None:
                 break
             except Empty:
                 pass
-        with suppress(OSError):  # the terminal may have been closed, which is why it ends
+        with suppress(OSError):  # the terminal may have been closed, and that is why it ends
             click.echo("Comparing everything once more.")
         copied = copy.round()
     except BaseException:
@@ -170,6 +155,28 @@ def _follow(copy: "Mirror", interval: float, logs_in: bool) -> None:
     click.echo("Stopped.")
 
 
+def _asked_to_end() -> SimpleQueue[int]:
+    """Return a queue into which the first signal to end is put. The second one ends the command."""
+    asked: SimpleQueue[int] = SimpleQueue()  # a signal handler may always put into it
+
+    def ask(number: int, frame: object) -> None:
+        asked.put(number)
+        if _watched():  # not through the stream, which may be in the middle of a line
+            os.write(
+                2,
+                b"\nIt ends after comparing everything once more; repeat to end it at once.\n",
+            )
+        for number in numbers:  # the next one interrupts it: what is not committed is rolled back
+            signal.signal(number, signal.default_int_handler)
+
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup: it outlives its terminal
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
+        signal.signal(number, ask)
+    return asked
+
+
 def _tell(copied: Copied) -> None:
     locks, removed, jobs = copied
     click.echo(f"Locks: {locks} copied, {removed} removed. Jobs: {jobs} copied.")
@@ -177,16 +184,16 @@ def _tell(copied: Copied) -> None:
 
 
 class Mirror:
-    """A database that becomes equal to an orchestration elsewhere.
+    """Makes a database equal to an orchestration elsewhere.
 
     Args:
         store: the database.
-        client: how to ask the other one.
+        client: asks the other orchestration.
 
     Attributes:
-        refused: why entries cannot be kept here, as far as that has been logged.
-        shortened: the jobs whose messages are too long to be kept whole.
-        second: the locks that are left out because another one is on their instance.
+        refused: why entries cannot be stored here, as logged.
+        shortened: the jobs whose messages are too long and were cut.
+        second: the locks that are left out because a later one is on their instance.
     """
 
     def __init__(self, store: Store, client: Client) -> None:
@@ -210,11 +217,11 @@ class Mirror:
         """Copy what differs.
 
         Args:
-            everything: compare all jobs, not only those that are seen to have changed.
+            everything: compare all jobs, not only those that seem to have changed.
 
         Raises:
-            NotDone: locks of this database's own are in the way.
-            Refused: the other one does not do what it is asked.
+            NotDone: locks that are not copies are in the way.
+            Refused: the other orchestration refuses a request.
             orchmgmt.client.Unavailable: it does not answer.
             orchmgmt.errors.Unavailable: the database does not answer.
         """
@@ -232,7 +239,7 @@ class Mirror:
             changed = self._changes.look(everything)
             new = 0
             while True:
-                if any(copied):  # also if what follows fails
+                if any(copied):  # now, so that the line is written even if the next batch fails
                     tell(source=self._client.url, **copied._asdict())
                 batch = list(islice(changed, BATCH))
                 if not batch:
@@ -247,7 +254,7 @@ class Mirror:
         return copied
 
     def _load(self, schema: EntrySchema, entry: Entry) -> Loaded | None:
-        """What is to be stored of an entry, or `None` if it cannot be."""
+        """Return the values of an entry to store, or `None` if it cannot be stored."""
         wire = entry.to_wire()
         if len(wire.get("message", "")) > MESSAGE_MAX_LENGTH:
             wire["message"] = wire["message"][:MESSAGE_MAX_LENGTH]
@@ -265,7 +272,7 @@ class Mirror:
         return loaded
 
     def _tell_second(self, there: Mapping[int, NewLock]) -> None:
-        """Say once of each lock that is left out which is kept in its stead."""
+        """Log once for each lock that is left out which lock is kept instead."""
         present = self._store.now()
         kept: dict[str, int] = {}
         for number, lock in sorted(there.items(), reverse=True):
@@ -282,16 +289,20 @@ class Mirror:
             self.second.add(number)
 
     def _put_locks(self, there: dict[int, NewLock]) -> tuple[int, int]:
-        """Make the copies among the locks equal to those there, all at once."""
+        """Make the copies equal to the locks there, in one transaction.
+
+        Returns:
+            How many were copied, and how many removed.
+        """
         database, locks = self._store.database, self._store.lock_table
-        # The wire does not tell the largest id that was ever given out, only those of active locks.
+        # An answer has only the ids of active locks, not the largest that was ever given out.
         seen = max(there, default=0)
         far = max(seen, min(seen + UNSEEN, LOCK_ID_MAX))
-        # Not each time: on PostgreSQL that waits for whoever reads the table.
+        # Not in each round: on PostgreSQL raising the ids waits for all readers of the table.
         behind = database.last_id(Lock.id) < (seen + far) // 2
         database.keep_others_off(Lock.id, far if behind else 0)
         present = database.now()
-        # The Java implementation may hold two on one instance: the later has the larger id.
+        # The Java implementation may hold two locks on one instance: the later has the larger id.
         active = sorted(item for item in there.items() if item[1].expires_at > present)
         newest = {lock.service_instance_id: number for number, lock in active}
         there = {number: there[number] for number in newest.values()}
@@ -308,14 +319,15 @@ class Mirror:
                 printable(f"{first}: it is not a copy; remove it, or mirror into another database")
             ) from None
         database.change(self._forget, {"ids": list(copies - there.keys())})
-        # What was here already, and the same, is no copy: it is not the source that takes it away.
+        # A lock that was here already and is the same is not a copy: the source never removes it.
         self._remember.rows([(number,) for number in changed.keys() - copies])
         return len(changed), len(copies & here.keys() - there.keys())
 
     def _put_jobs(self, batch: Iterable[Entry]) -> tuple[int, int]:
-        """Write those of a batch that are not here as they are there; return how many.
+        """Write the jobs of a batch that differ from those here.
 
-        And how many of them were not here at all.
+        Returns:
+            How many differ, and how many were not here at all.
         """
         loaded = {it["id"]: it for it in (self._load(self._job_entry, job) for job in batch) if it}
         if not loaded:
@@ -343,7 +355,7 @@ def _watched() -> bool:
 
 @contextmanager
 def _progress(label: str, length: int) -> Iterator[Callable[[int], None]]:
-    """Show how far it is, if somebody watches and it is known how much there is."""
+    """Show a progress bar on a terminal, unless the length is 0, which means unknown."""
     file = sys.stderr if length else StringIO()
     with click.progressbar(length=length, label=label, file=file) as bar:
         yield bar.update

@@ -25,7 +25,7 @@ LOG_BEGINS = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 LOG_HEADER = 32  # bytes
 FRAME_HEADER = 24  # bytes, before each page of the log
 
-#: The smallest database has one page of this size, in bytes.
+#: The size of the smallest database in bytes: one page.
 SMALLEST = 512
 
 PAUSE = 0.01  # seconds
@@ -47,9 +47,9 @@ class Files:
         self._look(DATABASE)
 
     def opened(self) -> None:
-        """Take the log and the index that are there as those in use, once a connection has read.
+        """Note the log and the index as those in use. Call it once a connection has read.
 
-        In write-ahead mode they are there by then, and go with the last connection.
+        In write-ahead mode they exist by then, and are removed with the last connection.
         """
         for suffix in (LOG, INDEX):
             self._known.pop(suffix, None)
@@ -60,7 +60,7 @@ class Files:
             self._log = os.open(self._path + LOG, os.O_RDONLY)
 
     def harm(self, in_use: bool = True) -> str:
-        """Return what has happened to one of them, or an empty text.
+        """Return what another program has done to one of the files, or an empty text.
 
         Args:
             in_use: whether there are connections; without them only the database itself counts.
@@ -106,7 +106,7 @@ class Files:
         return ""
 
     def _may_shrink(self, suffix: str) -> bool:
-        """Whether a file is smaller because a program has tidied up the database."""
+        """Return whether a file is smaller because SQLite itself has made it so."""
         if suffix == INDEX or os.stat(self._path).st_size < SMALLEST:
             return False
         try:

@@ -1,7 +1,7 @@
-"""The connections of a process to a PostgreSQL server: psycopg's pool, and what they promise.
+"""The connections of a process to a PostgreSQL server: psycopg's pool, with limits on all waits.
 
-A server that is frozen, or behind a network that has fallen silent, must not hold up a request for
-longer than the timeout. Nor may this process hold up others for longer when it is frozen itself.
+A frozen server, or a silent network, must not delay a request for longer than the timeout. If this
+process is frozen itself, it must not block others for longer either.
 """
 
 import atexit
@@ -22,26 +22,26 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from orchmgmt.databases import Busy, Row
 
 _pool_log = logging.getLogger("psycopg.pool")
-_pool_log.setLevel(logging.WARNING)  # below that it tells of every connection
-# Those are connections that were closed here, after a failure that the log has already.
+_pool_log.setLevel(logging.WARNING)  # at lower levels it logs every connection
+# Such connections were closed here, after a failure that is already logged.
 _pool_log.addFilter(lambda record: "discarding closed connection" not in record.getMessage())
 
 #: The shortest timeout of a statement in seconds, however short a request may wait for others.
 LEAST_STATEMENT_TIME = 1.0
 
 #: In seconds: how much later than a statement's timeout its answer may come, and how long to try to
-#: tell a server that did not answer that nobody waits any longer.
+#: cancel a statement that was not answered.
 ANSWER_TIME = 0.5
 CANCEL_TIME = 0.2
 
-#: The age in seconds at which a connection is replaced: what it learnt when it was made, such as
-#: which server can write, may have changed.
+#: The age in seconds at which a connection is replaced: since it was made, another server may have
+#: become the one that can write.
 MAX_AGE = 600.0
 
-#: How often a thread that waits for a connection checks whether it waits in vain, in seconds.
+#: How often a thread that waits for a connection checks whether none can be made, in seconds.
 WAIT = 0.1
 
-# What PostgreSQL says if it cannot serve now; anything else that it says is a fault of ours.
+# PostgreSQL's errors when it cannot serve now. All its other errors are faults of this program.
 OUTAGES = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
@@ -56,12 +56,12 @@ WAITS = (errors.LockNotAvailable, errors.QueryCanceled)
 
 
 class Connection(psycopg.Connection[Row]):
-    """A connection that waits only so long for a silent server.
+    """A connection that waits for a silent server only for a limited time.
 
     Attributes:
         patience: how long, in seconds.
-        warnings: what the server has warned of.
-        settings: SQL that each transaction begins with, if the session is not this process's alone.
+        warnings: the server's warnings since the last commit began.
+        settings: SQL at the beginning of each transaction, if other processes use the session too.
     """
 
     patience: float | None = None
@@ -78,10 +78,10 @@ class Connection(psycopg.Connection[Row]):
             self.warnings.append(notice.message_primary or "")
 
     def commit(self) -> None:
-        """Commit, and raise if the server warns that this may not last."""
+        """Commit, and raise if the server warns that the commit may be lost."""
         self.warnings.clear()
         super().commit()
-        if self.warnings:  # perhaps a standby was not waited for: the commit may not last
+        if self.warnings:  # perhaps the server did not wait for a standby
             raise psycopg.OperationalError(self.warnings[0])
 
 
@@ -99,7 +99,7 @@ class Pool:
         self._timeout = timeout
         self._connections = connections
         self._pool = self._new_pool()
-        self._in_vain = False  # whether the last wait for a connection, or on one, was in vain
+        self._in_vain = False  # whether the last wait for a connection, or an answer, failed
 
     def _new_pool(self) -> ConnectionPool[Connection]:
         return ConnectionPool(
@@ -154,7 +154,7 @@ class Pool:
             try:
                 connection = pool.getconn(WAIT)
             except PoolTimeout:
-                # The pool does not tell those who wait that it cannot connect.
+                # The pool does not tell waiting threads that it cannot connect.
                 if self._in_vain:
                     raise
                 if time.monotonic() >= deadline:
@@ -181,7 +181,7 @@ class Pool:
             connection.prepare_threshold = None
 
     def _check_quiet(self, connection: Connection) -> None:
-        """Raise if the server has ended an idle connection, which it tells there."""
+        """Raise if something has arrived on an idle connection: the server has ended it."""
         waiting = select.poll()
         waiting.register(connection.fileno(), select.POLLIN)
         if waiting.poll(0):
@@ -190,24 +190,25 @@ class Pool:
             raise psycopg.OperationalError("the server has ended a connection")
 
     def _give_up(self, connection: Connection) -> None:
-        """Close a connection; the server must not go on with what nobody waits for any longer.
+        """Close a connection, and cancel its statement: nobody waits for the answer any longer.
 
-        A commit may wait for a standby for ever, and others for what it has locked.
+        Otherwise a commit may wait for a standby for ever, and others for the rows that it has
+        locked.
         """
         if connection.info.transaction_status == TransactionStatus.ACTIVE:
             try:
                 capabilities.has_cancel_safe(check=True)  # else it would wait for ever
                 connection.cancel_safe(timeout=CANCEL_TIME)
             except psycopg.Error:
-                self._in_vain = True  # it does not hear that either
+                self._in_vain = True  # the server does not answer that either
         connection.close()
 
 
 def promises(timeout: float) -> dict[str, int]:
-    """Return the server's settings by which this process holds up nobody if it is frozen.
+    """Return the server's settings that keep this process, if it is frozen, from blocking others.
 
     Args:
-        timeout: how long others may wait for it, in seconds.
+        timeout: how long others may wait for this process, in seconds.
     """
     milliseconds = _statement_time(timeout)
     return {
@@ -220,7 +221,7 @@ def promises(timeout: float) -> dict[str, int]:
 
 
 def timeouts(timeout: float) -> dict[str, int]:
-    """Return the server's settings by which a statement ends.
+    """Return the server's settings that limit the time of a statement.
 
     Args:
         timeout: how long it may wait for others, in seconds.
@@ -236,11 +237,11 @@ def _statement_time(timeout: float) -> int:
 
 
 def set_sql(settings: Mapping[str, int], local: bool = False) -> str:
-    """Return the SQL that makes the server keep these settings, and commits durable.
+    """Return the SQL that applies these settings, and makes commits durable.
 
     Args:
         settings: settings of the server, by name.
-        local: whether for the present transaction alone.
+        local: whether only for the current transaction.
     """
     each = [f"SET {'LOCAL ' if local else ''}{it} = {n};" for it, n in settings.items()]
     return (

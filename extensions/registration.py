@@ -69,15 +69,12 @@ class Registration(Extension):
         }
         self._interval = interval
         self._again = self._pause = again
-        self._revoked = (
-            False  # whether this process has revoked the system, which it does once at most
-        )
-        self._sent: dict[
-            str, float
-        ] = {}  # when it registered the services that the registry has not shown since
-        self._replaced: dict[
-            str, float
-        ] = {}  # when it replaced the registration of another process
+        # Whether this process has revoked the system: it does so once at most.
+        self._revoked = False
+        # When it registered the services that the registry has not shown since.
+        self._sent: dict[str, float] = {}
+        # When it replaced another process's registration of a service.
+        self._replaced: dict[str, float] = {}
         self._there = False  # whether the registry may have a service of this system
         self._trouble: str | None = None
         self.attempts = self.failures = 0
@@ -219,7 +216,7 @@ class Registration(Extension):
             self._sent.pop(name, None)
             self._there = True
             return True
-        # The registry may hide it, or another process may register it differently. Whenever it is
+        # The registry may hide it, or another process may register it differently. Each time it is
         # replaced, nobody finds it for a moment.
         now = time.monotonic()
         last = self._sent if found is None else self._replaced

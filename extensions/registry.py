@@ -1,4 +1,4 @@
-"""The cloud's ServiceRegistry, as this system sees it. Only imported where it is asked.
+"""The cloud's ServiceRegistry, as this system sees it. It is imported only when it is asked.
 
 Contract, "Registration with the cloud's ServiceRegistry".
 """
@@ -99,19 +99,19 @@ class Registry:
         return None
 
     def is_at(self, known: set[str]) -> bool:
-        """Return whether a system with these addresses is where others reach this one.
+        """Return whether these addresses include those at which others reach this system.
 
-        An operator may have added one, or taken all away in favour of a device's.
+        An operator may have added one, or removed all of them and named a device instead.
         """
         return not known or same(self.addresses) <= known
 
     def strangers(self, services: Iterable[str]) -> list[str]:
-        """Return what it shows of this system's services beside these: the name is another's."""
+        """Return the ids of other services of this system: another system has the same name."""
         ours = [[it] for it in services]
         return sorted(it for it in self.services() if it.split("|")[1:2] not in ours)
 
     def words(self, found: Iterable[str]) -> str:
-        """Return what it has sent, for a line of a log."""
+        """Return texts that it has sent, as a line of a log may show them."""
         return printable(", ".join(sorted(found)))[:REASON_LENGTH]
 
     def addresses_of(self, system: Any) -> set[str]:
@@ -122,9 +122,10 @@ class Registry:
             raise self._registry.unavailable("it does not say which addresses it knows") from None
 
     def refused(self) -> str:
-        """Return why it would not take our addresses; empty if it does not say.
+        """Return why it would refuse our addresses; empty if it would take them.
 
-        A look for systems with such addresses checks them, and changes nothing.
+        To find out, look for systems with these addresses: the registry checks them, and changes
+        nothing.
         """
         for address in self.addresses:
             try:
@@ -138,18 +139,18 @@ class Registry:
         return ""
 
     def services(self) -> dict[str, dict[str, Any]]:
-        """Return what it shows of this system's services, by instance id."""
+        """Return this system's services as the registry shows them, by instance id."""
         found = self.look("service", {"providerNames": [self.name]})
         return {str(it.get("instanceId")): it for it in found}
 
     def instance(self, service: str) -> str:
-        """Return the id that it gives a service of this system."""
+        """Return the id that the registry gives a service of this system."""
         return f"{self.name}|{service}|{VERSION}"
 
     def demand_known(self, service: str, answer: Any) -> None:
         """Raise `Unavailable` if it has registered a service under another id."""
         if not isinstance(answer, dict) or answer.get("instanceId") != self.instance(service):
-            raise self._registry.unavailable("it does not say as what it knows a service")
+            raise self._registry.unavailable("its answer to the registration of a service lacks the instanceId")
 
     def interfaces(self, group: str, operations: Iterable[Operation]) -> list[dict[str, Any]]:
         """Return how others reach a service, with these operations: over HTTP, and over MQTT."""
@@ -171,7 +172,7 @@ class Registry:
         return [http, self._broker.interface(group, paths, policy)]
 
     def leads_here(self, service: Mapping[str, Any]) -> bool:
-        """Return whether what it knows of a service leads to our addresses and port."""
+        """Return whether a service, as the registry has it, leads to our addresses and port."""
         try:
             (theirs,) = (it for it in service["interfaces"] if it["protocol"] == self._scheme)
             there = theirs["properties"]
@@ -240,7 +241,7 @@ def _one_form(address: object) -> str:
 
 
 def is_as(found: Mapping[str, Any], payload: Mapping[str, Any]) -> bool:
-    """Return whether what the registry knows of a service is what would be registered."""
+    """Return whether the registry has a service exactly as it would be registered."""
     try:
         theirs = sorted(found["interfaces"], key=_template)
         ours = sorted(payload["interfaces"], key=_template)
@@ -263,14 +264,14 @@ def _path(operation: Operation) -> str:
 
 
 def _part(interface: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    """What is compared of an interface: all that ours has."""
+    """Return the parts of an interface to compare: those that ours has."""
     properties = {key: interface["properties"][key] for key in ours["properties"]}
     properties["accessAddresses"] = same(properties["accessAddresses"])
     return {**{key: interface[key] for key in ours}, "properties": properties}
 
 
 def _check(settings: Settings, tls: bool) -> None:
-    """Refuse what would register an address at which nobody answers."""
+    """Refuse settings with which an address would be registered at which nobody answers."""
     if settings.unix_socket and not settings.service_port:
         raise SettingError(f"{PREFIX}SERVICE_PORT must say at which port a proxy listens")
     if tls and not settings.service_port:

@@ -33,7 +33,7 @@ ANSWER_BYTES = 64 * 1024
 #: How many characters of another system's reason are logged.
 REASON_LENGTH = 200
 
-#: What may prove who somebody is: the tokens of the Java implementation, and what follows a scheme.
+#: What may prove an identity: the Java implementation's tokens, and the text after a scheme.
 _PROOF = re.compile(
     r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"
     r"|(?<=IDENTITY-TOKEN//)\S+|(?<=AUTHENTICATOR-KEY//)\S+",
@@ -127,10 +127,10 @@ class OtherSystem:
 
 
 class OwnSide:
-    """This system as the others see it: what it asks under its own identity.
+    """This system as the others see it: it asks them under its own identity.
 
     Args:
-        identity: who it is, and how it proves that.
+        identity: who this system is, and how it proves that.
     """
 
     def __init__(self, identity: OwnIdentity) -> None:
