@@ -150,7 +150,7 @@ class Registry:
     def demand_known(self, service: str, answer: Any) -> None:
         """Raise `Unavailable` if it has registered a service under another id."""
         if not isinstance(answer, dict) or answer.get("instanceId") != self.instance(service):
-            raise self._registry.unavailable("its answer to the registration of a service lacks the instanceId")
+            raise self._registry.unavailable("its answer to a registration names another service")
 
     def interfaces(self, group: str, operations: Iterable[Operation]) -> list[dict[str, Any]]:
         """Return how others reach a service, with these operations: over HTTP, and over MQTT."""

@@ -153,7 +153,7 @@ class Server:
             )
 
     def _keep(self) -> None:
-        """Adapt the threads, and drain the server once it is to stop; waitress has no such hooks."""
+        """Adapt the threads, and drain the server when it stops: waitress has no hook for it."""
         while not self._ended.wait(CHECK_INTERVAL):
             self._threads.adapt(self._waitress.task_dispatcher.set_thread_count)
             if self._stopping or SIGNALS & signal.sigpending():
