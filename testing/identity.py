@@ -1,50 +1,53 @@
-"""The headers by which the service under test knows an operator."""
+"""What shows the service under test who sends a request."""
 
 from base64 import b64encode
-from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
+from orchmgmt.policies import authentication_policy
 from orchmgmt.settings import OPERATOR_NAME, SettingError, Settings
 
+if TYPE_CHECKING:
+    from orchmgmt.testing.cloud import Identity
 
-def operator_headers(settings: Settings) -> dict[str, str]:
-    """Return the headers by which the service knows an operator.
+
+def headers_of(
+    settings: Settings, name: str, operator: bool, identity: "Identity | None"
+) -> dict[str, str]:
+    """Return the headers by which the service knows a system, as a proxy hands them on.
+
+    What they are depends on what the policy says of itself, so that a new one needs no line here.
+
+    Args:
+        settings: those of the service.
+        name: the SystemName.
+        operator: whether the system is an operator.
+        identity: the stand-in of the Authentication system, if there is one.
 
     Raises:
-        SettingError: under this policy another system decides who is an operator.
+        SettingError: another system decides who is who.
+        ValueError: the policy knows no such operator.
     """
-    if settings.authentication_policy == "declared":
-        return {"Authorization": f"Bearer SYSTEM//{OPERATOR_NAME}"}
-    if settings.authentication_policy == "certificate":
-        return {settings.client_certificate_header: _certificate(settings.cloud)}
-    raise SettingError(
-        f"The harness has no operator's headers under the policy "
-        f"`{settings.authentication_policy}`: send what the policy asks for"
-    )
+    policy = authentication_policy(settings)
+    if policy.reads_certificate:
+        from orchmgmt.testing.certificates import issue
+
+        der = issue(name, operator, settings.cloud).der
+        return {settings.client_certificate_header: in_header(der)}
+    if identity:
+        return {"Authorization": f"Bearer IDENTITY-TOKEN//{identity.token(name, operator)}"}
+    if policy.verifies:
+        raise SettingError(
+            f"The harness has no headers under the policy `{settings.authentication_policy}` with "
+            "a system of your own that decides who is who: send what the policy asks for"
+        )
+    if operator != (name == OPERATOR_NAME):
+        raise ValueError(
+            f"Under the policy `{settings.authentication_policy}`, {OPERATOR_NAME} is the operator "
+            "and nobody else"
+        )
+    return {"Authorization": f"Bearer SYSTEM//{name}"}
 
 
-def _certificate(cloud: str) -> str:
-    """Return a certificate as a trusted proxy passes it on (RFC 9440)."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
-    from cryptography.hazmat.primitives.serialization import Encoding
-    from cryptography.x509.oid import NameOID
-
-    key = generate_private_key(SECP256R1())
-    subject = x509.Name(
-        [
-            x509.NameAttribute(NameOID.COMMON_NAME, f"{OPERATOR_NAME}.{cloud}.arrowhead.eu"),
-            x509.NameAttribute(NameOID.DN_QUALIFIER, "op"),
-        ]
-    )
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(datetime(1970, 1, 2, tzinfo=UTC))
-        .not_valid_after(datetime(9999, 12, 31, tzinfo=UTC))
-        .sign(key, hashes.SHA256())
-    )
-    return f":{b64encode(certificate.public_bytes(Encoding.DER)).decode()}:"
+def in_header(der: bytes) -> str:
+    """Return a certificate as a header has it (RFC 9440)."""
+    return f":{b64encode(der).decode()}:"

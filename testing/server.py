@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import ssl
 import struct
 import threading
 from contextlib import suppress
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
+    from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
+
+from orchmgmt.testing.identity import in_header
 
 log = logging.getLogger("orchmgmt.testing")
 
@@ -35,6 +38,9 @@ class Server:
         app: the application.
         host: the address to listen on.
         port: the port, or 0 for a free one.
+        context: what it speaks TLS with; by default it does not.
+        certificate_header: the header in which the application gets the client's certificate, as
+            from a proxy. What a client itself sends in it is dropped.
 
     Attributes:
         url: where it listens when it is up.
@@ -45,15 +51,25 @@ class Server:
         OSError: the address cannot be listened on.
     """
 
-    def __init__(self, app: "WSGIApplication", host: str, port: int) -> None:
+    def __init__(
+        self,
+        app: "WSGIApplication",
+        host: str,
+        port: int,
+        context: ssl.SSLContext | None = None,
+        certificate_header: str = "",
+    ) -> None:
         self._app = app
+        self._context = context
+        self._certificate_header = certificate_header
         self._host = host
         self._serving: tuple[_Werkzeug, threading.Thread] | None = None
         self._turn = threading.Lock()
         self._process = os.getpid()
         self.failures: list[BaseException] = []
         self._reserve(port)
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
+        scheme = "https" if context else "http"
+        self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{self._port}"
         self.up()
 
     def up(self) -> None:
@@ -68,6 +84,8 @@ class Server:
                 self._host, self._port, self._app, _Handler, fd=self._socket.fileno()
             )
             werkzeug.failures = self.failures
+            werkzeug.ssl_context = self._context
+            werkzeug.certificate_header = self._certificate_header
             self._socket.close()  # werkzeug has its own of the same
             thread = threading.Thread(
                 target=werkzeug.serve_forever, args=[TICK], name="orchmgmt.testing", daemon=True
@@ -121,6 +139,17 @@ class Server:
 class _Handler(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "orchmgmt.testing"
+    server: "_Werkzeug"
+
+    def make_environ(self) -> "WSGIEnvironment":
+        environ = super().make_environ()
+        if self.server.certificate_header:
+            header = f"HTTP_{self.server.certificate_header.upper().replace('-', '_')}"
+            environ.pop(header, None)
+            certificate = self.connection.getpeercert(binary_form=True)
+            if certificate:
+                environ[header] = in_header(certificate)
+        return environ
 
     def connection_dropped(self, *_: Any) -> None:
         self.close_connection = True  # else it would wait for the next request
@@ -130,9 +159,14 @@ class _Handler(WSGIRequestHandler):
 
 
 class _Werkzeug(ThreadedWSGIServer):
-    """Keeps a list of its connections, which werkzeug does not."""
+    """Keeps a list of its connections, which werkzeug does not.
+
+    werkzeug's own TLS shakes hands before it accepts the next connection: one client that says
+    nothing would block all others. Here each thread does so for its own connection.
+    """
 
     failures: list[BaseException]
+    certificate_header: str
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._open: dict[threading.Thread, socket.socket] = {}
@@ -149,10 +183,19 @@ class _Werkzeug(ThreadedWSGIServer):
         thread.start()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        thread = threading.current_thread()
         try:
+            if self.ssl_context:
+                request = self._open[thread] = self.ssl_context.wrap_socket(
+                    request, server_side=True, do_handshake_on_connect=False
+                )
+                request.do_handshake()
             super().process_request_thread(request, client_address)
+        except OSError as error:
+            log.debug("TLS handshake failed: %s", error)
+            _leave(request)
         finally:
-            del self._open[threading.current_thread()]
+            del self._open[thread]
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         try:
@@ -176,5 +219,14 @@ class _Werkzeug(ThreadedWSGIServer):
     def drop_all(self) -> None:
         for thread, connection in list(self._open.items()):
             with suppress(OSError):  # it has ended already
-                connection.shutdown(socket.SHUT_RDWR)
+                # Not the method of an SSLSocket, which would let its thread go on in plain text.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
             thread.join()
+
+
+def _leave(connection: socket.socket) -> None:
+    """End a connection when its client has read why, for unread data would make it a reset."""
+    with suppress(OSError), connection:
+        socket.socket.shutdown(connection, socket.SHUT_WR)
+        while socket.socket.recv(connection, 4096):
+            pass

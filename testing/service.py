@@ -2,7 +2,7 @@
 
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -12,18 +12,23 @@ from flask import Flask
 from orchmgmt.app import create_app, service_of, store_of
 from orchmgmt.entries import Job, Lock, all_of
 from orchmgmt.models import FINISHED, PENDING
+from orchmgmt.policies import authentication_policy
 from orchmgmt.settings import OPERATOR_NAME, SettingError, Settings
 from orchmgmt.store import Store
 from orchmgmt.testing.clock import Clock, moment_of
 from orchmgmt.testing.faults import Faults
-from orchmgmt.testing.identity import operator_headers
+from orchmgmt.testing.identity import headers_of
 from orchmgmt.testing.requests import Requests
 from orchmgmt.testing.server import TICK, Server
 from orchmgmt.testing.wire import Wire
 from orchmgmt.values import meant
 
 if TYPE_CHECKING:
+    import ssl
+
     from orchmgmt.client import Client
+    from orchmgmt.testing.cloud import Authorization, Identity, StandIn
+    from orchmgmt.testing.tls import Authority, CertificateFiles
 
 #: How long the broker may take until requests can come over it, in seconds.
 PATIENCE = 10.0
@@ -31,7 +36,7 @@ PATIENCE = 10.0
 DEFAULTS = {"database_url": "sqlite:///:memory:", "port": 0}
 
 #: What `Service` takes beside the settings.
-OPTIONS = ("strict", "strict_faults", "mqtt")
+OPTIONS = ("strict", "strict_faults", "mqtt", "tls")
 
 #: The plugin for pytest. Where pytest has imported it, it watches the services.
 PLUGIN = "pytest_orchmgmt"
@@ -53,6 +58,7 @@ class Service:
         strict_faults: whether a fault that has not happened is an error when the test or the
             service ends, as `faults.assert_all_used()` raises it.
         mqtt: the URL of a broker over which requests come too, as the setting `mqtt_url` has it.
+        tls: whether it speaks TLS, under the policy `certificate` mutual TLS (extra `testing-tls`).
         settings: settings by their names in lower case; the database is in memory, and the port
             a free one, unless they say otherwise.
 
@@ -71,6 +77,7 @@ class Service:
         strict: bool = False,
         strict_faults: bool = False,
         mqtt: str | None = None,
+        tls: bool = False,
         **settings: object,
     ) -> None:
         for name in settings.keys() - {it.name for it in fields(Settings)}:
@@ -80,11 +87,17 @@ class Service:
         self.settings = Settings.read(DEFAULTS, given, settings, environ={})
         if self.settings.unix_socket:
             raise SettingError("A service under test has an address, and no Unix socket")
+        self._asked = self.settings
+        # Otherwise a token that a test revokes would be good for seconds.
+        self._cache = settings.get("identity_cache_seconds")
         self.strict_faults = strict_faults
+        self.tls = tls
         self.clock = Clock()
         self._server: Server | None = None
         self._wire: Wire | None = None
         self._headers: dict[str, str] = {}
+        self._identity: Identity | None = None
+        self._authorization: Authorization | None = None
 
     def start(self) -> "Service":
         """Serve from now on; return this service.
@@ -97,12 +110,18 @@ class Service:
         """
         if self._server:
             raise RuntimeError("The service has been started already")
-        app = create_app(self.settings, self.clock)
+        _demand_file("certificate_file", self.settings.certificate_file)
         try:
-            wire = Wire(app)
-            self._server = Server(app, self.settings.host, self.settings.port)
+            self._start_stand_ins()
+            app = create_app(self.settings, self.clock)
+            try:
+                wire = Wire(app)
+                self._server = self._serve(app)
+            except BaseException:
+                store_of(app).close()
+                raise
         except BaseException:
-            store_of(app).close()
+            self._stop_stand_ins()
             raise
         self._app, self._wire = app, wire
         self._extensions = service_of(app).extensions
@@ -135,6 +154,7 @@ class Service:
         if server.elsewhere:
             # What its threads hold, and the database's connections, are not ours to end.
             server.stop()
+            self._stop_stand_ins()
             self._server = None
             return
         for it in reversed(self._extensions):
@@ -142,6 +162,7 @@ class Service:
         wire.cut()
         server.stop()
         self.store.close()
+        self._stop_stand_ins()
         self._server = None
         _raise_failure(server)
         if self.strict_faults:
@@ -176,7 +197,7 @@ class Service:
 
     @property
     def url(self) -> str:
-        """Where the service is: `http://127.0.0.1:PORT`."""
+        """Where the service is: `http://127.0.0.1:PORT`, or `https://...`."""
         return self._started().url
 
     @property
@@ -184,14 +205,97 @@ class Service:
         """What an operator sends with a request, ready for any HTTP client.
 
         Raises:
-            SettingError: under the policy `outsourced` only the identity service gives a token.
+            SettingError: the policy is `outsourced`, with an identity service of your own.
         """
         if not self._headers:
-            self._headers = {
-                **operator_headers(self.settings),
-                "Content-Type": "application/json",
-            }
+            self._headers = self.headers_of(OPERATOR_NAME, operator=True)
         return dict(self._headers)
+
+    def headers_of(self, name: str, operator: bool = False) -> dict[str, str]:
+        """Return what a system sends with a request, as a proxy hands it on.
+
+        With `tls=True`, the certificate of the connection counts, and not the one in a header.
+
+        Args:
+            name: the SystemName.
+            operator: whether it is an operator. Under the policy `declared` only `Sysop` is.
+
+        Raises:
+            SettingError: the policy is `outsourced`, with an identity service of your own.
+            ValueError: the policy knows no such operator.
+        """
+        proof = headers_of(self.settings, name, operator, self._identity)
+        return {**proof, "Content-Type": "application/json"}
+
+    @property
+    def ca_file(self) -> str:
+        """The PEM file of the authority that has signed the service's certificate."""
+        return self._authority().ca_file
+
+    def ssl_context(self, certificate: "CertificateFiles | None" = None) -> "ssl.SSLContext":
+        """Return what a client needs for TLS with the service.
+
+        Args:
+            certificate: what the client shows, as `certificate` returns it.
+
+        Raises:
+            SettingError: a package is missing.
+        """
+        return self._authority().client_context(certificate)
+
+    def certificate(
+        self,
+        name: str,
+        operator: bool = False,
+        *,
+        cloud: str | None = None,
+        profile: str | None = None,
+        expired: bool = False,
+        foreign: bool = False,
+    ) -> "CertificateFiles":
+        """Return the files of a new client certificate and its key.
+
+        Args:
+            name: the SystemName.
+            operator: whether it is an operator's.
+            cloud: `<cloud>.<organisation>`, by default the one of the settings.
+            profile: the DN qualifier, by default `op` of an operator and `sy` of a system.
+            expired: whether it is valid no longer.
+            foreign: whether an authority has signed it that the service does not trust.
+
+        Raises:
+            SettingError: a package is missing.
+        """
+        cloud = self.settings.cloud if cloud is None else cloud
+        return self._authority(foreign).certificate(name, operator, cloud, profile, expired)
+
+    @property
+    def identity(self) -> "Identity":
+        """The stand-in of the Authentication system.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        if not self._identity:
+            raise RuntimeError(
+                'A running service with authentication_policy="outsourced" and without an '
+                "identity_url has a stand-in of the Authentication system"
+            )
+        return self._identity
+
+    @property
+    def authorization(self) -> "Authorization":
+        """The stand-in of ConsumerAuthorization.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        if not self._authorization:
+            raise RuntimeError(
+                'A running service with management_policy="authorization" and without an '
+                "authorization_url has a stand-in of ConsumerAuthorization"
+            )
+        return self._authorization
 
     def client(self, **options: Any) -> "Client":
         """Return a client of this service, which is an operator unless told otherwise.
@@ -205,14 +309,30 @@ class Service:
         """
         from orchmgmt.client import Client
 
+        if self.tls:
+            options.setdefault("ca", self.ca_file)
         if not options.keys() & {"name", "token", "certificate"}:
-            if self.settings.authentication_policy != "declared":
-                raise SettingError(
-                    "The harness has no operator's client under the policy "
-                    f"`{self.settings.authentication_policy}`: give a token or a certificate"
-                )
-            options["name"] = OPERATOR_NAME
+            options |= self._operator()
         return Client(self.url, **options)
+
+    def _operator(self) -> dict[str, Any]:
+        """Return by which arguments a client is an operator."""
+        policy = authentication_policy(self.settings)
+        if policy.reads_certificate and self.tls:
+            return {"certificate": self.certificate(OPERATOR_NAME, operator=True)}
+        if self._identity:
+            return {"token": self._operators_token}
+        if policy.verifies:
+            raise SettingError(
+                "The harness has no operator's client under the policy "
+                f"`{self.settings.authentication_policy}`: give a token or a certificate"
+            )
+        return {"name": OPERATOR_NAME}
+
+    def _operators_token(self, refused: str | None) -> str:
+        if refused and self.headers["Authorization"].endswith(refused):
+            self._headers = {}
+        return self.headers["Authorization"].rpartition("//")[2]
 
     @property
     def app(self) -> Flask:
@@ -259,6 +379,10 @@ class Service:
         self.store.clear()
         self.clock.reset()
         self.requests.clear()
+        for stand_in in self._stand_ins():
+            stand_in.reset()
+        if self._identity:
+            self._headers = {}  # the operator's token is forgotten too
 
     def clean(self) -> tuple[int, int]:
         """Delete expired locks and old jobs by the service's clock, as a server does now and then.
@@ -437,6 +561,58 @@ class Service:
             return "<Service, not running>"
         return f"<Service at {self.url}, {len(self.requests)} requests>"
 
+    def _authority(self, foreign: bool = False) -> "Authority":
+        try:
+            from orchmgmt.testing import tls
+        except ImportError as error:
+            raise SettingError(
+                f"certificates need {error.name}: pip install 'orchmgmt[testing-tls]'"
+            ) from error
+        return tls.foreign_authority() if foreign else tls.authority()
+
+    def _serve(self, app: Flask) -> Server:
+        settings = self.settings
+        if not self.tls:
+            return Server(app, settings.host, settings.port)
+        mutual = authentication_policy(settings).reads_certificate
+        context = self._authority().server_context(settings.host, mutual)
+        header = settings.client_certificate_header if mutual else ""
+        return Server(app, settings.host, settings.port, context, header)
+
+    def _start_stand_ins(self) -> None:
+        """Start what the policies ask and the settings do not say where it is."""
+        self.settings = settings = self._asked
+        self._headers = {}
+        if settings.authentication_policy == "outsourced" and not settings.identity_url:
+            from orchmgmt.testing.cloud import PASSWORD, Identity
+
+            if not (settings.system_password or settings.system_password_file):
+                settings = replace(settings, system_password=PASSWORD)
+            if self._cache is None:
+                settings = replace(settings, identity_cache_seconds=0.0)
+            self._identity = Identity(settings)
+            settings = replace(settings, identity_url=self._identity.url)
+        if settings.management_policy == "authorization" and not settings.authorization_url:
+            from orchmgmt.testing.cloud import Authorization
+
+            if (
+                authentication_policy(settings).reads_certificate
+                and not settings.certificate_file
+            ):
+                certificate, key = self.certificate(settings.own_name)
+                settings = replace(settings, certificate_file=certificate, key_file=key)
+            self._authorization = Authorization(settings, self._identity)
+            settings = replace(settings, authorization_url=self._authorization.url)
+        self.settings = settings
+
+    def _stop_stand_ins(self) -> None:
+        for stand_in in self._stand_ins():
+            stand_in.stop()
+        self._identity = self._authorization = None
+
+    def _stand_ins(self) -> "list[StandIn]":
+        return [it for it in (self._identity, self._authorization) if it]
+
     def _started(self) -> Server:
         if not self._server:
             raise RuntimeError(NOT_STARTED)
@@ -453,6 +629,13 @@ class Service:
         if server.elsewhere:
             raise RuntimeError("The service runs in the process that started it: ask it at its url")
         return server
+
+
+def _demand_file(setting: str, path: str) -> None:
+    try:
+        open(path).close() if path else None
+    except OSError as error:
+        raise SettingError(f"{setting} cannot be used: {error.strerror}: {path}") from None
 
 
 def _raise_failure(server: Server) -> None:
