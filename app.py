@@ -11,7 +11,7 @@ from orchmgmt.errors import BodyTooLarge
 from orchmgmt.logs import start_logging
 from orchmgmt.operations import Operation, operations
 from orchmgmt.policies.gate import Gate
-from orchmgmt.settings import EXTENSIONS, PREFIX, Settings
+from orchmgmt.settings import EXTENSIONS, PREFIX, SettingError, Settings
 from orchmgmt.store import Store
 from orchmgmt.views import add_error_handlers, add_monitor, add_operation
 
@@ -45,6 +45,7 @@ class Service:
     def __init__(self, settings: Settings, clock: Clock | None, read_only: bool) -> None:
         # What may be missing comes before the database, which is not touched then.
         self.gate = Gate(settings, read_only)
+        _demand_files(settings)
         chosen = [name for name in EXTENSIONS if getattr(settings, name)]
         extensions = [EXTENSIONS[name].load(PREFIX + name.upper()) for name in chosen]
         self.store = Store(settings, clock, TO_READ if read_only else READY)
@@ -73,6 +74,18 @@ class Service:
         self.operations += operations
         for operation in operations:
             add_operation(self.app, operation, self.gate)
+
+
+def _demand_files(settings: Settings) -> None:
+    """Raise SettingError if a file of certificates cannot be read, whether it is needed or not."""
+    for name in ("ca_file", "certificate_file", "key_file"):
+        if file := getattr(settings, name):
+            try:
+                with open(file, "rb"):
+                    pass
+            except OSError as error:
+                setting = f"{PREFIX}{name.upper()}"
+                raise SettingError(f"{setting} cannot be used: {error.strerror}") from None
 
 
 def create_app(

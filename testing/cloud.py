@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from werkzeug.wrappers import Request, Response
 
 from orchmgmt.settings import OPERATOR_NAME, Settings
+from orchmgmt.testing.names import unknown
 from orchmgmt.testing.server import Server
-from orchmgmt.values import strip
+from orchmgmt.values import Naming, strip
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -30,6 +31,9 @@ TOKEN = "Bearer IDENTITY-TOKEN//"
 
 #: What of the contract's question ConsumerAuthorization must be told.
 QUESTION = ("provider", "consumer", "cloud", "targetType", "target", "scope")
+
+#: What a system may be allowed to do (contract, "Who is asking" and the extensions).
+SCOPES = ("create", "query", "remove", "renew", "record", "reserve", "release")
 
 NO_TOKEN = "Invalid identity token"
 
@@ -59,7 +63,7 @@ class StandIn:
 
     def up(self) -> None:
         """Answer again, on the same port."""
-        self._stopped.clear()
+        self._stopped = threading.Event()
         self._server.up()
 
     def slow(self, seconds: float) -> None:
@@ -75,6 +79,7 @@ class StandIn:
     def reset(self) -> None:
         """Be up and fast, and forget what a test has said."""
         self.slow(0)
+        self._stopped.set()  # nobody waits any longer
         self.up()
 
     def stop(self) -> None:
@@ -135,9 +140,15 @@ class Identity(StandIn):
         """Log a system in, and return its token. It ends that system's token before it.
 
         Args:
-            name: its SystemName, as the identity service has it.
+            name: its SystemName.
             operator: whether it is an operator (`sysop`).
+
+        Raises:
+            ValueError: the name is malformed.
         """
+        if not isinstance(operator, bool):
+            raise ValueError("operator must be true or false")
+        name = _system_name(name)
         began = datetime.now(UTC)
         session = _Session(name, operator, began, began + timedelta(seconds=LIFETIME))
         token = str(uuid.uuid4())
@@ -161,7 +172,7 @@ class Identity(StandIn):
             ValueError: there is no such token.
         """
         self._session(token)
-        del self._sessions[token]
+        self._sessions.pop(token, None)
 
     def reset(self) -> None:
         """Be up and fast, and forget all tokens."""
@@ -209,14 +220,14 @@ class Identity(StandIn):
     def _log_in(self, payload: Any) -> tuple[int, Any]:
         try:
             name, password = payload["systemName"], payload["credentials"]["password"]
-            known = Settings(normalization_mode="extended").naming.system_name(strip(name))
+            name = _system_name(name)
         except (AttributeError, KeyError, TypeError, ValueError):
             return 400, _error("INVALID_PARAMETER", "The name or the credentials are malformed")
         if not isinstance(password, str) or not 0 < len(password) < 64:
             return 400, _error("INVALID_PARAMETER", "The password is missing or too long")
         if password != self.password:
             return 401, _error("AUTH", "Invalid name and/or credentials")
-        token = self.token(known, known == OPERATOR_NAME)
+        token = self.token(name, operator=name == OPERATOR_NAME)
         end = self._sessions[token].end
         nanoseconds = end.strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z"
         return 200, {"token": token, "expirationTime": nanoseconds}
@@ -242,9 +253,11 @@ class Authorization(StandIn):
         """Let a system do an operation, such as `query`, of both services.
 
         Raises:
-            ValueError: no operation has this scope.
+            ValueError: the name is malformed, or no operation has this scope.
         """
-        self._granted.add((name, scope))
+        if scope not in SCOPES:
+            raise ValueError(unknown("scope", str(scope), SCOPES))
+        self._granted.add((_system_name(name), scope))
 
     def revoke(self, name: str, scope: str) -> None:
         """Take that back.
@@ -252,9 +265,10 @@ class Authorization(StandIn):
         Raises:
             ValueError: it has not been granted.
         """
-        if (name, scope) not in self._granted:
+        taken = (_system_name(name), scope)
+        if taken not in self._granted:
             raise ValueError(f"{scope} has not been granted to {name}")
-        self._granted.remove((name, scope))
+        self._granted.remove(taken)
 
     def reset(self) -> None:
         """Be up and fast, and take back all that was granted."""
@@ -280,6 +294,13 @@ class Authorization(StandIn):
         if self._identity:
             return self._identity.name_of(own) if own.startswith(TOKEN) else None
         return self._settings.own_name
+
+
+def _system_name(name: object) -> str:
+    """A name as the cloud's systems have it."""
+    if not isinstance(name, str):
+        raise ValueError("A name is a text")
+    return Naming(extended=True).system_name(strip(name))
 
 
 def _whole(moment: datetime) -> str:

@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 
 PREFIX = "/test/"
 DOWN = f"{PREFIX}down"
+
+#: The stand-ins of other systems, and what a test may do to them.
+STAND_INS = {
+    "identity": ("token", "expire", "revoke", "down", "up", "slow"),
+    "authorization": ("grant", "revoke", "down", "up", "slow"),
+}
 
 
 class Control:
@@ -53,6 +60,11 @@ class Control:
             "faults": ("POST", self._faults),
             "seed": ("POST", self._seed),
             "requests": ("GET", self._requests),
+            **{
+                f"{system}/{action}": ("POST", partial(self._stand_in, system, action))
+                for system, actions in STAND_INS.items()
+                for action in actions
+            },
         }
         self._server = Server(self._control, service.settings.host, 0)
         service.app.wsgi_app = self  # type: ignore[method-assign]  # as Flask would have it
@@ -167,6 +179,11 @@ class Control:
     def _requests(self, payload: dict[str, Any]) -> Any:
         lines = list(self._service.requests)
         return {"requests": [it.to_json() for it in lines]}
+
+    def _stand_in(self, system: str, action: str, payload: dict[str, Any]) -> Any:
+        act = getattr(getattr(self._service, system), action)
+        answer = act(**_arguments(act, payload))
+        return {} if answer is None else {action: answer}
 
 
 def _demand_known(payload: dict[str, Any], known: Collection[str]) -> None:

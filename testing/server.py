@@ -189,11 +189,13 @@ class _Werkzeug(ThreadedWSGIServer):
                 request = self._open[thread] = self.ssl_context.wrap_socket(
                     request, server_side=True, do_handshake_on_connect=False
                 )
-                request.do_handshake()
+                try:
+                    request.do_handshake()
+                except OSError as error:
+                    log.debug("the TLS handshake failed: %s", error)
+                    _leave(request)
+                    return
             super().process_request_thread(request, client_address)
-        except OSError as error:
-            log.debug("TLS handshake failed: %s", error)
-            _leave(request)
         finally:
             del self._open[thread]
 

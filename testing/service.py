@@ -110,7 +110,6 @@ class Service:
         """
         if self._server:
             raise RuntimeError("The service has been started already")
-        _demand_file("certificate_file", self.settings.certificate_file)
         try:
             self._start_stand_ins()
             app = create_app(self.settings, self.clock)
@@ -160,9 +159,9 @@ class Service:
         for it in reversed(self._extensions):
             it.stop()
         wire.cut()
+        self._stop_stand_ins()  # before the server, whose threads may wait for them
         server.stop()
         self.store.close()
-        self._stop_stand_ins()
         self._server = None
         _raise_failure(server)
         if self.strict_faults:
@@ -274,10 +273,10 @@ class Service:
         """The stand-in of the Authentication system.
 
         Raises:
-            RuntimeError: there is none.
+            SettingError: there is none.
         """
         if not self._identity:
-            raise RuntimeError(
+            raise SettingError(
                 'A running service with authentication_policy="outsourced" and without an '
                 "identity_url has a stand-in of the Authentication system"
             )
@@ -288,10 +287,10 @@ class Service:
         """The stand-in of ConsumerAuthorization.
 
         Raises:
-            RuntimeError: there is none.
+            SettingError: there is none.
         """
         if not self._authorization:
-            raise RuntimeError(
+            raise SettingError(
                 'A running service with management_policy="authorization" and without an '
                 "authorization_url has a stand-in of ConsumerAuthorization"
             )
@@ -373,16 +372,16 @@ class Service:
     def reset(self) -> None:
         """Make data, clock, faults and requests as new; a service that is down comes up."""
         self._running()
+        for stand_in in self._stand_ins():
+            stand_in.reset()
+        if self._identity:
+            self._headers = {}  # the operator's token is forgotten too
         self.faults.clear()
         self._served().cut()
         self.up()
         self.store.clear()
         self.clock.reset()
         self.requests.clear()
-        for stand_in in self._stand_ins():
-            stand_in.reset()
-        if self._identity:
-            self._headers = {}  # the operator's token is forgotten too
 
     def clean(self) -> tuple[int, int]:
         """Delete expired locks and old jobs by the service's clock, as a server does now and then.
@@ -595,10 +594,7 @@ class Service:
         if settings.management_policy == "authorization" and not settings.authorization_url:
             from orchmgmt.testing.cloud import Authorization
 
-            if (
-                authentication_policy(settings).reads_certificate
-                and not settings.certificate_file
-            ):
+            if authentication_policy(settings).reads_certificate and not settings.certificate_file:
                 certificate, key = self.certificate(settings.own_name)
                 settings = replace(settings, certificate_file=certificate, key_file=key)
             self._authorization = Authorization(settings, self._identity)
@@ -629,13 +625,6 @@ class Service:
         if server.elsewhere:
             raise RuntimeError("The service runs in the process that started it: ask it at its url")
         return server
-
-
-def _demand_file(setting: str, path: str) -> None:
-    try:
-        open(path).close() if path else None
-    except OSError as error:
-        raise SettingError(f"{setting} cannot be used: {error.strerror}: {path}") from None
 
 
 def _raise_failure(server: Server) -> None:
