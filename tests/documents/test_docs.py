@@ -205,7 +205,7 @@ def test_each_extra_is_on_the_page() -> None:
     setup.read(ROOT / "setup.cfg")
     extras = set(setup["options.extras_require"]) - {"test", "lint"}
     rows = table(marked("extras"))
-    assert {it for row in rows for it in re.findall(r"`(\w+)`", row[0])} == extras
+    assert {it for row in rows for it in re.findall(r"`([\w-]+)`", row[0])} == extras
 
 
 def test_the_client_does_what_its_page_shows(start: Callable[..., Service]) -> None:
