@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -110,18 +111,14 @@ class Service:
         """
         if self._server:
             raise RuntimeError("The service has been started already")
-        try:
+        with ExitStack() as if_it_fails:
+            if_it_fails.callback(self._stop_stand_ins)
             self._start_stand_ins()
             app = create_app(self.settings, self.clock)
-            try:
-                wire = Wire(app)
-                self._server = self._serve(app)
-            except BaseException:
-                store_of(app).close()
-                raise
-        except BaseException:
-            self._stop_stand_ins()
-            raise
+            if_it_fails.callback(store_of(app).close)
+            wire = Wire(app)
+            self._server = self._serve(app)
+            if_it_fails.pop_all()
         self._app, self._wire = app, wire
         self._extensions = service_of(app).extensions
         for it in self._extensions:
