@@ -148,14 +148,7 @@ class Identity(StandIn):
         """
         if not isinstance(operator, bool):
             raise ValueError("operator must be true or false")
-        name = _system_name(name)
-        began = datetime.now(UTC)
-        session = _Session(name, operator, began, began + timedelta(seconds=LIFETIME))
-        token = str(uuid.uuid4())
-        with self._turn:
-            others = {it: its for it, its in self._sessions.items() if its.name != name}
-            self._sessions = {**others, token: session}
-        return token
+        return self._begin(_system_name(name), operator)[0]
 
     def expire(self, token: str) -> None:
         """Let a token end. As the real system does, this one goes on saying that it is verified.
@@ -192,6 +185,15 @@ class Identity(StandIn):
             return Path(file).read_text("utf-8").rstrip("\r\n")
         return self._settings.system_password
 
+    def _begin(self, name: str, operator: bool) -> tuple[str, _Session]:
+        began = datetime.now(UTC)
+        session = _Session(name, operator, began, began + timedelta(seconds=LIFETIME))
+        token = str(uuid.uuid4())
+        with self._turn:
+            others = {it: its for it, its in self._sessions.items() if its.name != name}
+            self._sessions = {**others, token: session}
+        return token, session
+
     def _session(self, token: str) -> _Session:
         session = self._sessions.get(token)
         if session is None:
@@ -227,9 +229,8 @@ class Identity(StandIn):
             return 400, _error("INVALID_PARAMETER", "The password is missing or too long")
         if password != self.password:
             return 401, _error("AUTH", "Invalid name and/or credentials")
-        token = self.token(name, operator=name == OPERATOR_NAME)
-        end = self._sessions[token].end
-        nanoseconds = end.strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z"
+        token, session = self._begin(name, operator=name == OPERATOR_NAME)
+        nanoseconds = session.end.strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z"
         return 200, {"token": token, "expirationTime": nanoseconds}
 
 
