@@ -36,9 +36,11 @@ def headers_of(
     if identity:
         return {"Authorization": f"Bearer IDENTITY-TOKEN//{identity.token(name, operator)}"}
     if policy.verifies:
+        whose = "operator's" if operator else "system's"
         raise SettingError(
-            f"The harness has no headers under the policy `{settings.authentication_policy}` with "
-            "a system of your own that decides who is who: send what the policy asks for"
+            f"The harness has no {whose} headers under the policy "
+            f"`{settings.authentication_policy}` when it does not know who decides who is who: "
+            "send what the policy asks for"
         )
     if operator != (name == OPERATOR_NAME):
         raise ValueError(

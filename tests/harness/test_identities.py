@@ -252,7 +252,7 @@ def test_an_identity_service_of_ones_own_is_asked(service):
     settings = {"identity_url": service.identity.url, "system_password": service.identity.password}
     with Service(authentication_policy="outsourced", **settings) as other:
         assert asks(other, service.headers_of("Alice", operator=True)) == (200, "Alice")
-        with pytest.raises(SettingError, match="no headers"):
+        with pytest.raises(SettingError, match="no system's headers under"):
             other.headers_of("Alice")
         with pytest.raises(SettingError, match="no operator's client"):
             other.client()
