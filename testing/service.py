@@ -220,7 +220,8 @@ class Service:
             SettingError: the policy is `outsourced`, with an identity service of your own.
             ValueError: the policy knows no such operator.
         """
-        proof = headers_of(self.settings, name, operator, self._identity)
+        identity = self.identity if self._identity else None
+        proof = headers_of(self.settings, name, operator, identity)
         return {**proof, "Content-Type": "application/json"}
 
     @property
@@ -277,6 +278,7 @@ class Service:
                 'A running service with authentication_policy="outsourced" and without an '
                 "identity_url has a stand-in of the Authentication system"
             )
+        self._running()
         return self._identity
 
     @property
@@ -291,6 +293,7 @@ class Service:
                 'A running service with management_policy="authorization" and without an '
                 "authorization_url has a stand-in of ConsumerAuthorization"
             )
+        self._running()
         return self._authorization
 
     def client(self, **options: Any) -> "Client":
