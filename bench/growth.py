@@ -136,16 +136,19 @@ def writes(store: Store) -> Iterator[tuple[str, float]]:
     )
 
 
+def figures(url: str, size: int, kinds: int) -> dict[str, float]:
+    """Pages and writes with so many locks and jobs, these of so many kinds, in milliseconds."""
+    with opened(url) as store:
+        put_jobs(store, size, "PENDING", kinds)
+        put_locks(store, size, FUTURE, "P")
+        settle(store)
+        return dict([*pages(store), *writes(store)])
+
+
 def grown(url: str, sizes: list[int]) -> None:
     """Pages and writes with few kinds of jobs and with as many as jobs."""
     for many in (False, True):
-        found: list[dict[str, float]] = []
-        for size in sizes:
-            with opened(url) as store:
-                put_jobs(store, size, "PENDING", size if many else 100)
-                put_locks(store, size, FUTURE, "P")
-                settle(store)
-                found.append(dict([*pages(store), *writes(store)]))
+        found = [figures(url, size, size if many else 100) for size in sizes]
         for name in found[0]:
             kinds = "as many kinds as jobs" if many else "100 kinds"
             row(f"{name}, {kinds}", *(f"{it[name]:.2f} ms" for it in found))

@@ -283,6 +283,21 @@ def grow(folder: Path, options: argparse.Namespace) -> Iterator[list[str]]:
                        f"{them.p50:.2f}" if them else ""]  # fmt: skip
 
 
+def engines(options: argparse.Namespace) -> Iterator[list[str]]:
+    """What pages and writes take in the process, on both kinds of database, small and large."""
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    import cluster
+    import growth
+
+    found = []
+    reason = cluster.missing()
+    for kind in ("",) if reason else ("", growth.OWN):
+        with growth.postgresql(kind) as url:
+            found += [growth.figures(url, size, 100) for size in (JOBS, options.largest)]
+    for name in found[0]:
+        yield [name, *(f"{it[name]:.2f}" for it in found), *[reason] * (4 - len(found))]
+
+
 @contextmanager
 def company(kind: str, url: str) -> Iterator[None]:
     """Keep connections open to a server that do nothing, or very little, while it is measured."""
@@ -455,6 +470,11 @@ def main() -> None:
         growth_table = table(
             "| jobs | case | p50 ms | p99 ms | errors | limit p50 ms |", grow(folder, options)
         )
+        engine_table = table(
+            f"| case | SQLite, {JOBS:,} | SQLite, {options.largest:,} | PostgreSQL, {JOBS:,} |"
+            f" PostgreSQL, {options.largest:,} |",
+            engines(options),
+        )
         slow_table = table(
             "| beside | requests/s | p50 ms | p99 ms | errors | ratio to alone |",
             slow_clients(folder, options),
@@ -498,6 +518,12 @@ Requests a second of the same application under `orchmgmt serve`, and under Gran
 One connection.
 
 {growth_table}
+
+## Growth on both engines
+
+Milliseconds in the process, medians, with so many locks and as many jobs.
+
+{engine_table}
 
 ## Slow clients
 

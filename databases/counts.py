@@ -72,6 +72,7 @@ END $$"""
     return (
         f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE",  # nobody writes until all is committed
         f"CREATE TABLE {counts} AS SELECT {columns}COUNT(*) AS {number} FROM {table} {groups}",
+        f"ALTER TABLE {counts} REPLICA IDENTITY FULL",  # without it nothing published is deleted
         function,
         *(
             f"CREATE TRIGGER {counts}_{event.lower()} AFTER {event} ON {table} {rows}"

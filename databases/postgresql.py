@@ -114,7 +114,8 @@ class PostgresqlBackend(Backend):
             encoding = engine.connection().info.parameter_status("server_encoding")
             if encoding != "UTF8":
                 raise UnusableDatabase(f"its encoding is {encoding}: UTF8 is needed")
-            with engine.atomic():
+            # What it finds once it has a lock is what others committed before.
+            with engine.atomic("READ COMMITTED"):
                 if self.read_only:  # it may be a standby, or the user may have no other right
                     engine.execute_sql(set_sql(timeouts(self._timeout), local=True))
                     check_schema(engine, permitted)

@@ -1,10 +1,12 @@
 """Upgrades of the tables, one version after the other, on both kinds of database."""
 
 import shutil
+import threading
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from support import until
 from wire import LOCK, connect, make_earlier
 
 from orchmgmt.databases import schema
@@ -86,6 +88,26 @@ def test_a_new_column_is_one_step(earlier, version, next_version, caplog):
     ]
     assert version_of(earlier) == [(NEXT,)]
     assert caplog.text.count(f"from version {version} to {NEXT}") == 1
+
+
+@pytest.mark.postgresql
+def test_an_upgrade_counts_what_others_write_until_then(postgresql):
+    """Also if the server reads all of a transaction in one snapshot, unless told otherwise."""
+    url = postgresql.create_database()
+    with Store({"DATABASE_URL": url}) as store:
+        store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
+    make_earlier(url, 4)
+    upgrading = f"{url}?options=-c%20default_transaction_isolation%3Drepeatable%5C%20read"
+    with closing(connect(url)) as other:
+        other.execute("BEGIN")
+        other.execute("DELETE FROM orchestration_job")
+        thread = threading.Thread(target=lambda: Store({"DATABASE_URL": upgrading}).close())
+        thread.start()
+        until(lambda: rows(url, "SELECT 1 FROM pg_locks WHERE NOT granted"))
+        other.execute("COMMIT")
+        thread.join()
+    assert version_of(url) == [(SCHEMA_VERSION,)]
+    assert rows(url, "SELECT * FROM orchestration_job_count") == []
 
 
 def test_an_upgrade_that_fails_leaves_everything_as_it_was(earlier, version, next_version):
