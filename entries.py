@@ -4,7 +4,7 @@ Their names are those of the contract, in Python's letter case. The paths of the
 too. This module needs only the standard library.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from itertools import count
@@ -119,6 +119,23 @@ class Job(Entry):
     created_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+
+
+def demand(kind: type[E], values: Iterable[object]) -> list[E]:
+    """Return values that are all entries of one kind.
+
+    Raises:
+        TypeError: one is not.
+    """
+    found = []
+    for value in values:
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"A {kind.__name__} of orchmgmt.entries was expected, not {value!r:.100}; "
+                f"{kind.__name__}.from_wire() makes one of a dict"
+            )
+        found.append(value)
+    return found
 
 
 def all_of(find: Callable[..., Found[E]], **filters: Any) -> list[E]:

@@ -17,7 +17,7 @@ from orchmgmt.databases import Clock, Row
 from orchmgmt.databases.opening import open_database
 from orchmgmt.databases.queries import Page
 from orchmgmt.databases.schema import READY, Permitted
-from orchmgmt.entries import Entry, Found, Job, Lock
+from orchmgmt.entries import Entry, Found, Job, Lock, demand
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.history import JobTable, NoSuchJob
 from orchmgmt.locks import Key, LockTable
@@ -112,6 +112,8 @@ class _Entries(Generic[E]):
             InvalidParameter: a value is malformed, or there is no such filter.
             Unavailable: the database does not answer.
         """
+        if "direction" in filters:
+            raise InvalidParameter("There is no direction: say descending=False or descending=True")
         wanted = self._query.read_arguments(filters, page, size, sort_field, descending)
         rows, count = self._rows(*wanted)
         return Found(self._read(rows), count)
@@ -155,7 +157,7 @@ class Locks(_Entries[Lock]):
             Unavailable: the database does not answer.
         """
         wanted = []
-        for lock in locks:
+        for lock in demand(Lock, locks):
             if lock.temporary or lock.orchestration_job_id:
                 raise InvalidParameter("A lock of a job is made with `reserve`")
             wanted.append(_with_end(lock, expires_in))
@@ -178,7 +180,7 @@ class Locks(_Entries[Lock]):
             NotLocked: some of the locks are not there, have expired or are temporary.
             Unavailable: the database does not answer.
         """
-        wanted = [_with_end(lock, expires_in) for lock in locks]
+        wanted = [_with_end(lock, expires_in) for lock in demand(Lock, locks)]
         return self._read(self._store.lock_table.renew(self._renewal.read({"locks": wanted})))
 
     def add(self, locks: Iterable[Lock]) -> list[Lock]:
@@ -202,7 +204,7 @@ class Locks(_Entries[Lock]):
 
     def put(self, locks: Iterable[Lock]) -> list[Lock]:
         """As `add`, within a `Backend.write`."""
-        found = [self._entry.read(payload_of(vars(lock))) for lock in locks]
+        found = [self._entry.read(payload_of(vars(lock))) for lock in demand(Lock, locks)]
         wanted = [NewLock(**{it: lock[it] for it in NewLock._fields}) for lock in found]
         return self._read(self._store.lock_table.put(wanted))
 
@@ -347,7 +349,7 @@ class History(_Entries[Job]):
     def put(self, jobs: Iterable[Job]) -> list[Job]:
         """As `add`, within a `Backend.write`."""
         created = {"createdAt": self._store.database.now()}
-        wanted = [{**created, **payload_of(vars(job))} for job in jobs]
+        wanted = [{**created, **payload_of(vars(job))} for job in demand(Job, jobs)]
         return self._read(self._store.job_table.put([self._entry.read(job) for job in wanted]))
 
     def start(self, job_id: str, message: str = "") -> None:
@@ -515,7 +517,8 @@ class Store:
         return self.database.read(self.database.now)
 
     def close(self) -> None:
-        """Close the database's connections."""
+        """Close the database's connections, for good: what uses the store then says so."""
+        self.database.closed = True
         self.database.close()
 
     def __enter__(self) -> "Store":

@@ -34,6 +34,7 @@ from orchmgmt.entries import (
     Job,
     Lock,
     already_locked,
+    demand,
     camel_case,
     to_wire,
     write_time,
@@ -593,10 +594,10 @@ def _requested(
     locks: Iterable[Lock], expires_in: int | None, keys: Iterable[str] = REQUESTED
 ) -> list[dict[str, Any]]:
     """Locks as a request has them: each with its own end, or all with the same time to last."""
-    if expires_in is None:
-        wires = [lock.to_wire() for lock in locks]
-    else:
-        wires = [replace(lock, expires_at=None).to_wire() for lock in locks]
+    wanted = demand(Lock, locks)
+    if expires_in is not None:
+        wanted = [replace(lock, expires_at=None) for lock in wanted]
+    wires = [lock.to_wire() for lock in wanted]
     lasting = {} if expires_in is None else {"expiresIn": expires_in}
     return [{**{key: wire[key] for key in keys if key in wire}, **lasting} for wire in wires]
 

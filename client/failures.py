@@ -1,5 +1,6 @@
 """What can go wrong when a program calls the service."""
 
+import warnings
 from http import HTTPStatus
 
 from orchmgmt.entries import already_locked
@@ -23,12 +24,19 @@ class AlreadyLocked(Refused):
     """Nothing was locked, because some of the service instances are locked already.
 
     Attributes:
-        instances: all of those.
+        service_instance_ids: all of those.
     """
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(status, message)
-        self.instances = already_locked(message)
+        self.service_instance_ids = already_locked(message)
+
+    @property
+    def instances(self) -> list[str]:
+        """The same; deprecated."""
+        old = "AlreadyLocked.instances is deprecated: use service_instance_ids"
+        warnings.warn(old, DeprecationWarning, stacklevel=2)
+        return self.service_instance_ids
 
 
 class Unavailable(Exception):

@@ -186,7 +186,7 @@ class Hold:
     def _free_at(self, refusal: AlreadyLocked) -> float:
         """Return when the present holders' leases end, by the clock `present`, if that is known."""
         with suppress(Refused, Unavailable):  # who may create need not have permission to query
-            left = self._client._ends_in(refusal.instances)
+            left = self._client._ends_in(refusal.service_instance_ids)
             if left is not None:
                 return present() + left
         return present() + LONGEST_PAUSE

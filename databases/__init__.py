@@ -41,6 +41,7 @@ PAUSE = 0.02
 
 BUSY = "The database is busy; try again later"
 SILENT = "The database does not answer; try again later"
+CLOSED = "The store is closed"
 NO_ROOM = "The database has no room"
 
 
@@ -62,11 +63,13 @@ class Backend(ABC):
         engine: peewee's database, which knows the SQL of this kind.
         one_writer: whether only one transaction writes at a time.
         read_only: whether it was opened only to be read; then `check` does not ask for more.
+        closed: whether its owner has done with it: then it does not connect again.
     """
 
     engine: peewee.Database
     one_writer: bool
     read_only: bool
+    closed = False
 
     _place: str  # how a statement marks the place of a named value
 
@@ -76,6 +79,7 @@ class Backend(ABC):
         Raises:
             Unavailable: the database does not answer.
         """
+        self._demand_open()
         with self._transaction(writing=False):
             return work(*args, **kwargs)
 
@@ -106,8 +110,13 @@ class Backend(ABC):
             Overtaken: another writer was in the way.
             Unavailable: the database does not answer, is full or stays busy.
         """
+        self._demand_open()
         with self._transaction(writing=True):
             return work(*args, **kwargs)
+
+    def _demand_open(self) -> None:
+        if self.closed:
+            raise Unavailable(CLOSED)
 
     def check(self) -> None:
         """Check that the database answers and, unless it is only read, can be written to.

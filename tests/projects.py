@@ -20,6 +20,8 @@ def pytest_in(folder: Path, *arguments: str, **files: str) -> str:
             "no:cacheprovider",
             "-p",
             "no:schemathesis",
+            "-p",
+            "no:asyncio",
             *arguments,
             str(folder),
         ],

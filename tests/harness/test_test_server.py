@@ -2,16 +2,16 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 from conftest import COMMAND
 from needs import program
-from support import Client, lock
+from support import Client, lock, until
 
 pytestmark = pytest.mark.sqlite
 
@@ -45,13 +45,13 @@ def test_seeds_the_clock_and_reset_are_controlled_over_http(server):
     locks = [{"service_instance_id": INSTANCE, "owner": "boiler-control", "expires_in": 60}]
     jobs = [{"status": "ERROR", "age": 1728000}, {}]
     seeded = control(server, "seed", {"locks": locks, "jobs": jobs})
-    assert seeded["locks"] == [
-        {key: it for key, it in entry.items() if it != ""} for entry in server.locks().entries
-    ]
-    assert {it["status"] for it in server.jobs().entries} == {"ERROR", "PENDING"}
-    assert {it["id"] for it in seeded["jobs"]} == {it["id"] for it in server.jobs().entries}
+    assert seeded["locks"] == server.locks().entries
+    assert {it["status"] for it in seeded["jobs"]} == {"ERROR", "PENDING"}
+    assert all(it in server.jobs().entries for it in seeded["jobs"])
     control(server, "clock", {"advance": 61})
     assert server.locks().entries == []
+    assert control(server, "clean") == {"locks": 1, "jobs": 1}
+    assert len(server.jobs().entries) == 1
     assert control(server, "clock", {"set": "2030-01-01T00:00:00Z"})["now"].startswith("2030-01-01")
     frozen = control(server, "clock", {"freeze": True})["now"]
     assert control(server, "clock")["now"] == frozen
@@ -59,6 +59,72 @@ def test_seeds_the_clock_and_reset_are_controlled_over_http(server):
     assert control(server, "reset") == {}
     assert server.jobs().entries == []
     assert not control(server, "clock")["now"].startswith("2030")
+
+
+LOCK = {
+    "id": 43,
+    "orchestrationJobId": "037b336d-b57d-4772-af88-d60225116d02",
+    "serviceInstanceId": INSTANCE,
+    "owner": "BoilerControl",
+    "expiresAt": "2099-01-01T00:00:00Z",
+    "temporary": True,
+}
+JOB = {
+    "id": "037b336d-b57d-4772-af88-d60225116d02",
+    "status": "IN_PROGRESS",
+    "type": "PUSH",
+    "requesterSystem": "RoomClimate",
+    "targetSystem": "BoilerControl",
+    "serviceDefinition": "alarmNotification",
+    "subscriptionId": "5a780d98-aa07-4655-adb7-2d6e7d588850",
+    "message": "",
+    "createdAt": "2026-11-11T18:18:44Z",
+    "startedAt": "2026-11-11T18:18:46Z",
+    "finishedAt": "",
+}
+
+
+@pytest.mark.postgresql
+@pytest.mark.sqlite
+def test_what_the_service_answers_can_be_seeded_as_it_is(serve, database_url):
+    server = serve("--database-url", database_url, command="test-server")
+    other = {"service_instance_id": "Pump|flow|1.0.0", "expiresIn": -5, "id": None}
+    seeded = control(server, "seed", {"locks": [LOCK, other], "jobs": [JOB]})
+    assert (seeded["locks"][0], seeded["jobs"]) == (LOCK, [JOB])
+    assert (server.locks().entries, server.jobs().entries) == ([LOCK], [JOB])
+    assert (seeded["locks"][1]["id"], seeded["locks"][1]["temporary"]) == (44, False)
+    lower = {**LOCK, "id": 44, "serviceInstanceId": "Tank|level|1.0.0"}
+    refusal = control(server, "seed", {"locks": [lower]}, status=400)
+    assert refusal == "The ids of locks rise: 44 is not larger than 44"
+
+
+def test_the_log_of_requests_is_filtered(server):
+    def found(**filters):
+        listed = server.send("GET", f"/test/requests?{urlencode(filters)}", headers={})
+        return [it["operation"] for it in listed.json["requests"]]
+
+    server.create(lock(INSTANCE))
+    server.locks()
+    somebody = Client(server.url, {"Authorization": "Bearer SYSTEM//Somebody"})
+    assert somebody.locks().status == 403
+    assert found() == ["lock.create", "lock.query", "lock.query"]
+    assert found(operation="lock.query") == ["lock.query"] * 2
+    assert found(operation="lock.query", requester="Sysop") == ["lock.query"]
+    assert found(requester="Somebody") == ["lock.query"]
+    second = control(server, "requests")["requests"][1]["received_at"]
+    assert found(since=second) == ["lock.query"] * 2
+    unescaped = server.send("GET", f"/test/requests?since={second}", headers={})
+    assert len(unescaped.json["requests"]) == 2
+    assert found(since="2099-01-01T00:00:00Z") == []
+    for query, message in (
+        ("operations=lock.query", "Unknown key: operations (did you mean operation?)"),
+        ("operation=lock.qery", "Unknown operation: lock.qery (did you mean lock.query?)"),
+        ("since=2099-01-01", "'2099-01-01' is no time such as 2030-01-01T00:00:00Z"),
+        ("requester=A&requester=B", "requester is there twice"),
+    ):
+        answer = server.send("GET", f"/test/requests?{query}", headers={})
+        assert (answer.status, answer.json["error"]) == (400, message)
+    assert server.send("POST", "/test/reset?hard=1", headers={}).status == 400
 
 
 def test_faults_and_requests_are_controlled_over_http(server):
@@ -104,7 +170,7 @@ def test_a_seed_is_put_there_whole_or_not_at_all(serve, database_url):
     good = [{"service_instance_id": INSTANCE}], [{}]
     for locks, jobs, message in (
         ([*good[0], {"service_instance_id": "Pump|flow|1", "owner": ""}], good[1], "Owner is"),
-        ([*good[0], *good[0]], good[1], "Duplicated service instance id"),
+        ([*good[0], *good[0]], good[1], "Already locked"),
         (good[0], [{}, {"status": "LOST"}], "Invalid status: LOST"),
         (good[0], [{"age": 1e30}], "The clock goes from"),
     ):
@@ -143,8 +209,17 @@ BAD = [
     ("faults", {"next": {"drop": "after", "operation": {}}}, "Unknown operation: {} (known: "),
     ("seed", {"lock": []}, "Unknown key: lock (did you mean locks?)"),
     ("seed", {"locks": {}}, "locks must be a list"),
-    ("seed", {"locks": [{}]}, "service_instance_id is missing"),
+    ("seed", {"locks": [{}]}, "serviceInstanceId is missing"),
     ("seed", {"locks": [{"service_instance_id": 5}]}, "serviceInstanceId"),
+    ("seed", {"locks": [{"serviceInstanceID": INSTANCE}]}, "Unknown key: serviceInstanceID (did"),
+    (
+        "seed",
+        {"locks": [{"serviceInstanceId": INSTANCE, "service_instance_id": INSTANCE}]},
+        "serviceInstanceId and service_instance_id are the same",
+    ),
+    ("seed", {"locks": [{**LOCK, "id": "43"}]}, "The id of a lock is an integer from 1 to"),
+    ("seed", {"jobs": [{**JOB, "id": 5}]}, "id must be a string"),
+    ("clean", {"all": True}, "Unknown key: all (known: none)"),
     ("seed", {"jobs": [{"age": "1"}]}, "A number of seconds was expected, not '1'"),
     ("seed", {"jobs": [{"status": []}]}, "Invalid status: []"),
 ]
@@ -162,15 +237,22 @@ def test_bytes_and_paths_that_are_no_control_are_refused(server):
     assert "/test/seed" in server.send("GET", "/test/", headers={}).json["error"]
 
 
-def test_only_this_machine_may_reach_it(run):
-    for host in ("0.0.0.0", "::", "192.0.2.1"):
-        ended = run("test-server", "--host", host)
+def test_only_this_machine_may_reach_it_unless_that_is_said(run, serve, tmp_path):
+    for options in (("0.0.0.0",), ("::",), ("192.0.2.1",), ("0.0.0.0", "--control-host", "::1")):
+        ended = run("test-server", "--host", *options)
         assert (ended.returncode, ended.stdout) == (2, "")
         assert "loopback address" in ended.stderr
         assert len(ended.stderr.splitlines()) == 1
+    file = tmp_path / "ready.json"
+    hosts = ("--host", "0.0.0.0", "--control-host", "0.0.0.0", "--ready-file", str(file))
+    server = serve(*hosts, command="test-server")
+    stays = Client(json.loads(file.read_text())["control"], {})
+    assert stays.url.startswith("http://0.0.0.0:")
+    assert control(stays, "down") == control(stays, "up") == {}
+    assert server.locks().status == 200
 
 
-def test_the_ready_file_is_there_while_it_listens(serve, tmp_path):
+def test_the_ready_file_is_there_while_it_listens(serve, run, tmp_path):
     file = tmp_path / "ready.json"
     server = serve("--ready-file", str(file), command="test-server")
     ready = json.loads(file.read_text())
@@ -178,6 +260,64 @@ def test_the_ready_file_is_there_while_it_listens(serve, tmp_path):
     assert ready["pid"] == server.process.pid
     assert server.stop(signal.SIGINT) == 0
     assert [it.name for it in tmp_path.iterdir() if it.suffix != ".log"] == []
+    file.write_text("of an earlier run")
+    ended = run("test-server", "--ready-file", str(file), "--max-page-size", "0")
+    assert (ended.returncode, file.exists()) == (2, False)
+
+
+def test_it_says_where_it_is_as_json_and_ends_with_its_input(tmp_path):
+    file = tmp_path / "ready.json"
+    with subprocess.Popen(
+        [COMMAND, "test-server", "--json", "--ready-file", file, "--control-port", "0"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        line = process.stdout.readline()
+        assert line == file.read_text()
+        ready = json.loads(line)
+        assert ready.keys() == {"url", "control", "pid"}
+        assert Client(ready["url"]).locks().status == 200
+        rest, _ = process.communicate("what it is told does not matter", timeout=60)
+    assert (process.returncode, rest, file.exists()) == (0, "", False)
+
+
+#: Starts three test servers, and lives until it is killed.
+PARENT = """
+import socket, subprocess, sys, time
+ours, theirs = socket.socketpair()
+for options, stdin in ([], subprocess.DEVNULL), ([], theirs), (["--keep"], subprocess.PIPE):
+    server = [sys.argv[1], "test-server", "--json", *options]
+    subprocess.Popen(server, stdin=stdin)
+theirs.close()
+time.sleep(3600)
+"""
+
+
+def test_it_ends_when_its_parent_is_killed_unless_it_is_to_be_kept():
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, COMMAND], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        started = [json.loads(parent.stdout.readline()) for _ in range(3)]
+        parent.kill()
+        left = {}
+
+        def two_have_ended():
+            left.clear()
+            left.update({it["url"]: it["pid"] for it in started if is_there(it["pid"])})
+            return len(left) == 1
+
+        until(two_have_ended)
+        ((url, kept),) = left.items()
+        assert Client(url).locks().status == 200
+        os.kill(kept, signal.SIGTERM)
+    until(lambda: not is_there(kept))
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process runs; nobody may have waited for one that has ended."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_what_cannot_be_served_is_said_in_a_line(run, tmp_path, server):
@@ -222,9 +362,9 @@ def test_the_example_in_go_passes():
     assert "ok" in passes(["go", "test", "-vet=off", "-count=1", "./..."], EXAMPLES / "go")
 
 
-def test_the_example_in_python_passes(tmp_path):
-    shutil.copytree(EXAMPLES / "client", tmp_path / "client")
-    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", ".", "-W", "error"]
-    assert "8 passed" in passes([*command, "."], tmp_path / "client")
+def test_the_example_in_python_passes():
+    # Where it is, as its reader runs it, beside the plugins that happen to be installed.
+    command = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider"]
+    assert "8 passed" in passes(command, EXAMPLES / "client")
     text = (EXAMPLES / "client" / "test_boiler.py").read_text()
     assert len(text.splitlines()) < 60

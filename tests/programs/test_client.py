@@ -60,7 +60,12 @@ def test_what_is_locked_already_is_named(client):
     client.create_locks([wanted("A|b|1.0.0"), wanted("C|d|1.0.0")])
     with pytest.raises(AlreadyLocked) as refusal:
         client.create_locks([wanted(it, "Other") for it in ("E|f|1.0.0", "C|d|1.0.0", "A|b|1.0.0")])
-    assert refusal.value.instances == ["C|d|1.0.0", "A|b|1.0.0"]
+    assert refusal.value.service_instance_ids == ["C|d|1.0.0", "A|b|1.0.0"]
+    with pytest.warns(DeprecationWarning, match="use service_instance_ids") as warned:
+        assert refusal.value.instances == refusal.value.service_instance_ids
+    assert warned[0].filename == __file__
+    with pytest.raises(TypeError, match="A Lock of orchmgmt.entries was expected, not {"):
+        client.create_locks([{"serviceInstanceId": "A|b|1.0.0"}])
     assert refusal.value.status == 400
     assert len(list(client.locks())) == 2
 

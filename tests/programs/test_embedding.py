@@ -74,6 +74,26 @@ def test_what_the_wire_refuses_is_refused(store, locks, error, says):
     assert store.locks.find().count == 0
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda store, it: store.locks.create([it]),
+        lambda store, it: store.locks.renew([it], expires_in=5),
+        lambda store, it: store.locks.add([it]),
+        lambda store, it: store.history.add([it]),
+    ],
+)
+def test_what_is_no_entry_is_refused_with_what_is_wanted(store, use):
+    with pytest.raises(TypeError, match=r"A (Lock|Job) of orchmgmt.entries was expected, not \{'o"):
+        use(store, {"owner": "Bob"})
+
+
+def test_the_name_of_the_order_is_said(store):
+    for find in (store.locks.find, store.history.find):
+        with pytest.raises(InvalidParameter, match="say descending=False"):
+            find(direction="ASC")
+
+
 def test_held_instances_are_named(store):
     store.locks.create([LOCK])
     with pytest.raises(AlreadyLocked) as caught:

@@ -102,7 +102,7 @@ def test_nobody_waits_who_does_not_want_to(service, client, pauses):
     service.add_lock(TANK, owner="Rival")
     with pytest.raises(AlreadyLocked) as refusal, client.hold(BOILER, TANK, owner=ME, wait=0):
         pytest.fail("it is locked")
-    assert refusal.value.instances == [TANK]
+    assert refusal.value.service_instance_ids == [TANK]
     assert [it.owner for it in service.locks()] == ["Rival"]
     assert operations(service) == ["lock.create"]
     assert pauses == []

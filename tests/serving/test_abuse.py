@@ -326,7 +326,7 @@ def test_a_body_that_is_asked_about_and_too_large_is_refused_at_once(service):
 def test_a_damaged_database_is_a_503(start, tmp_path, caplog):
     service = start()
     service.store.database.write(service.store.job_table.put, [job(n) for n in range(3000)])
-    service.store.close()
+    service.store.database.close()
     with closing(sqlite3.connect(tmp_path / "orchmgmt.db")) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     with (tmp_path / "orchmgmt.db").open("r+b") as file:

@@ -16,6 +16,7 @@ from wire import LOCK, connect
 from orchmgmt.app import create_app, store_of
 from orchmgmt.databases import STREAM_BATCH, pool
 from orchmgmt.databases.queries import Page
+from orchmgmt.errors import Unavailable
 from orchmgmt.models import NewLock
 from orchmgmt.store import Store
 
@@ -481,8 +482,8 @@ def test_threads_begin_with_the_first_request_and_end_with_the_store(url):
         assert set(threading.enumerate()) == before
         store.database.check()
     assert set(threading.enumerate()) == before
-    store.database.check()  # closed as it is, it opens again
-    store.close()
+    with pytest.raises(Unavailable, match="The store is closed"):
+        store.database.check()
     assert set(threading.enumerate()) == before
 
 

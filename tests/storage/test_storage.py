@@ -19,6 +19,7 @@ from support import FUTURE, connection_of, in_threads, job, lock, traced
 from orchmgmt.app import create_app, store_of
 from orchmgmt.databases.queries import BATCH, Page
 from orchmgmt.databases.schema import SCHEMA_VERSION
+from orchmgmt.errors import Unavailable
 from orchmgmt.locks import AlreadyLocked
 from orchmgmt.models import NewLock, UnusableDatabase
 from orchmgmt.store import Store
@@ -523,11 +524,17 @@ def test_create_app_raises_what_the_command_line_says(tmp_path):
         create_app({"DATABASE_URL": f"sqlite:///{tmp_path}"})
 
 
-def test_closed_store_opens_again_when_used(path):
-    app = create_app({"DATABASE_URL": f"sqlite:///{path}"})
+@pytest.mark.parametrize("place", [":memory:", "orchmgmt.db"])
+def test_a_closed_store_says_that_it_is_closed(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    app = create_app({"DATABASE_URL": f"sqlite:///{place}"})
     with store_of(app) as store:
-        store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
-    assert app.test_client().get("/health").status_code == 200
+        made = store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
+    for use in (store.locks.find, lambda: store.history.start(made), store.clear, store.now):
+        with pytest.raises(Unavailable, match="The store is closed"):
+            use()
+    answer = app.test_client().get("/health")
+    assert (answer.status_code, answer.json["errorMessage"]) == (503, "The store is closed")
     store.close()
 
 
