@@ -218,13 +218,14 @@ class NestedList(Nested):
         return found
 
 
-def _expiration(unless: str = "") -> fields.DateTime:
+def _expiration(unless: str = "", description: str = "") -> fields.DateTime:
     return fields.DateTime(
         absent_message="Expiration time is missing",
         invalid_message="Invalid expires at format: {}",
         round_up=True,
         stored=True,
         unless=unless,
+        description=description,
     )
 
 
@@ -238,7 +239,7 @@ class LockRequest(WireSchema):
 
     service_instance_id = fields.ServiceInstanceId(absent_message="Service instance id is missing")
     owner = fields.SystemName(absent_message="Owner is missing")
-    expires_at = _expiration(unless="expiresIn")
+    expires_at = _expiration("expiresIn", "A time that is past is refused with 400.")
     expires_in = fields.Duration(
         minimum=1,
         maximum=EXPIRES_IN_MAX,

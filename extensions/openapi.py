@@ -206,6 +206,9 @@ The patterns show the canonical form of values, which answers have. Requests may
 version otherwise and are brought to that form; `null`, an empty string and white space are the same
 as a key that is left out, and keys that are not named here are {unknown_keys}.
 
+The service can refuse a request with 400 although its schema allows it: `expiresAt` is past, an
+instance is locked, a version has more than 14 characters, or a zone more than 18 hours.
+
 Any other path is answered with 404 and any other method with 405, in the form of an ErrorResponse.
 """
 
@@ -374,8 +377,12 @@ def _described(operation: Operation, converter: Any, spec: APISpec) -> tuple[str
     else:
         if operation.takes_key:
             described["parameters"] = [_KEY]
+        required = isinstance(operation.takes, schemas.ListRequest)
+        # Not `type: [object, null]`, of which generators make two classes.
+        optional = {} if required else {"description": "No body and `null` ask for everything."}
         described["requestBody"] = {
-            "required": isinstance(operation.takes, schemas.ListRequest),
+            **optional,
+            "required": required,
             "content": _json(converter.resolve_nested_schema(operation.takes), example.payload),
         }
     answer: dict[str, Any] = {"description": operation.outcome}
