@@ -1,6 +1,10 @@
 # docker build -t orchmgmt .
 # docker run --read-only --tmpfs /tmp --volume orchmgmt:/data --publish 127.0.0.1:8441:8441 \
 #     --cap-drop ALL --security-opt no-new-privileges --stop-timeout 90 orchmgmt
+#
+# For the tests of your own systems (docs/testing.md):
+# docker run --publish 127.0.0.1:8441:8441 --publish 127.0.0.1:8442:8442 orchmgmt test-server \
+#     --host 0.0.0.0 --port 8441 --control-host 0.0.0.0 --control-port 8442
 
 FROM python:3.13-slim AS build
 WORKDIR /source
