@@ -10,7 +10,7 @@ FROM python:3.13-slim AS build
 WORKDIR /source
 COPY . .
 RUN python -m venv /opt/orchmgmt
-RUN /opt/orchmgmt/bin/pip install --no-cache-dir '.[certificate,cors,dotenv,metrics,mqtt,openapi,postgresql]'
+RUN /opt/orchmgmt/bin/pip install --no-cache-dir '.[certificate,cors,dotenv,metrics,mqtt,openapi,postgresql,testing-tls]'
 
 FROM python:3.13-slim
 COPY --from=build /opt/orchmgmt /opt/orchmgmt

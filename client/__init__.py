@@ -34,8 +34,8 @@ from orchmgmt.entries import (
     Job,
     Lock,
     already_locked,
-    demand,
     camel_case,
+    demand,
     to_wire,
     write_time,
 )

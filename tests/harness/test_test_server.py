@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from urllib.parse import urlencode
 import pytest
 from conftest import COMMAND
 from needs import program
+from pages import blocks, page
 from support import Client, lock, until
 
 pytestmark = pytest.mark.sqlite
@@ -191,7 +193,39 @@ def test_a_database_that_does_not_answer_is_said(serve, tmp_path):
         assert "does not answer" in control(server, name, payload, status=503)
 
 
+def test_the_stand_ins_of_other_systems_are_controlled_over_http(serve):
+    policies = ("--authentication-policy", "outsourced", "--management-policy", "authorization")
+    server = serve(*policies, command="test-server")
+    token = control(server, "identity/token", {"name": "Alice"})["token"]
+    operator = control(server, "identity/token", {"name": "Bob", "operator": True})["token"]
+    alice, bob = (
+        Client(server.url, {"Authorization": f"Bearer IDENTITY-TOKEN//{it}"})
+        for it in (token, operator)
+    )
+    assert (alice.locks().status, bob.locks().status) == (403, 200)
+    control(server, "authorization/grant", {"name": "Alice", "scope": "query"})
+    assert alice.locks().status == 200
+    control(server, "authorization/down")
+    assert alice.locks().status == 503
+    control(server, "authorization/up")
+    control(server, "authorization/slow", {"seconds": 0})
+    control(server, "authorization/revoke", {"name": "Alice", "scope": "query"})
+    assert alice.locks().status == 403
+    control(server, "identity/down")
+    assert bob.locks().status == 503
+    control(server, "identity/up")
+    control(server, "identity/expire", {"token": operator})
+    control(server, "identity/revoke", {"token": token})
+    assert (alice.locks().status, bob.locks().status) == (401, 401)
+    message = "Unknown key: nam (did you mean name?)"
+    assert control(server, "identity/token", {"nam": "Alice"}, status=400) == message
+    assert control(server, "identity/expire", {}, status=400) == "token is missing"
+    assert control(server, "identity/expire", {"token": []}, status=400) == "There is no such token"
+
+
 BAD = [
+    ("identity/token", {"name": "Alice"}, 'A running service with authentication_policy="outs'),
+    ("authorization/down", None, 'A running service with management_policy="authorization"'),
     ("reset", {"all": True}, "Unknown key: all (known: none)"),
     ("clock", {"advanc": 61}, "Unknown key: advanc (did you mean advance?)"),
     ("clock", {"advance": "61"}, "A number of seconds was expected, not '61'"),
@@ -360,6 +394,18 @@ def test_the_example_in_shell_passes():
 def test_the_example_in_go_passes():
     program("go")
     assert "ok" in passes(["go", "test", "-vet=off", "-count=1", "./..."], EXAMPLES / "go")
+
+
+def test_the_example_with_a_container_passes(tmp_path):
+    node = program("node")
+    package = tmp_path / "node_modules" / "testcontainers"
+    package.mkdir(parents=True)
+    shutil.copy(Path(__file__).with_name("testcontainers.mjs"), package / "index.mjs")
+    (package / "package.json").write_text('{"exports": "./index.mjs"}')
+    (example,) = blocks("js", page("testing.md"))
+    (tmp_path / "boiler.test.mjs").write_text(example)
+    said = passes([node, "--test", "--test-reporter", "tap", "boiler.test.mjs"], tmp_path)
+    assert "# pass 2\n# fail 0" in said
 
 
 def test_the_example_in_python_passes():

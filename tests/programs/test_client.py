@@ -64,7 +64,7 @@ def test_what_is_locked_already_is_named(client):
     with pytest.warns(DeprecationWarning, match="use service_instance_ids") as warned:
         assert refusal.value.instances == refusal.value.service_instance_ids
     assert warned[0].filename == __file__
-    with pytest.raises(TypeError, match="A Lock of orchmgmt.entries was expected, not {"):
+    with pytest.raises(TypeError, match=r"A Lock of orchmgmt\.entries was expected, not \{"):
         client.create_locks([{"serviceInstanceId": "A|b|1.0.0"}])
     assert refusal.value.status == 400
     assert len(list(client.locks())) == 2
