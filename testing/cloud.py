@@ -195,7 +195,7 @@ class Identity(StandIn):
         return token, session
 
     def _session(self, token: str) -> _Session:
-        session = self._sessions.get(token)
+        session = self._sessions.get(str(token))
         if session is None:
             raise ValueError("There is no such token")
         return session
