@@ -8,7 +8,7 @@ from typing import Any
 
 from orchmgmt.databases import Row
 from orchmgmt.locks import Key
-from orchmgmt.logs.audit import attempt
+from orchmgmt.logs.audit import Attempt
 from orchmgmt.operations import Operation, Result
 from orchmgmt.policies import Evidence
 from orchmgmt.policies.gate import Gate
@@ -37,7 +37,7 @@ def perform(
     Raises:
         ServiceError: the requester is not let in, or the request is malformed or cannot be done.
     """
-    with attempt(operation) as line:
+    with Attempt(operation) as line:
         requester = gate.identify(evidence, operation.name)
         line.requester = requester.name
         identified(requester.name)

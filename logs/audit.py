@@ -38,48 +38,45 @@ class Asked(Protocol):
         """Whether it may change locks or jobs, and so is audited."""
 
 
-class Line:
-    """What is known so far for the line about one request.
+class Attempt:
+    """Writes a line about a request that may change something, when its block has ended.
+
+    Args:
+        operation: what is asked for.
 
     Attributes:
         requester: the system that asks, once it is known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, operation: Asked) -> None:
+        self._operation = operation
+        self._details: dict[str, Any] = {}
         self.requester = "-"
-        self.details: dict[str, Any] = {}
 
     def tell(self, **details: int | Collection[Any]) -> None:
         """Add numbers, and collections of which the first few are named."""
-        self.details.update(_shown(details))
+        self._details.update(_shown(details))
 
+    def __enter__(self) -> "Attempt":
+        return self
 
-@contextmanager
-def attempt(operation: Asked) -> Iterator[Line]:
-    """Write a line about a request that may change something, when it has ended.
-
-    Yields:
-        what the line will say.
-    """
-    line = Line()
-    status, reason = operation.status, ""
-    try:
-        yield line
-    except Exception as error:
-        status, reason = fault_of(error)
-        raise
-    finally:
-        if operation.changes and log.isEnabledFor(logging.INFO):
-            fields = {
-                "requester": line.requester,
-                "operation": operation.name,
-                "status": int(status),
-                "result": _result(status),
-                **line.details,
-            }
-            if reason:
-                fields["reason"] = _shortened(reason)
-            log.info(written(fields), extra={"fields": fields})
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        operation = self._operation
+        if not (operation.changes and log.isEnabledFor(logging.INFO)):
+            return
+        status, reason = operation.status, ""
+        if isinstance(error, Exception):
+            status, reason = fault_of(error)
+        fields = {
+            "requester": self.requester,
+            "operation": operation.name,
+            "status": int(status),
+            "result": _result(status),
+            **self._details,
+        }
+        if reason:
+            fields["reason"] = _shortened(reason)
+        log.info(written(fields), extra={"fields": fields})
 
 
 @contextmanager
@@ -91,7 +88,7 @@ def command(operation: str, always: bool = True) -> Iterator[Callable[..., None]
         always: whether to write a line even if nothing was added to it, so nothing has changed.
 
     Yields:
-        a function that adds to the line, as `Line.tell` does.
+        a function that adds to the line, as `Attempt.tell` does.
     """
     details: dict[str, Any] = {}
     end: dict[str, str] = {}
