@@ -53,9 +53,9 @@ class Value(fields.Field[Any]):
         unless: the key of a value that may be there instead.
         invalid_message: the message when the value is malformed, with `{}` for the value; by
             default that of the type.
-        load_default: what stands for an absent value.
-        data_key: the key, if it is not the field's name in camelCase.
-        description: what OpenAPI says beside what the type says.
+        kwargs: marshmallow's own, such as `load_default` for what stands for an absent value, and
+            `data_key` for a key that is not the field's name in camelCase. The `description` in
+            `metadata` is what OpenAPI says beside what the type says.
     """
 
     type_name: ClassVar[str] = "a string"
@@ -71,16 +71,9 @@ class Value(fields.Field[Any]):
         absent_message: str | None = None,
         unless: str = "",
         invalid_message: str | None = None,
-        load_default: Any = absent,
-        data_key: str | None = None,
-        description: str = "",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            required=absent_message is not None,
-            load_default=load_default,
-            data_key=data_key,
-            metadata={"description": description} if description else None,
-        )
+        super().__init__(required=absent_message is not None, **kwargs)
         self.absent_message = absent_message or ""
         self.unless = unless
         self.invalid_message = invalid_message or self.invalid_message
@@ -357,28 +350,13 @@ class ListOf(fields.List[Any]):
     Args:
         element: the type of its elements.
         what: what the messages call an element.
-        required: whether there must be an element.
-        data_key: as for `Value`.
-        description: likewise.
+        kwargs: as for `Value`; with `required` there must be an element.
     """
 
-    def __init__(
-        self,
-        element: type[Value],
-        what: str,
-        *,
-        required: bool = False,
-        data_key: str | None = None,
-        description: str = "",
-    ) -> None:
+    def __init__(self, element: type[Value], what: str, **kwargs: Any) -> None:
         self.absent_message = f"{what} list empty"
         self._blank_message = f"{what} list contains empty element"
-        super().__init__(
-            element(absent_message=self._blank_message),
-            required=required,
-            data_key=data_key,
-            metadata={"description": description} if description else None,
-        )
+        super().__init__(element(absent_message=self._blank_message), **kwargs)
 
     def deserialize(self, value: Any, attr: Any = None, data: Any = None, **kwargs: Any) -> Any:
         """Return the values in canonical form, or `missing` if there are none.

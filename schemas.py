@@ -121,9 +121,10 @@ class WireSchema(Schema):
 class Pagination(WireSchema):
     """The contract's section "Pagination", read as a `Page`."""
 
-    page = fields.Number(load_default=None, description="Pages count from 0.")
+    page = fields.Number(load_default=None, metadata={"description": "Pages count from 0."})
     size = fields.Number(
-        load_default=None, description="Entries of a page; less than 1 stands for the maximum."
+        load_default=None,
+        metadata={"description": "Entries of a page; less than 1 stands for the maximum."},
     )
     direction = fields.Direction(load_default="DESC")
 
@@ -218,14 +219,13 @@ class NestedList(Nested):
         return found
 
 
-def _expiration(unless: str = "", description: str = "") -> fields.DateTime:
+def _expiration(**kwargs: Any) -> fields.DateTime:
     return fields.DateTime(
         absent_message="Expiration time is missing",
         invalid_message="Invalid expires at format: {}",
         round_up=True,
         stored=True,
-        unless=unless,
-        description=description,
+        **kwargs,
     )
 
 
@@ -239,12 +239,15 @@ class LockRequest(WireSchema):
 
     service_instance_id = fields.ServiceInstanceId(absent_message="Service instance id is missing")
     owner = fields.SystemName(absent_message="Owner is missing")
-    expires_at = _expiration("expiresIn", "A time that is past is refused with 400.")
+    expires_at = _expiration(
+        unless="expiresIn",
+        metadata={"description": "A time that is past is refused with 400."},
+    )
     expires_in = fields.Duration(
         minimum=1,
         maximum=EXPIRES_IN_MAX,
         invalid_message="Invalid expires in: {}",
-        description="Seconds from when the lock is granted, instead of `expiresAt`.",
+        metadata={"description": "Seconds from when the lock is granted, instead of `expiresAt`."},
     )
 
     @validates_schema(skip_on_field_errors=False)
@@ -280,7 +283,9 @@ class RenewalRequest(LockRequest):
 
     title = "RenewalRequest"
 
-    id = fields.Number(load_default=None, description="Only the lock with this id is renewed.")
+    id = fields.Number(
+        load_default=None, metadata={"description": "Only the lock with this id is renewed."}
+    )
 
     @post_load
     def _make(self, data: dict[str, Any], **kwargs: Any) -> Any:
@@ -431,12 +436,17 @@ class LockRemove(WireSchema):
         "Service instance id",
         required=True,
         data_key="instanceIds",
-        description="Service instances; one value may also hold several, separated by commas.",
+        metadata={
+            "description": "Service instances; one value may also hold several, "
+            "separated by commas."
+        },
     )
     ids = fields.ListOf(
         fields.Number,
         "ID",
-        description="If there are some, only locks with these ids are removed; likewise.",
+        metadata={
+            "description": "If there are some, only locks with these ids are removed; likewise."
+        },
     )
 
     def from_path(self, owner: str, query: Mapping[str, list[str]]) -> dict[str, Any]:
