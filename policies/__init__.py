@@ -142,6 +142,14 @@ class Operation(Protocol):
     def scope(self) -> str:
         """Which of its operations, such as `create`."""
 
+    @property
+    def name(self) -> str:
+        """What the log calls it."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether it may change locks or jobs."""
+
 
 class ManagementPolicy(Protocol):
     """A rule for who may manage locks and history."""

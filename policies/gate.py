@@ -1,7 +1,7 @@
 """The gate before the operations: identity, then permission, and the access log of both."""
 
 import logging
-from typing import Any, Protocol
+from typing import Any
 
 from orchmgmt.errors import Forbidden, ServiceError
 from orchmgmt.policies import (
@@ -25,18 +25,6 @@ log = logging.getLogger("orchmgmt")
 NO_PERMISSION = "Requester has no management permission"
 
 READ_ONLY = "This server answers queries alone: it was started with --read-only"
-
-
-class Permitted(Operation, Protocol):
-    """An operation that the gate stands before."""
-
-    @property
-    def name(self) -> str:
-        """What the log calls it."""
-
-    @property
-    def changes(self) -> bool:
-        """Whether it may change locks or jobs."""
 
 
 class Gate:
@@ -77,7 +65,7 @@ class Gate:
             self._log(evidence, "-", name, refusal)
             raise
 
-    def permit(self, requester: Requester, operation: Permitted, evidence: Evidence) -> None:
+    def permit(self, requester: Requester, operation: Operation, evidence: Evidence) -> None:
         """Return if a requester may perform an operation.
 
         Raises:
