@@ -11,9 +11,11 @@ import pwd
 import sqlite3
 import stat
 import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from orchmgmt.models import UnusableDatabase
 
@@ -163,7 +165,7 @@ def owned(path: str) -> str:
     found = os.stat(path)
     return (
         f"has mode {stat.S_IMODE(found.st_mode):04o} and belongs to "
-        f"{_name_of_user(found.st_uid)}:{_name_of_group(found.st_gid)}"
+        f"{_name(pwd.getpwuid, found.st_uid)}:{_name(grp.getgrgid, found.st_gid)}"
     )
 
 
@@ -187,19 +189,14 @@ def in_the_way(path: str, to_write: bool = True) -> str:
         if os.path.exists(part) and not os.access(part, mode, effective_ids=True):
             read_only = mode & os.W_OK and os.statvfs(part).f_flag & os.ST_RDONLY
             reason = "is on a read-only file system" if read_only else owned(str(part))
-            return f"{_name_of_user(os.geteuid())} cannot {does} {part}, which {reason}"
+            user = _name(pwd.getpwuid, os.geteuid())
+            return f"{user} cannot {does} {part}, which {reason}"
     return ""
 
 
-def _name_of_user(number: int) -> str:
+def _name(look_up: Callable[[int], Sequence[Any]], number: int) -> str:
+    """Return the name of a user or a group; its number if it has none, as in some containers."""
     try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:  # in a container, perhaps
-        return str(number)
-
-
-def _name_of_group(number: int) -> str:
-    try:
-        return grp.getgrgid(number).gr_name
+        return str(look_up(number)[0])
     except KeyError:
         return str(number)
