@@ -4,10 +4,11 @@ import itertools
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from certificates import Authority
 from command import Started, run_command
 from needs import lacking
 from standin import Cloud
-from support import FAKETIME, Clock, Process, Service, served
+from support import FAKETIME, Clock, Process, Service, on_waitress, served
 
 from orchmgmt.store import Store
 
@@ -38,10 +39,10 @@ def _no_settings_from_outside() -> Iterator[None]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what needs a database on each kind of it, or on the one that it is marked with."""
-    if "database_url" in metafunc.fixturenames:
+    if "engine" in metafunc.fixturenames:
         engines = ["sqlite", "postgresql"]
         marked = [name for name in engines if metafunc.definition.get_closest_marker(name)]
-        metafunc.parametrize("database_url", marked or engines, indirect=True)
+        metafunc.parametrize("engine", marked or engines)
 
 
 @pytest.fixture(scope="session")
@@ -54,10 +55,10 @@ def postgresql() -> Iterator[cluster.Cluster]:
 
 @pytest.fixture
 def database_url(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> str:
     """An empty database, which commands and services take if they are told no other."""
-    if request.param == "sqlite":
+    if engine == "sqlite":
         return f"sqlite:///{tmp_path}/orchmgmt.db"
     url: str = request.getfixturevalue("postgresql").empty_database()
     monkeypatch.setenv("ORCHMGMT_DATABASE_URL", url)
@@ -68,12 +69,59 @@ def database_url(
 def start(database_url: str) -> Iterator[Callable[..., Service]]:
     """Start services: `start(MAX_PAGE_SIZE=10)` gives one with these settings."""
     with ExitStack() as running:
+        yield lambda **settings: running.enter_context(
+            served(**{"DATABASE_URL": database_url, **settings})
+        )
 
-        def start(**settings: Any) -> Service:
-            settings.setdefault("DATABASE_URL", database_url)
-            return running.enter_context(served(**settings))
 
-        yield start
+@pytest.fixture
+def start_server(database_url: str) -> Iterator[Callable[..., Service]]:
+    """As `start`, with the server of `orchmgmt serve`."""
+    with ExitStack() as running:
+        yield lambda **settings: running.enter_context(
+            on_waitress(**{"DATABASE_URL": database_url, **settings})
+        )
+
+
+@pytest.fixture(scope="session")
+def _kept() -> Iterator[Callable[..., Service]]:
+    services: dict[str, Service] = {}
+    with ExitStack() as running:
+
+        def keep(**settings: Any) -> Service:
+            key = repr(sorted(settings.items()))
+            if key not in services:
+                services[key] = running.enter_context(served(**settings))
+            service = services[key]
+            service.harness.clock.reset()
+            service.harness.requests.clear()
+            return service
+
+        yield keep
+
+
+@pytest.fixture(scope="session")
+def _file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shared") / "orchmgmt.db"
+
+
+@pytest.fixture
+def shared_database_url(engine: str, request: pytest.FixtureRequest) -> str:
+    """As `database_url`, but the same in all tests, which leave it as it is but for rows."""
+    if engine == "postgresql":
+        return str(request.getfixturevalue("database_url"))
+    path: Path = request.getfixturevalue("_file")
+    if path.exists():
+        with closing(sqlite3.connect(path, isolation_level=None)) as database:
+            for table in (*cluster.OUR_TABLES, "sqlite_sequence"):
+                database.execute(f"DELETE FROM {table}")
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def shared_start(shared_database_url: str, _kept: Callable[..., Service]) -> Callable[..., Service]:
+    """As `start`, but with a service that all tests of these settings share, on empty tables."""
+    return lambda **settings: _kept(**{"DATABASE_URL": shared_database_url, **settings})
 
 
 @pytest.fixture
@@ -108,18 +156,15 @@ def run(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     return run
 
 
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """Start the real `orchmgmt serve` (or another command that serves) on a free port.
-
-    With variables that Python or the linker reads, it has an interpreter of its own.
-    """
+@contextmanager
+def serving(folder: Path) -> Iterator[Callable[..., Process]]:
+    """Start commands that serve, as the fixture `serve` says, and stop them in the end."""
     started: list[Process] = []
 
     def serve(
         *arguments: str, command: str = "serve", env: dict[str, str] | None = None
     ) -> Process:
-        log = tmp_path / f"server-{len(started)}.log"
+        log = folder / f"server-{len(started)}.log"
         arguments = (command, "--port", "0", *arguments)
         environ = {**os.environ, **(env or {})}
         process: Started | subprocess.Popen[str]
@@ -127,14 +172,14 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Process]]:
             with log.open("w") as stderr:
                 process = subprocess.Popen(
                     [COMMAND, *arguments],
-                    cwd=tmp_path,
+                    cwd=folder,
                     env=environ,
                     stdout=subprocess.PIPE,
                     stderr=stderr,
                     text=True,
                 )
         else:
-            process = Started(arguments, environ, tmp_path, log)
+            process = Started(arguments, environ, folder, log)
         started.append(Process(process))
         return started[-1]
 
@@ -144,6 +189,23 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Process]]:
             process.stop()
         assert process.process.stdout is not None
         process.process.stdout.close()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Start the real `orchmgmt serve` (or another command that serves) on a free port.
+
+    With variables that Python or the linker reads, it has an interpreter of its own.
+    """
+    with serving(tmp_path) as serve:
+        yield serve
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """One that all share who ask how the real server reads HTTP, and store nothing there."""
+    with serving(tmp_path_factory.mktemp("server")) as serve:
+        yield serve()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit
 
 from command import Started
 
+from orchmgmt import testing
 from orchmgmt.app import create_app, store_of
 from orchmgmt.serving.server import Server
 
@@ -148,21 +149,39 @@ class Connection:
 
 @dataclass
 class Service(Client):
-    """A service in a thread of the test, on a real socket."""
+    """A service in the test's own process, on a real socket.
+
+    Attributes:
+        store: its locks and jobs.
+        harness: the harness's own, if it is one of those.
+    """
 
     store: Any = None
+    harness: Any = None
+
+    @property
+    def clock(self) -> Any:
+        """The time that it goes by."""
+        return self.harness.clock
 
 
 @contextmanager
-def served(clock: Callable[[], float] | None = None, **settings: Any) -> Iterator[Service]:
-    """A service with these settings, while the context lasts."""
-    app = create_app({"PORT": 0, **settings}, clock)
+def served(**settings: Any) -> Iterator[Service]:
+    """A service of the harness with these settings, while the context lasts."""
+    with testing.Service(**{name.lower(): value for name, value in settings.items()}) as harness:
+        yield Service(harness.url, store=harness.store, harness=harness)
+
+
+@contextmanager
+def on_waitress(**settings: Any) -> Iterator[Service]:
+    """As `served`, by the server of `orchmgmt serve`: for what depends on it and its threads."""
+    app = create_app({"PORT": 0, **settings})
     with store_of(app) as store:
         server = Server(store.settings)
         thread = threading.Thread(target=server.run, args=[app])
         thread.start()
         try:
-            yield Service(url=server.url, store=store)
+            yield Service(server.url, store=store)
         finally:
             server.stop()
             thread.join()

@@ -35,6 +35,11 @@ CREATED, STARTED, FINISHED = (f"2026-11-08T12:00:0{n}Z" for n in range(3))
 
 
 @pytest.fixture
+def start(shared_start):
+    return shared_start
+
+
+@pytest.fixture
 def service(start):
     return start(RECORDER=True)
 

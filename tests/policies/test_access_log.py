@@ -20,6 +20,11 @@ Start = Callable[..., Service]
 
 
 @pytest.fixture
+def start(start_server: Start) -> Start:
+    return start_server
+
+
+@pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[tuple[str, str]]]:
     """The lines of the access log so far, each with its level."""
     caplog.set_level(logging.DEBUG, logger="orchmgmt.access")

@@ -146,8 +146,8 @@ def test_an_authorization_system_that_is_slow_lets_nobody_in(begin: Start, cloud
     assert ask(service, "query").status == 200
 
 
-def test_clients_that_wait_for_it_do_not_stop_the_others(begin: Start, cloud: Cloud) -> None:
-    service = begin(READ_TIMEOUT_SECONDS=60, THREADS=1)
+def test_clients_that_wait_for_it_do_not_stop_the_others(start_server: Start, cloud: Cloud) -> None:
+    service = start_server(**POLICY, **cloud.settings, READ_TIMEOUT_SECONDS=60, THREADS=1)
     cloud.open.clear()
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(ask, service, "query") for _ in range(8)]

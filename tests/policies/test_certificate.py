@@ -131,15 +131,15 @@ def test_the_headers_name_is_a_setting(begin: Start, authority: Authority) -> No
     "name", ["X_Client_Certificate", "X-Client_Certificate", "X-Client-Certificate\t"]
 )
 def test_a_header_that_only_looks_like_it_counts_for_nothing(
-    begin: Start, authority: Authority, name: str
+    start_server: Start, authority: Authority, name: str
 ) -> None:
     request = f"GET {ECHO} HTTP/1.1\r\n{name}: {authority.operator().escaped}\r\n\r\n"
-    answer = raw(begin(), request.encode())
+    answer = raw(start_server(**POLICY), request.encode())
     assert (answer.status, answer.body[:1]) in ((401, b"{"), (400, b"{"))
 
 
-def test_a_header_that_is_there_twice_is_refused(begin: Start, authority: Authority) -> None:
-    service = begin()
+def test_a_header_that_is_there_twice_is_refused(start_server: Start, authority: Authority) -> None:
+    service = start_server(**POLICY)
     system, operator = authority.system().escaped, authority.operator().escaped
     for first, second in [
         (system, operator),

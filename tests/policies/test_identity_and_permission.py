@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from support import MANAGEMENT, OPERATOR, Answer, Service, lock
+from support import MANAGEMENT, OPERATOR, Answer, Client, Process, Service, lock
 from wire import raw
 
 pytestmark = pytest.mark.sqlite
@@ -31,7 +31,12 @@ every_operation = pytest.mark.parametrize(
 )
 
 
-def echo(service: Service, authorization: str | None) -> Answer:
+@pytest.fixture
+def start(shared_start: Callable[..., Service]) -> Callable[..., Service]:
+    return shared_start
+
+
+def echo(service: Client, authorization: str | None) -> Answer:
     return service.send(
         "GET", ECHO, headers={} if authorization is None else {"Authorization": authorization}
     )
@@ -84,15 +89,15 @@ def test_nobody_else_changes_or_sees_anything(
         OPERATOR,
     ],
 )
-def test_a_declared_name_identifies_any_system(service: Service, authorization: str) -> None:
-    answer = echo(service, authorization)
+def test_a_declared_name_identifies_any_system(server: Process, authorization: str) -> None:
+    answer = echo(server, authorization)
     assert (answer.status, answer.body) == (200, b"Got it!")
     assert answer.headers["Content-Type"] == "text/plain"
 
 
 @pytest.mark.parametrize("authorization", [None, "", " ", "\t \t"])
-def test_a_missing_header_is_named(service: Service, authorization: str | None) -> None:
-    answer = echo(service, authorization)
+def test_a_missing_header_is_named(server: Process, authorization: str | None) -> None:
+    answer = echo(server, authorization)
     assert (answer.status, answer.error) == (401, NO_HEADER)
 
 
@@ -133,31 +138,31 @@ def test_a_missing_header_is_named(service: Service, authorization: str | None) 
         "Bearer AUTHENTICATOR-KEY//Sysop",
     ],
 )
-def test_any_other_header_is_invalid(service: Service, authorization: str) -> None:
-    answer = echo(service, authorization)
+def test_any_other_header_is_invalid(server: Process, authorization: str) -> None:
+    answer = echo(server, authorization)
     assert (answer.status, answer.error) == (401, INVALID)
 
 
 @pytest.mark.parametrize("name", ["ſysop", "Sysoр", "Sÿsop", "Ｓysop", "Sysop\u200b", "ß", "名"])
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_a_name_beyond_ascii_is_invalid(service: Service, name: str, encoding: str) -> None:
+def test_a_name_beyond_ascii_is_invalid(server: Process, name: str, encoding: str) -> None:
     header = b"Authorization: Bearer SYSTEM//" + name.encode(encoding, "replace")
     answer = raw(
-        service, b"GET %s HTTP/1.1\r\nConnection: close\r\n%s\r\n\r\n" % (ECHO.encode(), header)
+        server, b"GET %s HTTP/1.1\r\nConnection: close\r\n%s\r\n\r\n" % (ECHO.encode(), header)
     )
     assert answer.status == 401
     assert answer.error == INVALID
 
 
 @pytest.mark.parametrize("second", [OPERATOR, "Bearer SYSTEM//Consumer", "Basic x"])
-def test_two_headers_are_invalid(service: Service, second: str) -> None:
+def test_two_headers_are_invalid(server: Process, second: str) -> None:
     lines = [
         f"POST {MANAGEMENT}/lock/query HTTP/1.1",
         f"Authorization: {OPERATOR}",
         f"Authorization: {second}",
         "Connection: close",
     ]
-    answer = raw(service, "\r\n".join([*lines, "", ""]).encode())
+    answer = raw(server, "\r\n".join([*lines, "", ""]).encode())
     assert (answer.status, answer.error) == (401, INVALID)
 
 
@@ -181,8 +186,8 @@ def test_only_the_operator_may_manage(service: Service, name: str, status: int) 
         assert status == 200 or answer.error == FORBIDDEN
 
 
-def test_in_simple_mode_the_name_must_be_exact(start: Callable[..., Service]) -> None:
-    service = start(NORMALIZATION_MODE="simple")
+def test_in_simple_mode_the_name_must_be_exact(serve: Callable[..., Process]) -> None:
+    service = serve("--normalization-mode", "simple")
     assert echo(service, "Bearer SYSTEM//Sysop ").status == 200  # HTTP's own white space
     for name in ("sysop", "Sys-op", "a b", " Sysop"):
         answer = echo(service, f"Bearer SYSTEM//{name}")

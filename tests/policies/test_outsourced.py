@@ -144,8 +144,8 @@ def test_any_other_header_is_invalid_even_with_a_valid_token(
     assert cloud.requests == []
 
 
-def test_a_missing_header_and_two_headers_are_refused(begin: Start, cloud: Cloud) -> None:
-    service = begin()
+def test_a_missing_header_and_two_headers_are_refused(start_server: Start, cloud: Cloud) -> None:
+    service = start_server(**POLICY, **cloud.settings)
     assert service.send("GET", ECHO, headers={}).error == NO_HEADER
     header = f"Authorization: Bearer IDENTITY-TOKEN//{cloud.token('Alice')}\r\n"
     answer = raw(service, f"GET {ECHO} HTTP/1.1\r\n{header}{header}\r\n".encode())
@@ -483,9 +483,9 @@ def test_memory_is_bounded_and_holds_no_token(
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_clients_that_wait_for_it_do_not_stop_health_nor_who_is_remembered(
-    begin: Start, cloud: Cloud, threads: int
+    start_server: Start, cloud: Cloud, threads: int
 ) -> None:
-    service = begin(THREADS=threads, READ_TIMEOUT_SECONDS=60)
+    service = start_server(**POLICY, **cloud.settings, THREADS=threads, READ_TIMEOUT_SECONDS=60)
     known = cloud.token("Alice", sysop=True)
     assert query(service, known).status == 200
     cloud.open.clear()
@@ -501,8 +501,8 @@ def test_clients_that_wait_for_it_do_not_stop_health_nor_who_is_remembered(
         assert [answer.result().status for answer in waiting] == [200] * 8
 
 
-def test_more_than_may_wait_are_told_to_come_again(begin: Start, cloud: Cloud) -> None:
-    service = begin(THREADS=1, READ_TIMEOUT_SECONDS=60)
+def test_more_than_may_wait_are_told_to_come_again(start_server: Start, cloud: Cloud) -> None:
+    service = start_server(**POLICY, **cloud.settings, THREADS=1, READ_TIMEOUT_SECONDS=60)
     known = cloud.token("Alice")
     assert ask(service, known).status == 200
     cloud.open.clear()

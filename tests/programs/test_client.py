@@ -282,8 +282,8 @@ def test_the_url_may_be_longer_than_need_be(service, more):
         assert list(client.locks()) == []
 
 
-def test_a_unix_socket_is_as_good(start, tmp_path):
-    service = start(UNIX_SOCKET=str(tmp_path / "a socket"))
+def test_a_unix_socket_is_as_good(start_server, tmp_path):
+    service = start_server(UNIX_SOCKET=str(tmp_path / "a socket"))
     assert service.url.startswith("http+unix://")
     with Client(service.url, name="Sysop") as client:
         assert client.create_locks([wanted("A|b|1.0.0")]) == list(client.locks())

@@ -181,21 +181,22 @@ def server_rows(url):
 
 
 def test_the_clock_that_a_store_is_given_decides_everything(start):
-    present = [1_800_000_000.0]
-    service = start(clock=lambda: present[0])
+    service = start()
+    service.clock.freeze()
+    service.clock.set("2027-01-15T08:00:00Z")
     store = service.store
     assert service.create(lock("A|b|1.0.0", expires_at="2027-01-15T08:01:00Z")).status == 201
     assert service.create(lock("B|c|1.0.0", expires_at="2027-01-15T08:00:00Z")).status == 400
     job = store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
-    present[0] += 59
+    service.clock.advance(59)
     store.history.start(job)
     store.history.finish(job)
     (entry,) = service.jobs().entries
     assert entry["createdAt"] == "2027-01-15T08:00:00Z"
     assert entry["finishedAt"] == entry["startedAt"] == "2027-01-15T08:00:59Z"
     assert service.locks().json["count"] == 1
-    present[0] += 1
+    service.clock.advance(1)
     assert service.locks().json["count"] == 0
     assert store.clean() == (1, 0)
-    present[0] += 16 * 86400
+    service.clock.advance(16 * 86400)
     assert store.clean() == (0, 1)

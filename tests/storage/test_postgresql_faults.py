@@ -203,9 +203,9 @@ def test_frozen_server_is_a_503_in_time(start, server, url, request_, caplog):
     until(lambda: works(service, "Back"), SOON)
 
 
-def test_frozen_server_does_not_hold_those_who_wait_their_turn(start, server, url):
+def test_frozen_server_does_not_hold_those_who_wait_their_turn(start_server, server, url):
     """More clients than threads, and none waits for the time that others have waited too."""
-    service = start(DATABASE_URL=url, DATABASE_TIMEOUT_SECONDS=2, THREADS=2)
+    service = start_server(DATABASE_URL=url, DATABASE_TIMEOUT_SECONDS=2, THREADS=2)
     assert service.locks().status == 200
     with server.frozen():
         begun = time.monotonic()
@@ -297,9 +297,9 @@ def test_server_that_refuses_is_a_503_at_once_and_one_that_is_back_serves_at_onc
     assert time.monotonic() - started < 2
 
 
-def test_clients_that_wait_all_get_a_connection_in_the_end(start, server, url):
+def test_clients_that_wait_all_get_a_connection_in_the_end(start_server, server, url):
     """Few connections, many threads, and the server ends connections all the time."""
-    service = start(DATABASE_URL=url, DATABASE_CONNECTIONS=3, THREADS=8)
+    service = start_server(DATABASE_URL=url, DATABASE_CONNECTIONS=3, THREADS=8)
     statuses = []
 
     def work(number):

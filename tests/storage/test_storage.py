@@ -243,8 +243,8 @@ def test_two_applications_in_one_process_do_not_see_each_other(start, tmp_path):
 
 
 @pytest.mark.parametrize("url", ["sqlite:///:memory:", None], ids=["memory", "file"])
-def test_many_threads_share_a_database(start, url):
-    service = start(THREADS=8, **({"DATABASE_URL": url} if url else {}))
+def test_many_threads_share_a_database(start_server, url):
+    service = start_server(THREADS=8, **({"DATABASE_URL": url} if url else {}))
     statuses: Counter[int] = Counter()
 
     def work(worker):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support import FUTURE, MANAGEMENT, OPERATOR, Answer, Service, lock
+from support import FUTURE, MANAGEMENT, OPERATOR, Answer, Client, Process, Service, lock
 from wire import JOB, chunked, job_entry, job_id, put, raw
 
 BODIES = ["/lock/create", "/lock/query", "/history/query"]
@@ -40,7 +40,7 @@ PAYLOADS: dict[str, Any] = {
 JSON_VALUES = [True, False, 0, -7, 1.5, 1e308, 10**30, "text", [], ["text"], [[]], {}, {"a": 1}]
 
 
-def post(service: Service, path: str, body: bytes, **headers: str) -> Answer:
+def post(service: Client, path: str, body: bytes, **headers: str) -> Answer:
     return service.send("POST", MANAGEMENT + path, body, {**JSON, **headers})
 
 
@@ -339,21 +339,21 @@ def too_large(limit: int) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("path", [*BODIES, "/lock/remove/A?instanceIds=A%7Cb%7C1"])
-def test_a_body_above_the_limit_is_refused(service: Service, path: str) -> None:
+def test_a_body_above_the_limit_is_refused(server: Process, path: str) -> None:
     method = "DELETE" if "remove" in path else "POST"
     for size in (4 * 1024 * 1024 + 1, 20 * 1024 * 1024):
-        answer = service.send(method, MANAGEMENT + path, b" " * size, JSON)
+        answer = server.send(method, MANAGEMENT + path, b" " * size, JSON)
         assert (answer.status, answer.error) == too_large(4 * 1024 * 1024)
 
 
-def test_a_body_of_exactly_the_limit_is_read(service: Service) -> None:
-    assert post(service, "/lock/query", b"{}".ljust(4 * 1024 * 1024)).status == 200
+def test_a_body_of_exactly_the_limit_is_read(server: Process) -> None:
+    assert post(server, "/lock/query", b"{}".ljust(4 * 1024 * 1024)).status == 200
 
 
 @pytest.mark.parametrize("announced", ["4194305", "99999999999999999999", "9" * 4000])
-def test_a_length_above_the_limit_is_refused_unseen(service: Service, announced: str) -> None:
+def test_a_length_above_the_limit_is_refused_unseen(server: Process, announced: str) -> None:
     answer = raw(
-        service,
+        server,
         f"POST {MANAGEMENT}/lock/query HTTP/1.1\r\nAuthorization: {OPERATOR}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {announced}\r\n\r\n".encode(),
     )
@@ -372,15 +372,15 @@ def test_the_limit_is_a_setting(start: Callable[..., Service], limit: int) -> No
         assert (answer.status, answer.error) == too_large(limit)
 
 
-def test_a_body_in_chunks_is_read(service: Service) -> None:
-    assert raw(service, chunked(b'{"owners"', b": [", b'"A"]}')).status == 200
-    assert raw(service, chunked(b'{"owners"', b": [", b'"9"]}')).error.endswith(": 9")
-    assert raw(service, chunked()).status == 200
+def test_a_body_in_chunks_is_read(server: Process) -> None:
+    assert raw(server, chunked(b'{"owners"', b": [", b'"A"]}')).status == 200
+    assert raw(server, chunked(b'{"owners"', b": [", b'"9"]}')).error.endswith(": 9")
+    assert raw(server, chunked()).status == 200
 
 
-def test_a_body_in_chunks_above_the_limit_is_refused(start: Callable[..., Service]) -> None:
-    service = start(MAX_BODY_BYTES=100_000)
-    assert raw(service, chunked(b"{}".ljust(50_000), b" " * 49_000)).status == 200
+def test_a_body_in_chunks_above_the_limit_is_refused(serve: Callable[..., Process]) -> None:
+    server = serve("--max-body-bytes", "100000")
+    assert raw(server, chunked(b"{}".ljust(50_000), b" " * 49_000)).status == 200
     for chunks in ([b"{}".ljust(100_001)], [b"{}".ljust(10_000)] * 11, [b" " * 900_000] * 3):
-        answer = raw(service, chunked(*chunks))
+        answer = raw(server, chunked(*chunks))
         assert (answer.status, answer.error) == too_large(100_000)

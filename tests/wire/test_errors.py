@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import MANAGEMENT, OPERATOR, Service, lock
+from support import MANAGEMENT, OPERATOR, Process, Service, lock
 from wire import raw
 
 pytestmark = pytest.mark.sqlite
@@ -117,23 +117,23 @@ def test_the_origin_is_the_path_as_requested(service: Service) -> None:
     assert answer.json["origin"] == f"DELETE {path}"
 
 
-def test_a_full_url_may_be_requested(service: Service) -> None:
+def test_a_full_url_may_be_requested(server: Process) -> None:
     answer = raw(
-        service, f"GET {service.url}{QUERY}?a=1 HTTP/1.1\r\nConnection: close\r\n\r\n".encode()
+        server, f"GET {server.url}{QUERY}?a=1 HTTP/1.1\r\nConnection: close\r\n\r\n".encode()
     )
     assert answer.status == 405
     assert answer.json["origin"] == f"GET {QUERY}"
 
 
 @pytest.mark.parametrize("host", ["<a b>", "a_b", "é", "[::1", "a:b:c", "", "../x"])
-def test_a_strange_host_does_not_matter(service: Service, host: str) -> None:
+def test_a_strange_host_does_not_matter(server: Process, host: str) -> None:
     head = f"Host: {host}\r\nConnection: close\r\n\r\n".encode()
-    assert raw(service, b"GET /health HTTP/1.1\r\n" + head).status == 200
-    assert raw(service, b"GET /nope HTTP/1.1\r\n" + head).error == "There is no such path"
+    assert raw(server, b"GET /health HTTP/1.1\r\n" + head).status == 200
+    assert raw(server, b"GET /nope HTTP/1.1\r\n" + head).error == "There is no such path"
 
 
-def test_a_host_that_no_dns_can_hold_is_refused(service: Service) -> None:
-    answer = raw(service, b"GET /health HTTP/1.1\r\nHost: %s\r\n\r\n" % (b"a" * 5000))
+def test_a_host_that_no_dns_can_hold_is_refused(server: Process) -> None:
+    answer = raw(server, b"GET /health HTTP/1.1\r\nHost: %s\r\n\r\n" % (b"a" * 5000))
     assert answer.status == 400
     assert answer.error
 
@@ -175,23 +175,23 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("request_", "status"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_http_request_is_refused(service: Service, request_: bytes, status: int) -> None:
-    answer = raw(service, request_)
+def test_a_broken_http_request_is_refused(server: Process, request_: bytes, status: int) -> None:
+    answer = raw(server, request_)
     assert answer.status == status
     assert answer.error
-    assert service.send("GET", "/health").status == 200
+    assert server.send("GET", "/health").status == 200
 
 
-def test_a_request_line_of_300000_bytes_is_refused(service: Service) -> None:
-    answer = raw(service, b"GET /" + b"a" * 300_000 + b" HTTP/1.1\r\n\r\n")
+def test_a_request_line_of_300000_bytes_is_refused(server: Process) -> None:
+    answer = raw(server, b"GET /" + b"a" * 300_000 + b" HTTP/1.1\r\n\r\n")
     assert answer.status == 431
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.json["exceptionType"] == "INVALID_PARAMETER"
     assert answer.json["origin"].startswith("GET /aaaa")
 
 
-def test_a_refusal_in_pieces_knows_its_origin(service: Service) -> None:
-    answer = raw(service, b"\r\n\r\n" + POST + b"Accept\r\n\r\n")
+def test_a_refusal_in_pieces_knows_its_origin(server: Process) -> None:
+    answer = raw(server, b"\r\n\r\n" + POST + b"Accept\r\n\r\n")
     answer.origin = f"POST {QUERY}"
     assert answer.error == "Bad Request: Invalid header"
 
@@ -239,9 +239,9 @@ def test_a_crash_is_logged_and_tells_the_client_nothing(
 
 @pytest.mark.postgresql
 def test_a_crash_leaves_the_service_as_it_was(
-    start: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+    start_server: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = start(THREADS=1)
+    service = start_server(THREADS=1)
     with monkeypatch.context() as patch:
         patch.setattr(service.store.lock_table, "find", lambda *args: 1 / 0)
         for _ in range(3):

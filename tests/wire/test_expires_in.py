@@ -5,8 +5,7 @@ from support import FUTURE, UUID, lock
 
 NAME = "Boiler|heat|1.0.0"
 YEAR = 31_536_000
-#: 2027-01-15T08:00:00Z
-PRESENT = 1_800_000_000
+PRESENT = "2027-01-15T08:00:00Z"
 
 
 def lasting(seconds, **more):
@@ -14,14 +13,12 @@ def lasting(seconds, **more):
 
 
 @pytest.fixture
-def clock():
-    return [float(PRESENT)]
-
-
-@pytest.fixture
-def timed(start, clock):
+def timed(start):
     """A service whose clock is set by the test."""
-    return start(clock=lambda: clock[0], RECORDER="true")
+    service = start(RECORDER="true")
+    service.clock.freeze()
+    service.clock.set(PRESENT)
+    return service
 
 
 @pytest.mark.parametrize(
@@ -35,8 +32,8 @@ def timed(start, clock):
         (0.5, YEAR, "2028-01-15T08:00:01Z"),
     ],
 )
-def test_it_ends_so_long_after_it_is_granted_rounded_up(timed, clock, fraction, seconds, end):
-    clock[0] += fraction
+def test_it_ends_so_long_after_it_is_granted_rounded_up(timed, fraction, seconds, end):
+    timed.clock.advance(fraction)
     (entry,) = timed.create(lasting(seconds)).entries
     assert entry["expiresAt"] == end
     assert "expiresIn" not in entry
@@ -45,12 +42,12 @@ def test_it_ends_so_long_after_it_is_granted_rounded_up(timed, clock, fraction, 
     assert renewed == entry
 
 
-def test_create_renew_and_reserve_take_it(timed, clock):
+def test_create_renew_and_reserve_take_it(timed):
     job = timed.store.history.create("PULL", "Alice", "Alice", "heat")
     other = lock("Tank|level|1.0.0", "Alice", FUTURE)
     created = timed.create(lasting(60), other).entries
     assert [it["expiresAt"] for it in created] == ["2027-01-15T08:01:00Z", FUTURE]
-    clock[0] += 30
+    timed.clock.advance(30)
     (renewed,) = timed.post("/lock/renew", {"locks": [lasting(45)]}).entries
     assert renewed == {**created[0], "expiresAt": "2027-01-15T08:01:15Z"}
     element = {**lasting(5, serviceInstanceId="X|s|1.0.0"), "orchestrationJobId": job}
@@ -58,8 +55,8 @@ def test_create_renew_and_reserve_take_it(timed, clock):
     assert (reserved["expiresAt"], reserved["temporary"]) == ("2027-01-15T08:00:35Z", True)
 
 
-def test_a_lock_outlives_the_year_9999_no_more_than_a_date_does(timed, clock):
-    clock[0] = 253_402_300_700.0
+def test_a_lock_outlives_the_year_9999_no_more_than_a_date_does(timed):
+    timed.clock.set("9999-12-31T23:58:20Z")
     (entry,) = timed.create(lasting(YEAR)).entries
     assert entry["expiresAt"] == "9999-12-31T23:59:59Z"
 

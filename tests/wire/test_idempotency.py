@@ -104,30 +104,33 @@ def test_a_removed_lock_that_another_request_made_again_is_not_taken_for_the_fir
 
 
 def test_once_a_lock_has_expired_the_key_is_new(start):
-    clock = [1_800_000_000.0]
-    service = start(clock=lambda: clock[0])
+    service = start()
+    service.clock.freeze()
+    service.clock.set("2027-01-15T08:00:00Z")
     short = {"serviceInstanceId": NAME, "owner": "Alice", "expiresIn": 10}
     (first,) = create(service, short).entries
-    clock[0] += 5
+    service.clock.advance(5)
     assert create(service, short).entries == [first]  # it counts as it was sent
-    clock[0] += 6
+    service.clock.advance(6)
     (second,) = create(service, short).entries
     assert second["id"] > first["id"]
     assert second["expiresAt"] == "2027-01-15T08:00:21Z"
-    clock[0] += 11  # the next one on the instance has no key, and the row of the last no more
+    service.clock.advance(11)
+    # The next one on the instance has no key, and the row of the last no more.
     (third,) = service.create(short).entries
     assert create(service, short).error == f"Already locked: {NAME}"
     assert service.locks().entries == [third]
 
 
 def test_a_repetition_finds_a_renewed_lock_after_the_end_that_it_asks_for(start):
-    clock = [1_800_000_000.0]
-    service = start(clock=lambda: clock[0])
+    service = start()
+    service.clock.freeze()
+    service.clock.set("2027-01-15T08:00:00Z")
     asked = lock(NAME, "Alice", "2027-01-15T08:00:10Z")
     create(service, asked)
     end = {"serviceInstanceId": NAME, "owner": "Alice", "expiresIn": 60}
     renewed = service.post("/lock/renew", {"locks": [end]}).entries
-    clock[0] += 30
+    service.clock.advance(30)
     assert create(service, asked).entries == renewed
 
 

@@ -3,12 +3,12 @@
 import random
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import pairwise
 
 import psycopg
 import pytest
-from support import FUTURE, Connection, in_threads, lock
+from support import FUTURE, Connection, in_threads, lock, served
 from wire import LOCK, connect, insert, lock_entry
 
 PAST = "2020-01-01T00:00:00Z"
@@ -34,9 +34,16 @@ def test_a_refused_create_uses_no_ids_up(service):
     assert second["id"] == first["id"] + 1
 
 
+@pytest.fixture
+def apart(database_url):
+    """Start services that nobody shares."""
+    with ExitStack() as running:
+        yield lambda: running.enter_context(served(DATABASE_URL=database_url))
+
+
 @pytest.mark.postgresql
-def test_who_waited_for_an_instance_gets_the_larger_id(start, database_url):
-    services = [start(), start()]
+def test_who_waited_for_an_instance_gets_the_larger_id(apart, database_url):
+    services = [apart(), apart()]
     answers = []
 
     def wait_for_it():
@@ -116,9 +123,9 @@ def test_ids_go_on_after_a_restart_of_the_service(serve, database_url):
 
 
 @pytest.mark.postgresql
-def test_ids_that_others_put_in_are_counted_on_from(start, database_url):
+def test_ids_that_others_put_in_are_counted_on_from(apart, database_url):
     """As after a restore of the rows without their sequence."""
-    service = start()
+    service = apart()
     service.create(lock("A|b|1.0.0"))
     put_in = f"INSERT INTO {LOCK} VALUES (%s, '', %s, 'Other', %s, FALSE)"
     with closing(psycopg.connect(database_url, autocommit=True)) as other:
@@ -127,5 +134,5 @@ def test_ids_that_others_put_in_are_counted_on_from(start, database_url):
         bulk = service.create(*[lock(f"P{n}|s|1.0.0") for n in range(5)])
         assert [it["id"] for it in bulk.entries] == list(range(30, 35))
         other.execute(put_in, (1000, "Restored|late|1.0.0", FUTURE))
-    (entry,) = start().create(lock("B|c|1.0.0")).entries
+    (entry,) = apart().create(lock("B|c|1.0.0")).entries
     assert entry["id"] == 1001

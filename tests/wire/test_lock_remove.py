@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
-from support import FUTURE, MANAGEMENT, Service, lock
+from support import FUTURE, MANAGEMENT, Process, Service, lock
 from wire import LOCK, PAST, lock_entry, put
 
 NAMING = "does not match the naming convention"
@@ -84,11 +84,12 @@ def test_an_expired_lock_may_be_removed(service: Service) -> None:
     assert service.remove("Owner", instances("Provider1|kelvinInfo|1")).status == 200
 
 
-def test_many_instances_at_once(service: Service) -> None:
+def test_many_instances_at_once(serve: Callable[..., Process], database_url: str) -> None:
     names = [f"P{number}|b|1.0.0" for number in range(3000)]
-    put(service, LOCK, *(lock_entry(n, serviceInstanceId=it) for n, it in enumerate(names, 1)))
-    assert service.remove("Owner", instances(",".join(names[:1500]), *names[1500:2999])).body == b""
-    assert [entry["serviceInstanceId"] for entry in service.locks().entries] == [names[2999]]
+    server = serve("--database-url", database_url)
+    assert server.create(*(lock(it) for it in names)).status == 201
+    assert server.remove("Owner", instances(",".join(names[:1500]), *names[1500:2999])).body == b""
+    assert [entry["serviceInstanceId"] for entry in server.locks().entries] == [names[2999]]
 
 
 @pytest.mark.parametrize(

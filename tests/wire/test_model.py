@@ -1,7 +1,6 @@
 """Random sequences of operations, held to a model in plain Python."""
 
 import itertools
-from datetime import UTC, datetime
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from support import lock
 from wire import LOCK_LISTS, LOCK_SORT_FIELDS, expected
 
+from orchmgmt.entries import write_time
 from orchmgmt.errors import InvalidParameter, NotFound
 
 INSTANCES = [f"P{n}|s|1.0.0" for n in range(5)]
@@ -21,15 +21,10 @@ seconds = st.integers(1, 6)
 some_instances = st.lists(instances, min_size=1, max_size=4)
 
 
-def write(moment):
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 class Locks(RuleBasedStateMachine):
     """What the service says after each step is what the model says."""
 
-    service = None  # set by the test, as is the clock: a list with the present second
-    clock: list[int]
+    service = None  # set by the test
 
     def __init__(self):
         super().__init__()
@@ -40,8 +35,11 @@ class Locks(RuleBasedStateMachine):
         self.jobs = []
         self.seen_ids = set()
 
+    def after(self, seconds):
+        return write_time(self.service.clock.after(seconds))
+
     def active(self):
-        return [it for it in self.locks.values() if it["expiresAt"] > write(self.clock[0])]
+        return [it for it in self.locks.values() if it["expiresAt"] > self.after(0)]
 
     def held(self, wanted):
         active = {it["serviceInstanceId"] for it in self.active()}
@@ -54,7 +52,7 @@ class Locks(RuleBasedStateMachine):
 
     @rule(wanted=some_instances, owner=owners, seconds=seconds)
     def create(self, wanted, owner, seconds):
-        expires = write(self.clock[0] + seconds)
+        expires = self.after(seconds)
         answer = self.service.create(*[lock(it, owner, expires) for it in wanted])
         repeated = [it for n, it in enumerate(wanted) if it in wanted[:n]]
         held = self.held(wanted)
@@ -81,7 +79,7 @@ class Locks(RuleBasedStateMachine):
 
     @rule(wanted=some_instances, owner=owners, seconds=seconds)
     def renew(self, wanted, owner, seconds):
-        end = write(self.clock[0] + seconds)
+        end = self.after(seconds)
         payload = {"locks": [lock(it, owner, end) for it in wanted]}
         answer = self.service.post("/lock/renew", payload)
         repeated = [it for n, it in enumerate(wanted) if it in wanted[:n]]
@@ -113,7 +111,7 @@ class Locks(RuleBasedStateMachine):
     def reserve(self, instance, owner, seconds):
         history, locks = self.service.store.history, self.service.store.locks
         job = history.create("PULL", owner, owner, "kelvinInfo")
-        expires = write(self.clock[0] + seconds)
+        expires = self.after(seconds)
         if self.held([instance]):
             with pytest.raises(InvalidParameter, match="Already locked"):
                 locks.reserve(job, instance, owner, expires)
@@ -146,15 +144,15 @@ class Locks(RuleBasedStateMachine):
     def reserve_for_nobody(self, instance):
         job = "00000000-0000-4000-8000-000000000000"
         with pytest.raises(NotFound):
-            self.service.store.locks.reserve(job, instance, "Alice", write(self.clock[0] + 9))
+            self.service.store.locks.reserve(job, instance, "Alice", self.after(9))
 
     @rule(seconds=st.integers(1, 4))
     def time_passes(self, seconds):
-        self.clock[0] += seconds
+        self.service.clock.advance(seconds)
 
     @rule()
     def the_clock_is_set_back(self):
-        self.clock[0] -= 3
+        self.service.clock.advance(-3)
 
     @rule()
     def clean(self):
@@ -178,8 +176,8 @@ class Locks(RuleBasedStateMachine):
                         st.sampled_from([*self.jobs, "00000000-0000-4000-8000-000000000000"]),
                         max_size=2,
                     ),
-                    "expiresBefore": seconds.map(lambda it: write(self.clock[0] + it)),
-                    "expiresAfter": seconds.map(lambda it: write(self.clock[0] + it)),
+                    "expiresBefore": seconds.map(self.after),
+                    "expiresAfter": seconds.map(self.after),
                     "pagination": st.fixed_dictionaries(
                         {"page": st.integers(0, 2), "size": st.integers(1, 3)},
                         optional={
@@ -201,13 +199,14 @@ class Locks(RuleBasedStateMachine):
 
 
 def test_any_sequence_of_operations_does_what_the_model_does(start):
-    clock = [1_800_000_000]
-    service = start(clock=lambda: clock[0])
+    service = start()
+    service.clock.freeze()
+    service.clock.set("2027-01-15T08:00:00Z")
 
     class OnThis(Locks):
         pass
 
-    OnThis.service, OnThis.clock = service, clock
+    OnThis.service = service
     # The same sequences each time: a test that fails does so for everybody.
     steps = settings(
         derandomize=True,

@@ -89,12 +89,13 @@ def test_every_instance_that_its_owner_does_not_hold_is_named_owner_by_owner(ser
 
 
 def test_a_lock_that_has_expired_is_not_renewed_even_if_nobody_took_the_instance(start):
-    clock = [1_800_000_000.0]
-    service = start(clock=lambda: clock[0])
+    service = start()
+    service.clock.freeze()
+    service.clock.set("2027-01-15T08:00:00Z")
     service.create({**lock(NAME, "Alice"), "expiresAt": None, "expiresIn": 10})
-    clock[0] += 9.9
+    service.clock.advance(9.9)
     assert renew(service, renewal(expiresIn=10)).status == 200
-    clock[0] += 11
+    service.clock.advance(11)
     assert renew(service, renewal(expiresIn=10)).error == f"Not locked by Alice: {NAME}"
 
 
