@@ -1,14 +1,13 @@
 """`orchmgmt demo`: what an audience sees, through the doors that everybody has."""
 
 import re
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from pages import ROOT
-from support import Process
+from support import Process, until
 
 from orchmgmt.commands import demo as cli
 from orchmgmt.settings import describe
@@ -18,16 +17,6 @@ pytestmark = pytest.mark.sqlite
 
 def parsed(moment: str) -> datetime:
     return datetime.fromisoformat(moment.replace("Z", "+00:00"))
-
-
-def until(look: Callable[[], Any]) -> Any:
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        found = look()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it has not happened")
 
 
 def test_it_says_where_to_look_and_nothing_else(

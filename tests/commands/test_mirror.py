@@ -18,7 +18,7 @@ import pytest
 from conftest import COMMAND
 from needs import terminal
 from standin import Cloud
-from support import MANAGEMENT, Process, Service, after, lock, served
+from support import MANAGEMENT, Process, Service, after, lock, served, until
 from wire import JOB, LOCK, execute, job_entry, job_id, lock_entry, put
 
 from orchmgmt.client import Client
@@ -211,13 +211,6 @@ def following(url: str, *options: str, **settings: Any) -> Iterator["subprocess.
         process.communicate()
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_a_mirror_that_follows_a_service_under_load_ends_equal_to_it(
     database_url: str,
 ) -> None:
@@ -259,7 +252,7 @@ def test_a_mirror_that_follows_a_service_under_load_ends_equal_to_it(
                 worker.join()
             assert len(content(service.store)[1]) > 20
             with Store({"DATABASE_URL": database_url}) as mirrored:
-                wait_until(lambda: content(mirrored) == content(service.store))
+                until(lambda: content(mirrored) == content(service.store))
             mirror.send_signal(signal.SIGTERM)
             output, log = mirror.communicate(timeout=30)
         assert (mirror.returncode, log) == (0, "")
@@ -273,7 +266,7 @@ def test_a_mirror_that_is_killed_in_the_middle_is_simply_run_again(run: Run, her
         put(service, JOB, *(job_entry(it, **ENDED) for it in range(5000)))
         with Store({"DATABASE_URL": here}) as mirrored:
             mirror = subprocess.Popen([COMMAND, "mirror", service.url])
-            wait_until(lambda: len(content(mirrored)[1]) > 0)
+            until(lambda: len(content(mirrored)[1]) > 0)
             mirror.send_signal(signal.SIGKILL)
             assert mirror.wait() == -signal.SIGKILL
             assert len(content(mirrored)[0]) == 149
@@ -297,7 +290,7 @@ def test_a_mirror_goes_on_while_the_other_one_is_away(
         first.stop()
         assert mirror.stderr.readline().endswith("refused; retrying\n")
         serve(*database, "--port", first.url.rpartition(":")[2]).create(lock("Second|it|1.0.0"))
-        wait_until(lambda: len(of(here)[0]) == 2)
+        until(lambda: len(of(here)[0]) == 2)
         mirror.send_signal(signal.SIGINT)
         assert mirror.communicate(timeout=30)[0].endswith("Stopped.\n")
         assert mirror.returncode == 0
@@ -379,12 +372,12 @@ def test_a_mirror_reads_all_jobs_again_only_when_it_must(java: "Java", here: str
     with following(java.url) as mirror:
         assert mirror.stdout
         mirror.stdout.readline()
-        wait_until(lambda: len(java.asked) > 20)
+        until(lambda: len(java.asked) > 20)
         assert java.asked.count(("id", 0)) == 1
         del java.asked[:]
         java.jobs.append(_filled(job_entry(2000, createdAt="2025-11-08T11:00:00Z")))
         assert mirror.stdout.readline() == "Locks: 0 copied, 0 removed. Jobs: 1 copied.\n"
-        wait_until(lambda: len(java.asked) > 40)
+        until(lambda: len(java.asked) > 40)
         assert java.asked.count(("id", 0)) == 1
     assert len(of(here)[1]) == 1501
 
@@ -545,7 +538,7 @@ def test_a_second_lock_on_an_instance_is_named_once_and_counted(
         java.locks.append(lock_entry(10, owner="Third", **heat))
         line = mirror.stderr.readline()
         assert "by Second with lock 9 and by Third with lock 10; only lock 10" in line
-        wait_until(lambda: [row[0] for row in of(here)[0]] == [10])
+        until(lambda: [row[0] for row in of(here)[0]] == [10])
         mirror.send_signal(signal.SIGTERM)
         output, log = mirror.communicate(timeout=30)
     assert output.endswith("Locks left out because a later one is on their instance: 2.\n")
@@ -577,7 +570,7 @@ def test_a_mirror_logs_in_and_waits_longer_each_time_that_somebody_else_does(
             assert mirror.stdout.readline() == "Locks: 0 copied, 0 removed. Jobs: 1 copied.\n"
             cloud.end_sessions("Sysop")  # again, too soon
             asked = len(cloud.requests)
-            wait_until(lambda: len(cloud.requests) > asked + 5)
+            until(lambda: len(cloud.requests) > asked + 5)
             mirror.kill()
             assert mirror.communicate() == ("", "")
             assert "hunter2" not in line

@@ -16,7 +16,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from certificates import CLOUD, DAY, DOMAIN, NOW, Authority, Issued, subject
 from nginx import Nginx
-from support import MANAGEMENT, OPERATOR, Answer, Process, lock, served
+from support import MANAGEMENT, OPERATOR, Answer, Client, Process, lock, on_waitress
+from wire import raw
 
 pytestmark = pytest.mark.sqlite
 
@@ -66,19 +67,6 @@ def send(
         return Answer(response.status, response.headers, response.read(), origin)
 
 
-def raw(nginx: Nginx, request: bytes) -> tuple[bytes, dict[str, Any]]:
-    """Send bytes and return the status line and the ErrorResponse."""
-    with socket.create_connection(("127.0.0.1", nginx.port), timeout=30) as connection:
-        connection.sendall(request)
-        answer = b""
-        while block := connection.recv(65536):
-            answer += block
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert b"Content-Type: application/json" in head
-    found: dict[str, Any] = json.loads(body)
-    return head.split(b"\r\n")[0], found
-
-
 # generic_http.
 
 
@@ -86,7 +74,7 @@ def raw(nginx: Nginx, request: bytes) -> tuple[bytes, dict[str, Any]]:
 def plain(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Nginx]:
     folder = tmp_path_factory.mktemp("http")
     with (
-        served(DATABASE_URL=f"sqlite:///{folder}/orchmgmt.db") as service,
+        on_waitress(DATABASE_URL=f"sqlite:///{folder}/orchmgmt.db") as service,
         running(folder, "generic_http.conf", service.url, authority) as nginx,
     ):
         yield nginx
@@ -172,11 +160,12 @@ def test_errors_of_nginx_are_error_responses(
 def test_what_nginx_cannot_read_is_an_error_response_too(
     plain: Nginx, request_line: bytes, origin: str | None
 ) -> None:
-    line, error = raw(plain, request_line + b"\r\n\r\n")
-    assert error["errorCode"] == int(line.split()[1]) >= 400
-    assert list(error) == ["errorMessage", "errorCode", "exceptionType", "origin"]
+    answer = raw(Client(f"http://127.0.0.1:{plain.port}"), request_line + b"\r\n\r\n")
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.json["errorCode"] == answer.status >= 400
+    assert list(answer.json) == ["errorMessage", "errorCode", "exceptionType", "origin"]
     if origin is not None:
-        assert error["origin"] == origin
+        assert answer.json["origin"] == origin
 
 
 # What reaches the service.
@@ -337,7 +326,7 @@ def context(authority: Authority, client: Issued | None = None) -> ssl.SSLContex
 def secure(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Nginx]:
     folder = tmp_path_factory.mktemp("https")
     with (
-        served(DATABASE_URL="sqlite:///:memory:") as service,
+        on_waitress(DATABASE_URL="sqlite:///:memory:") as service,
         running(folder, "generic_https.conf", service.url, authority) as nginx,
     ):
         yield nginx
@@ -366,9 +355,12 @@ def test_nothing_older_than_tls_1_2(secure: Nginx, authority: Authority) -> None
 
 
 def test_plain_http_at_the_port_of_https_is_an_error_response(secure: Nginx) -> None:
-    line, error = raw(secure, f"GET {ECHO} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
-    assert line.split()[1] == b"400"
-    assert error["origin"] == f"GET {ECHO}"
+    answer = raw(
+        Client(f"http://127.0.0.1:{secure.port}"),
+        f"GET {ECHO} HTTP/1.1\r\nHost: a\r\n\r\n".encode(),
+    )
+    assert answer.status == 400
+    assert answer.error
 
 
 # generic_https with client certificates.
@@ -387,7 +379,7 @@ def mutual(
     authority.revocations(revoked)
     settings = {"AUTHENTICATION_POLICY": "certificate", "CLOUD": CLOUD}
     with (
-        served(DATABASE_URL="sqlite:///:memory:", **settings) as service,
+        on_waitress(DATABASE_URL="sqlite:///:memory:", **settings) as service,
         running(folder, "generic_https_certificate.conf", service.url, authority) as nginx,
     ):
         yield nginx
@@ -445,7 +437,7 @@ def test_a_revocation_list_that_is_out_of_date_locks_everybody_out_and_the_log_s
     tls = context(authority, authority.operator())
     settings = {"AUTHENTICATION_POLICY": "certificate", "CLOUD": CLOUD}
     with (
-        served(DATABASE_URL="sqlite:///:memory:", **settings) as service,
+        on_waitress(DATABASE_URL="sqlite:///:memory:", **settings) as service,
         running(
             tmp_path / "nginx", "generic_https_certificate.conf", service.url, authority
         ) as nginx,

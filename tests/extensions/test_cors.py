@@ -20,6 +20,11 @@ pytestmark = pytest.mark.sqlite
 
 
 @pytest.fixture
+def start(shared_start: Callable[..., Service]) -> Callable[..., Service]:
+    return shared_start
+
+
+@pytest.fixture
 def service(start: Callable[..., Service]) -> Service:
     return start(CORS_ORIGINS=f"{TOOLS},{LOCAL}", OPENAPI=True, UI=True, METRICS=True)
 

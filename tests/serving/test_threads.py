@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from support import MANAGEMENT, OPERATOR, in_threads, lock
+from support import MANAGEMENT, OPERATOR, in_threads, lock, until
 
 from orchmgmt.app import create_app
 from orchmgmt.serving import server
@@ -24,13 +24,6 @@ CREATE = f"POST {MANAGEMENT}/lock/create HTTP/1.1\r\nHost: test\r\nAuthorization
 def connect(service):
     address = urlsplit(service.url)
     return closing(socket.create_connection((address.hostname, address.port), timeout=30))
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def threads_of(server):
@@ -136,9 +129,9 @@ def test_creates_that_wait_for_another_process_do_not_stop_readers(serve, tmp_pa
         for _ in range(20):
             assert server.locks().json["count"] == 0
             assert server.send("GET", "/health").status == 200
-        wait_until(lambda: threads_of(server) >= usual + 12)
+        until(lambda: threads_of(server) >= usual + 12)
         assert not any(answer.done() for answer in answers)
         database.execute("ROLLBACK")
         assert [answer.result().status for answer in answers] == [201] * 12
-    wait_until(lambda: threads_of(server) == usual)
+    until(lambda: threads_of(server) == usual)
     assert server.locks().json["count"] == 12

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
-from support import FUTURE, connection_of, lock
+from support import FUTURE, connection_of, lock, until
 
 from orchmgmt.app import create_app, store_of
 from orchmgmt.databases.queries import DELETE_BATCH
@@ -24,14 +24,6 @@ PAST = "2020-01-01T00:00:00Z"
 def ago(**age):
     moment = datetime.now(UTC) - timedelta(**age)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def until(condition):
-    """Wait for what a thread or a process does in its own time."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -70,6 +62,11 @@ def fill(path, locks=(), jobs=()):
             jobs,
         )
         database.commit()
+
+
+def count_of(path, table):
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
 
 
 def rows(path, table):
@@ -213,14 +210,14 @@ def test_deletes_in_small_batches_each_a_transaction_with_a_pause(open_store, pa
 
     def look(sql):
         if sql == "COMMIT" or sql.startswith(("BEGIN", "DELETE")):
-            left.append(len(rows(path, table)))
+            left.append(count_of(path, table))
 
     connection = connection_of(store)
     connection.set_trace_callback(look)
     pauses: list[float] = []
     assert sum(store.clean(pause=pauses.append)) == count
     connection.set_trace_callback(None)
-    left.append(len(rows(path, table)))
+    left.append(count_of(path, table))
     batches = [before - after for before, after in pairwise(left) if before > after]
     assert 3 <= len(batches) <= len(pauses) + 1  # the last one may have found nothing
     assert max(batches) <= DELETE_BATCH <= 1000
@@ -236,7 +233,7 @@ def test_a_batch_that_takes_long_is_followed_by_a_smaller_one(open_store, path):
         "CREATE TEMP TRIGGER slow AFTER DELETE ON orchestration_lock BEGIN SELECT slow(); END"
     )
     left = [3 * DELETE_BATCH]
-    store.clean(pause=lambda seconds: left.append(len(rows(path, "orchestration_lock"))))
+    store.clean(pause=lambda seconds: left.append(count_of(path, "orchestration_lock")))
     sizes = [before - after for before, after in pairwise(left)]
     assert sizes[0] == DELETE_BATCH
     assert max(sizes[1:]) <= DELETE_BATCH / 10
@@ -245,7 +242,7 @@ def test_a_batch_that_takes_long_is_followed_by_a_smaller_one(open_store, path):
 def test_stopping_ends_between_two_batches(open_store, path):
     fill(path, [(f"P{n}|s|1.0.0", PAST) for n in range(3 * DELETE_BATCH)])
     assert open_store().clean(pause=lambda seconds: True) == (DELETE_BATCH, 0)
-    assert len(rows(path, "orchestration_lock")) == 2 * DELETE_BATCH
+    assert count_of(path, "orchestration_lock") == 2 * DELETE_BATCH
 
 
 def test_writers_are_served_while_much_is_cleaned(start, path):

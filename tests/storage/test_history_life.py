@@ -20,6 +20,11 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 @pytest.fixture
+def start(shared_start):
+    return shared_start
+
+
+@pytest.fixture
 def store(service):
     return service.store
 

@@ -213,7 +213,7 @@ def test_a_pooler_that_is_restarted_is_a_503_until_it_is_back(
     start: Callable[..., Any], before: Callable[..., Bouncer], database_url: str
 ) -> None:
     bouncer = before()
-    service = start(DATABASE_URL=bouncer.url(database_url), DATABASE_TIMEOUT_SECONDS=1)
+    service = start(DATABASE_URL=bouncer.url(database_url), DATABASE_TIMEOUT_SECONDS=10)
     assert service.create(lock("A|b|1")).status == 201
     bouncer.stop()
     assert service.create(lock("B|b|1")).status == 503

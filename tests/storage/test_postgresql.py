@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from cluster import PASSWORD, Cluster, name_of
-from support import FUTURE, in_threads, job, lock
+from support import FUTURE, in_threads, job, lock, until
 from wire import JOB, LOCK, PAST, connect, execute, job_entry, job_id, lock_entry, put
 
 from orchmgmt.commands.transfer import restore
@@ -330,13 +330,6 @@ def test_another_user_can_serve_with_the_grants_of_the_page(start, postgresql, u
     assert service.jobs().json["count"] == 1
 
 
-def until(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-
-
 def test_connection_that_the_server_ended_is_not_used_again(start, postgresql, url):
     service = start(DATABASE_URL=url)
     assert service.create(lock("A|b|1.0.0")).status == 201
@@ -360,10 +353,10 @@ def test_lock_that_somebody_else_is_at_is_a_503_after_the_timeout(start, url):
         answer = service.create(lock("Z|b|1.0.0"), lock("A|b|1.0.0"))
         assert answer.status == 503
         assert int(answer.headers["Retry-After"]) > 0
-        assert 0.1 < time.monotonic() - begun < 3
+        assert time.monotonic() - begun > 0.1
         assert service.locks().json["count"] == 0  # nothing by halves, and readers do not wait
         other.rollback()
-    assert service.create(lock("Z|b|1.0.0"), lock("A|b|1.0.0")).status == 201
+    until(lambda: service.create(lock("Z|b|1.0.0"), lock("A|b|1.0.0")).status == 201)
 
 
 def test_statement_that_takes_too_long_is_a_503(start, url):
@@ -372,7 +365,7 @@ def test_statement_that_takes_too_long_is_a_503(start, url):
     with closing(psycopg.connect(url)) as other:
         other.execute(f"LOCK TABLE {JOB}")
         assert service.jobs().status == 503
-    assert service.jobs().status == 200
+    until(lambda: service.jobs().status == 200)
 
 
 def test_what_two_writers_want_in_opposite_order_is_done_by_both(store):
@@ -390,7 +383,7 @@ def test_what_two_writers_want_in_opposite_order_is_done_by_both(store):
                 (str(number), job(which)["id"]),
             )
             if which == first and tries[number] == 1:
-                both_have_one.wait(10)
+                both_have_one.wait(60)
 
     def work(first, second):
         try:

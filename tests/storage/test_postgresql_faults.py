@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, Proxy, name_of
-from support import FUTURE, lock
+from support import FUTURE, lock, until
 from wire import LOCK, connect
 
 from orchmgmt.app import create_app, store_of
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.postgresql
 
 TIMEOUT = 0.5
 
-#: Far above the timeout and the second that an answer may take, far below for ever.
-SOON = TIMEOUT + 4
+#: Far above the timeout and what a busy machine adds, below what a test's client waits for.
+SOON = 20
 
 ECHO = "/serviceorchestration/monitor/echo"
 
@@ -80,13 +80,6 @@ def client():
         process.wait()
         process.stdin.close()
         process.stdout.close()
-
-
-def until(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 REQUESTS = {
@@ -200,7 +193,7 @@ def test_frozen_server_is_a_503_in_time(start, server, url, request_, caplog):
             assert service.send("GET", ECHO).body == b"Got it!"
     assert logged(caplog, "the database does not answer: ", "wait timeout expired")
     assert logged(caplog, "couldn't get a connection")
-    until(lambda: works(service, "Back"), SOON)
+    until(lambda: works(service, "Back"))
 
 
 def test_frozen_server_does_not_hold_those_who_wait_their_turn(start_server, server, url):
@@ -209,13 +202,13 @@ def test_frozen_server_does_not_hold_those_who_wait_their_turn(start_server, ser
     assert service.locks().status == 200
     with server.frozen():
         begun = time.monotonic()
-        threads = [threading.Thread(target=REQUESTS["locks"], args=[service]) for _ in range(16)]
+        threads = [threading.Thread(target=REQUESTS["locks"], args=[service]) for _ in range(40)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert time.monotonic() - begun < 8  # one after the other they would take 16
-    until(lambda: works(service, "Back"), 8)
+        assert time.monotonic() - begun < 20  # one after the other they would take 40
+    until(lambda: works(service, "Back"))
 
 
 @pytest.mark.parametrize(
@@ -230,7 +223,7 @@ def test_server_frozen_within_a_request_is_a_503_in_time(start, proxy, url, stat
     assert proxy.silent
     assert service.send("GET", ECHO).body == b"Got it!"
     proxy.go_on()
-    until(lambda: works(service, "Back"), SOON)
+    until(lambda: works(service, "Back"))
 
 
 def test_refusal_does_not_wait_for_a_server_that_is_frozen_as_it_is_undone(start, proxy, url):
@@ -242,7 +235,7 @@ def test_refusal_does_not_wait_for_a_server_that_is_frozen_as_it_is_undone(start
     assert time.monotonic() - begun < SOON
     assert proxy.silent
     proxy.go_on()
-    until(lambda: works(service, "Back"), SOON)
+    until(lambda: works(service, "Back"))
 
 
 @pytest.mark.parametrize("answers", [0, 1, 2])
@@ -257,7 +250,7 @@ def test_server_that_falls_silent_while_a_client_logs_in_is_a_503_in_time(
         assert refused_soon(service.jobs)
     assert proxy.silent
     proxy.go_on()
-    until(lambda: works(service, "Back"), SOON)
+    until(lambda: works(service, "Back"))
 
 
 def test_frozen_server_does_not_hold_a_stop(serve, server, url):
@@ -273,7 +266,7 @@ def test_frozen_server_does_not_hold_a_stop(serve, server, url):
         time.sleep(0.1)
         begun = time.monotonic()
         assert process.stop() == 0
-        assert time.monotonic() - begun < SOON + 3
+        assert time.monotonic() - begun < SOON
         for thread in threads:
             thread.join()
 
@@ -291,10 +284,8 @@ def test_server_that_refuses_is_a_503_at_once_and_one_that_is_back_serves_at_onc
                     assert refused_soon(lambda service=service, request=request: request(service))
     finally:
         server.start()
-    started = time.monotonic()
     for number, service in enumerate(services):
-        until(lambda service=service, number=number: works(service, f"Back{number}"))
-    assert time.monotonic() - started < 2
+        assert works(service, f"Back{number}")
 
 
 def test_clients_that_wait_all_get_a_connection_in_the_end(start_server, server, url):
@@ -376,7 +367,7 @@ def test_commit_that_a_standby_has_not_confirmed_is_no_success(start, replicated
             assert answers == [503]
     assert logged(caplog, "canceling wait for synchronous replication")
     replicated.reload(synchronous_standby_names="''")
-    until(lambda: works(service, "After") and works(patient, "Afterwards"), SOON)
+    until(lambda: works(service, "After") and works(patient, "Afterwards"))
 
 
 @pytest.mark.parametrize("where", ["DATABASE {name}", "ROLE orchmgmt IN DATABASE {name}"])
@@ -407,8 +398,8 @@ def test_database_that_was_read_only_for_a_while_serves_again(start, server, url
         assert logged(caplog, "the database does not answer: ", "read-only transaction")
         other.execute(f"ALTER DATABASE {name_of(url)} RESET default_transaction_read_only")
     # The connections that reads have made and used meanwhile would be read-only for ever.
-    until(lambda: works(service, "After"), 2)
-    until(lambda: service.send("GET", "/health").status == 200, 2)
+    until(lambda: works(service, "After"))
+    until(lambda: service.send("GET", "/health").status == 200)
     assert service.locks().json["count"] == 2
 
 
@@ -442,7 +433,7 @@ def test_service_goes_over_to_the_host_that_can_write(start, pair):
 
     first.reload(default_transaction_read_only="on")
     second.reload(default_transaction_read_only="")
-    until(lambda: works(service, "B"), SOON)
+    until(lambda: works(service, "B"))
     assert (locks(urls[0]), locks(urls[1])) == (1, 1)
     assert service.send("GET", "/health").status == 200
 
@@ -452,7 +443,7 @@ def test_service_goes_over_to_the_host_that_can_write(start, pair):
 
     second.stop("immediate")
     first.reload(default_transaction_read_only="")
-    until(lambda: works(service, "C"), 20)
+    until(lambda: works(service, "C"))
     assert locks(urls[0]) == 2
     second.start()
 
