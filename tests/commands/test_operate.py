@@ -366,7 +366,6 @@ def test_a_removal_says_how_many_and_why_not_more(call: Run, service: Service) -
         assert "give --owner or --force" in ended.stderr
 
 
-@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
 def test_whoever_can_open_the_database_needs_no_service(
     run: Run, request: pytest.FixtureRequest, tmp_path: Path, engine: str
 ) -> None:

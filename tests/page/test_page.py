@@ -325,9 +325,8 @@ def test_the_services_clock_counts_and_not_the_browsers(
     chromium: Browser, tmp_path: Path, show: Callable[[Client], Browser]
 ) -> None:
     ahead = 7200
-    with served(
-        lambda: time.time() + ahead, DATABASE_URL=f"sqlite:///{tmp_path}/a.db", UI=True
-    ) as service:
+    with served(DATABASE_URL=f"sqlite:///{tmp_path}/a.db", UI=True) as service:
+        service.clock.advance(ahead)
         service.create(lock("A|s|1.0.0", expires_at=after(ahead + 600)))
         page = show(service)
         page.open()

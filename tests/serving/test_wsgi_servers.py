@@ -119,7 +119,7 @@ def folder(server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(server: str, folder: Path) -> Iterator[Client]:
     """A server for all that needs no settings of its own."""
-    settings = {"METRICS": "true", "DATABASE_TIMEOUT_SECONDS": "0.5"}
+    settings = {"METRICS": "true", "DATABASE_TIMEOUT_SECONDS": "3"}
     with running(server, folder, **settings) as url:
         yield Client(url)
 

@@ -162,6 +162,7 @@ def test_a_file_or_folder_that_may_not_be_written_to_is_told_by_health(tmp_path)
     folder = tmp_path / "folder"
     folder.mkdir()
     command = [COMMAND, "serve", "--port", "0", "--database-url", f"sqlite:///{folder}/orchmgmt.db"]
+    command += ["--database-timeout-seconds", "60"]  # longer than the client waits
     if os.getuid() == 0:  # root may write to all, but not from a name space of its own
         unshare = ["unshare", "--user", "true"]
         if shutil.which("unshare") is None or subprocess.run(unshare, check=False).returncode:
@@ -180,9 +181,7 @@ def test_a_file_or_folder_that_may_not_be_written_to_is_told_by_health(tmp_path)
             assert server.send("GET", "/health").status == 200
         with closing(sqlite3.connect(folder / "orchmgmt.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")  # a long write is no reason to restart a server
-            begun = time.monotonic()
             assert server.send("GET", "/health").status == 200
-            assert time.monotonic() - begun < 3
         assert server.stop() == 0
     finally:
         process.kill()

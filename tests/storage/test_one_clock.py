@@ -39,7 +39,7 @@ def test_no_process_takes_a_lock_early_and_none_leaves_one_stuck(apart):
         assert maker.remove("Holder", "instanceIds=Boiler%7Cheat%7C1.0.0").status == 200
 
     time.sleep(0.5)  # ten rounds of each cleaner
-    expires = after(2)
+    expires = after(4)
     assert apart[1].create(lock(name, "Holder", expires)).status == 201
     while after(0) <= expires:
         time.sleep(0.05)
@@ -97,7 +97,7 @@ def held_by_another(url, instance):
 def test_a_create_that_waits_past_its_own_end_is_refused(start, database_url):
     service = start()
     answers = []
-    expires = after(2)
+    expires = after(4)
     locks = [lock("A|b|1.0.0"), lock("B|c|1.0.0", expires_at=expires.replace("Z", "+00:00"))]
     with held_by_another(database_url, "B|c|1.0.0"):
         client = threading.Thread(target=lambda: answers.append(service.create(*locks)))
@@ -113,7 +113,7 @@ def test_a_create_that_waits_past_its_own_end_is_refused(start, database_url):
 def test_a_reservation_that_waits_past_its_own_end_is_refused(start, database_url):
     store = start().store
     job = store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
-    expires = after(2)
+    expires = after(4)
     failures = []
 
     def reserve():

@@ -1,13 +1,11 @@
 """Create locks: exclusive, all or nothing."""
 
 import random
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from support import FUTURE, Service, lock
+from support import FUTURE, Service, after, lock
 from wire import LOCK, PAST, lock_entry, put
 
 BLANK = [None, "", " ", "\t\r\n \x00\x1f"]
@@ -303,11 +301,9 @@ def test_ids_are_never_used_again(service: Service) -> None:
 
 
 def test_a_lock_ends_by_itself(service: Service) -> None:
-    end = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2)
-    element = lock("A|b|1", expires_at=end.isoformat())
+    element = lock("A|b|1", expires_at=after(60))
     first = service.create(element, lock("C|d|1")).entries
     assert service.create(lock("A|b|1")).error == "Already locked: A|b|1.0.0"
-    while datetime.now(UTC) < end:
-        time.sleep(0.05)
+    service.clock.advance(60)
     assert service.locks().entries == first[1:]
     assert service.create(lock("A|b|1")).entries[0]["id"] > first[1]["id"]
