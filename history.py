@@ -3,7 +3,7 @@
 As in `locks.py`, values and rows are as the contract and the table have them.
 """
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Any
@@ -12,7 +12,7 @@ from uuid import uuid4
 from peewee import SQL, Case, fn
 
 from orchmgmt.databases import Backend, Row
-from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
+from orchmgmt.databases.queries import BulkInsert, Pause, Table, delete_in_batches
 from orchmgmt.entries import camel_case
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import FINISHED, IN_PROGRESS, PENDING, STATUSES, Job, JobCount
@@ -56,8 +56,8 @@ class NoSuchJob(NotFound):
         super().__init__(f"There is no orchestration job {job_id}")
 
 
-class JobTable:
-    """The orchestration jobs of one database. Any thread may call every method.
+class JobTable(Table):
+    """The orchestration jobs of one database.
 
     Args:
         database: where they are kept.
@@ -65,10 +65,22 @@ class JobTable:
     """
 
     def __init__(self, database: Backend, settings: Settings) -> None:
-        self._database = database
+        super().__init__(
+            database,
+            COLUMNS,
+            filters={
+                "ids": Job.id,
+                "subscription_ids": Job.subscription_id,
+                "requester_systems": Job.requester_system,
+                "target_systems": Job.target_system,
+                "service_definitions": Job.service_definition,
+                "statuses": Job.status,
+                "type": Job.type,
+            },
+            default_sort="created_at",
+        )
         self._entry = JobEntry(settings)
         self._max_age = timedelta(days=settings.history_max_age_days)
-        self._jobs = self._select_jobs()
         kinds = (JobCount.status, JobCount.type)
         self._counts = database.sql(JobCount.select(*kinds, fn.SUM(JobCount.jobs)).group_by(*kinds))
         self._insert = BulkInsert(database, COLUMNS, lambda insert: insert)
@@ -82,23 +94,6 @@ class JobTable:
         self._start_sql, self._end_sql = self._steps()
         self._status = database.sql(Job.select(Job.status).where(Job.id == database.place("id")))
         self._delete_old = self._delete_finished()
-
-    def _select_jobs(self) -> Selection:
-        return Selection(
-            self._database,
-            COLUMNS,
-            filters={
-                "ids": Job.id,
-                "subscription_ids": Job.subscription_id,
-                "requester_systems": Job.requester_system,
-                "target_systems": Job.target_system,
-                "service_definitions": Job.service_definition,
-                "statuses": Job.status,
-                "type": Job.type,
-            },
-            default_sort="created_at",
-            quick_count=self._quick_count,
-        )
 
     def _steps(self) -> tuple[str, str]:
         """The SQL that puts a job in progress, and that ends one which is."""
@@ -126,24 +121,6 @@ class JobTable:
         )
         # A job that starts again meanwhile must stay.
         return self._database.deletion(Job.id, chosen, "UPDATE SKIP LOCKED")
-
-    def find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
-        """Return a page of the jobs that match, and how many match in all.
-
-        Contract: "History".
-
-        Args:
-            wanted: the list of values of each filter; `type` is a single value.
-            page: which page, in which order.
-
-        Raises:
-            Unavailable: the database does not answer.
-        """
-        return self._jobs.find(wanted, page)
-
-    def stream(self) -> Iterator[Row]:
-        """Yield all jobs, the oldest first. For use inside `Backend.read`."""
-        return self._jobs.stream()
 
     def put(self, jobs: Sequence[Mapping[str, Any]]) -> list[Row]:
         """Insert jobs, or update those whose id is known, within a `Backend.write`.

@@ -4,7 +4,7 @@ Values and rows are as the contract and the table have them.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from itertools import groupby
 from operator import attrgetter, itemgetter
@@ -14,7 +14,7 @@ from peewee import SQL, fn
 
 from orchmgmt import values
 from orchmgmt.databases import Backend, Row
-from orchmgmt.databases.queries import BulkInsert, Page, Pause, Selection, delete_in_batches
+from orchmgmt.databases.queries import BulkInsert, Pause, Table, delete_in_batches
 from orchmgmt.entries import ALREADY_LOCKED, NOT_LOCKED
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import Job, Lock, LockCount, NewLock, Renewal
@@ -125,22 +125,36 @@ class NoUnfinishedJob(InvalidParameter, NotFound):
         super().__init__(f"There is no unfinished orchestration job {job_id}")
 
 
-class LockTable:
-    """The locks of one database.
+class LockTable(Table):
+    """The locks of one database. Queries find the active ones.
 
     Args:
         database: where they are kept.
     """
 
     def __init__(self, database: Backend) -> None:
-        self._database = database
         place, among = database.place, database.any_of(Lock.service_instance_id, "instances")
-        self._active = self._select_active()
+        super().__init__(
+            database,
+            ENTRY,
+            filters={
+                "ids": Lock.id,
+                "service_instance_ids": Lock.service_instance_id,
+                "orchestration_job_ids": Lock.orchestration_job_id,
+                "owners": Lock.owner,
+            },
+            default_sort="id",
+            conditions={
+                "expires_before": Lock.expires_at < place("expires_before"),
+                "expires_after": Lock.expires_at > place("expires_after"),
+            },
+            always=[database.unindexed(Lock.expires_at) > place("now")],
+        )
         self._insert = self._insert_or_replace_expired()
         expired = Lock.expires_at <= place("now")
         those_expired = Lock.select(fn.COUNT(SQL("*"))).where(expired)
         count = fn.COALESCE(fn.SUM(LockCount.locks), SQL("0")) - those_expired
-        self._count = database.sql(LockCount.select(count))
+        self._count_active = database.sql(LockCount.select(count))
         self._delete_expired = database.deletion(
             Lock.id, Lock.select(Lock.id).where(expired).limit(place("limit")), "UPDATE SKIP LOCKED"
         )
@@ -164,26 +178,6 @@ class LockTable:
         self._select_of_key = database.sql(Lock.select(Lock.request, *ENTRY).where(*of_key))
         keyed = {Lock.idempotency_key: place("key"), Lock.request: place("request")}
         self._remember = database.sql(Lock.update(keyed).where(by_id))
-
-    def _select_active(self) -> Selection:
-        database, place = self._database, self._database.place
-        return Selection(
-            database,
-            ENTRY,
-            filters={
-                "ids": Lock.id,
-                "service_instance_ids": Lock.service_instance_id,
-                "orchestration_job_ids": Lock.orchestration_job_id,
-                "owners": Lock.owner,
-            },
-            default_sort="id",
-            conditions={
-                "expires_before": Lock.expires_at < place("expires_before"),
-                "expires_after": Lock.expires_at > place("expires_after"),
-            },
-            always=[database.unindexed(Lock.expires_at) > place("now")],
-            quick_count=self._quick_count,
-        )
 
     def _insert_or_replace_expired(self) -> BulkInsert:
         # This one statement is what keeps locks exclusive: an active lock on the instance stays.
@@ -345,25 +339,6 @@ class LockTable:
         """
         return self._insert.rows(rows, self._database.now())
 
-    def find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
-        """Return a page of the active locks that match, and how many match in all.
-
-        Contract: "Lock", "query".
-
-        Args:
-            wanted: the list of values of each filter; `expires_before` and `expires_after` are
-                single DateTimes, exclusive.
-            page: which page, in which order.
-
-        Raises:
-            Unavailable: the database does not answer.
-        """
-        return self._active.find(wanted, page)
-
-    def stream(self) -> Iterator[Row]:
-        """Yield all active locks, the oldest first. For use inside `Backend.read`."""
-        return self._active.stream()
-
     def release(self, job_id: str) -> int:
         """Remove the temporary locks of a job, whose id is in canonical form.
 
@@ -426,5 +401,5 @@ class LockTable:
         """Return how many active locks there are: all locks minus the few that have expired."""
         if wanted:
             return None
-        ((count,),) = self._database.rows(self._count, {"now": self._database.now()})
+        ((count,),) = self._database.rows(self._count_active, {"now": self._database.now()})
         return int(count)

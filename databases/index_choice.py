@@ -18,51 +18,36 @@ jobs and as many locks (SQLite 3.40, on a busy machine with 2 cores):
 have: to find the locks of a job takes 161 instead of 0.1. `PRAGMA optimize` changes nothing.
 """
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-#: Returns how many rows match filters, or `None` if that takes counting.
-QuickCount = Callable[[Mapping[str, Any]], int | None]
 
+def quickest(
+    quick_count: Callable[[Mapping[str, Any]], int | None],
+    wanted: Mapping[str, Any],
+    matching: int,
+    default_order: bool,
+    end: int,
+) -> str | None:
+    """Return the filter whose index gives a page after the fewest rows.
 
-class IndexChoice:
-    """Chooses the filter whose index may be used; `None` is the index of the page's order.
+    The index of one value has its rows in the default order. For several values, or for another
+    order, all their rows must be read and sorted. Then it may be quicker to read the table in the
+    order of the page, and to skip what does not match.
 
     Args:
-        filters: those that usually leave the fewest rows first. Each has an index that goes on in
-            the default order.
-        quick_count: returns how many rows match some filters, if that is known.
+        quick_count: returns how many rows match some of the filters. It knows that for these.
+        wanted: the filters, at least one, and what they ask for.
+        matching: how many rows match all of them, at least one.
+        default_order: whether the page is in the default order.
+        end: how many rows there are up to the end of the page.
+
+    Returns:
+        The filter; `None` is the index of the page's order.
     """
-
-    def __init__(self, filters: Sequence[str], quick_count: QuickCount) -> None:
-        self._filters = filters
-        self._quick_count = quick_count
-
-    def narrowest(self, wanted: Container[str]) -> str | None:
-        """Return the one of these filters that usually leaves the fewest rows."""
-        return next((name for name in self._filters if name in wanted), None)
-
-    def quickest(
-        self, wanted: Mapping[str, Any], matching: int | None, default_order: bool, end: int
-    ) -> str | None:
-        """Return the filter whose index gives a page after the fewest rows.
-
-        Of one value an index has the rows in the default order. Of several, or for another order,
-        all of them must be read and sorted; then it may be quicker to read the table in the order
-        of the page, and to pass over what does not match.
-
-        Args:
-            wanted: the filters, and what they ask for.
-            matching: how many rows match, if that is known.
-            default_order: whether that is the order of the page.
-            end: how many rows there are to the end of the page.
-        """
-        if not wanted or not matching:
-            return self.narrowest(wanted)
-        rows = {name: self._quick_count({name: value}) or 0 for name, value in wanted.items()}
-        name = min(rows, key=lambda name: rows[name])
-        in_order = default_order and not (isinstance(wanted[name], list) and wanted[name][1:])
-        if in_order:
-            return name
-        passed = end * (self._quick_count({}) or 0) / matching
-        return None if passed < rows[name] else name
+    rows = {name: quick_count({name: value}) or 0 for name, value in wanted.items()}
+    name = min(rows, key=lambda name: rows[name])
+    if default_order and not (isinstance(wanted[name], list) and wanted[name][1:]):
+        return name
+    skipped = end * (quick_count({}) or 0) / matching
+    return None if skipped < rows[name] else name

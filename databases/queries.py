@@ -5,7 +5,7 @@ several, and its order. peewee builds the SQL of each shape once; after that onl
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from peewee import SQL, Expression, Field, Insert, Model, Select, fn
 
 from orchmgmt.databases import Backend, Row
-from orchmgmt.databases.index_choice import IndexChoice, QuickCount
+from orchmgmt.databases.index_choice import quickest
 
 MAX_OFFSET = 2**63 - 1
 
@@ -119,17 +119,18 @@ class BulkInsert:
         return self._database.sql(self._complete(insert))
 
 
-class Selection:
-    """The queries of one table.
+class Table:
+    """The rows of one table, as queries find them. A subclass changes them.
+
+    Any thread may call every method.
 
     Args:
-        database: where they run.
-        columns: those that the rows come back with, of one table.
-        filters: for each filter, the field whose value must be the filter's value, or among them;
+        database: where they are.
+        columns: the columns of the rows that are found.
+        filters: for each filter, the field whose value must be the filter's value, or one of them;
             those that usually leave the fewest rows first. Each has an index that goes on in the
             default order.
         default_sort: the field to sort by if the request names none.
-        quick_count: returns how many rows match some filters, or `None` if that takes counting.
         conditions: for each further filter, its condition, with a place of its name.
         always: conditions that every row returned must meet, and nearly every row does. The place
             `now` is the present.
@@ -141,7 +142,6 @@ class Selection:
         columns: Sequence[Field],
         filters: Mapping[str, Field],
         default_sort: str,
-        quick_count: QuickCount,
         conditions: Mapping[str, Expression] | None = None,
         always: Sequence[Expression] = (),
     ) -> None:
@@ -152,25 +152,26 @@ class Selection:
         self._default_sort = default_sort
         self._conditions = conditions or {}
         self._always = always
-        self._quick_count = quick_count
-        self._choice = IndexChoice(list(filters), quick_count)
         self._select = lru_cache(maxsize=1024)(self._build_select)
         self._count = lru_cache(maxsize=1024)(self._build_count)
 
     def find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
         """Return the rows of a page, and how many rows match in all.
 
+        Contract: "Lock", "query"; "History"; "Pagination".
+
         Args:
-            wanted: for each filter asked for, its value or its list of values.
+            wanted: for each filter asked for, its value or its list of values, as a `QuerySchema`
+                reads them.
             page: which page, in which order.
+
+        Raises:
+            Unavailable: the database does not answer.
         """
         return self._database.read(self._find, wanted, page)
 
     def stream(self) -> Iterator[Row]:
-        """Return every row, in ascending default order, as they are read.
-
-        For use inside `Backend.read`.
-        """
+        """Yield all rows, the oldest first, as they are read. For use inside `Backend.read`."""
         values = {"now": self._database.now(), "limit": MAX_OFFSET, "offset": 0}
         select = self._select((), None, self._default_sort, False)
         yield from self._database.stream(select, values)
@@ -185,16 +186,24 @@ class Selection:
             values[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
         shape = tuple((name, isinstance(values[name], list)) for name in wanted)
         sort_field = page.sort_field or self._default_sort
-        default_order = sort_field == self._default_sort
-        index = None
-        if self._database.one_writer:  # others choose by their statistics
-            index = self._choice.quickest(wanted, matching, default_order, offset + page.size)
+        index = self._narrowest(wanted)
+        if wanted and matching and self._database.one_writer:  # others choose by their statistics
+            in_order, end = sort_field == self._default_sort, offset + page.size
+            index = quickest(self._quick_count, wanted, matching, in_order, end)
         rows = self._database.rows(self._select(shape, index, sort_field, page.descending), values)
         if matching is None and len(rows) < page.size and (rows or not offset):
             matching = offset + len(rows)  # this is the last page
         if matching is None:
             ((matching,),) = self._database.rows(self._count(shape), values)
         return rows, matching
+
+    def _quick_count(self, wanted: Mapping[str, Any]) -> int | None:
+        """Return how many rows match, or `None` if that takes counting."""
+        raise NotImplementedError
+
+    def _narrowest(self, wanted: Container[str]) -> str | None:
+        """Return the filter among these that usually leaves the fewest rows."""
+        return next((name for name in self._filters if name in wanted), None)
 
     def _build_select(
         self, shape: Shape, index: str | None, sort_field: str, descending: bool
@@ -212,7 +221,7 @@ class Selection:
 
     def _build_count(self, shape: Shape) -> str:
         query = self._model.select(fn.COUNT(SQL("*")))
-        return self._filtered(query, shape, self._choice.narrowest(dict(shape)))
+        return self._filtered(query, shape, self._narrowest(dict(shape)))
 
     def _filtered(self, query: Select, shape: Shape, index: str | None) -> str:
         """Return the SQL of a query with its filters; of their indexes only one may be used."""
