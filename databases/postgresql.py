@@ -62,18 +62,6 @@ _BEGIN = {
 _CLOCK = "SELECT extract(epoch FROM clock_timestamp())::float8"
 
 
-class _KeyTaken(Overtaken):
-    """A row with this key has come there meanwhile.
-
-    Attributes:
-        table: the row's table.
-    """
-
-    def __init__(self, table: str | None) -> None:
-        super().__init__()
-        self.table = table
-
-
 class PostgresqlBackend(Backend):
     """A database on a PostgreSQL server.
 
@@ -123,16 +111,19 @@ class PostgresqlBackend(Backend):
                 engine.execute_sql(set_sql(promises(self._timeout), local=True))
                 engine.execute_sql(f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK})")
                 prepare_schema(engine, permitted)
+                self._current.connection = engine.connection()
                 for ids in COUNTED_IDS.values():
-                    _mend_ids(engine.connection(), ids)
+                    self._mend_ids(ids)
 
     def write_once(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return super().write_once(work, *args, **kwargs)
-        except _KeyTaken as overtaken:
+        except Overtaken as overtaken:
             # If others have put an id there by hand, the sequence would give it out once more.
-            if ids := COUNTED_IDS.get(overtaken.table or ""):
-                super().write_once(lambda: _mend_ids(self._connection, ids))
+            taken = overtaken.__cause__
+            table = taken.diag.table_name if isinstance(taken, errors.UniqueViolation) else None
+            if ids := COUNTED_IDS.get(table or ""):
+                super().write_once(self._mend_ids, ids)
             raise
 
     @contextmanager
@@ -146,9 +137,7 @@ class PostgresqlBackend(Backend):
                 self._current.connection = connection
                 yield
                 connection.commit()
-        except errors.UniqueViolation as error:
-            raise _KeyTaken(error.diag.table_name) from error
-        except COLLISIONS as error:
+        except (errors.UniqueViolation, *COLLISIONS) as error:
             raise Overtaken from error
         except WAITS as error:
             log.warning("the database is busy: %s", _line(error))
@@ -160,12 +149,6 @@ class PostgresqlBackend(Backend):
             log.error("the database does not answer: %s", _line(error))
             raise Unavailable(SILENT) from error
 
-    @property
-    def _connection(self) -> psycopg.Connection[Row]:
-        """The connection of this thread's transaction."""
-        connection: psycopg.Connection[Row] = self._current.connection
-        return connection
-
     def time(self) -> float:
         if self._clock is not None:
             return self._clock()
@@ -176,7 +159,7 @@ class PostgresqlBackend(Backend):
         if not self._current.writing:  # slow readers are allowed: nobody waits for them
             self._execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         # Only a cursor on the server does not send all rows at once.
-        with self._connection.cursor("stream") as cursor:
+        with self._current.connection.cursor("stream") as cursor:
             cursor.itersize = STREAM_BATCH
             yield from cursor.execute(sql, values)
 
@@ -189,7 +172,8 @@ class PostgresqlBackend(Backend):
         self.write_once(self.change, f"UPDATE {table} SET version = version WHERE FALSE")
 
     def _execute(self, sql: str, values: Values = ()) -> psycopg.Cursor[Row]:
-        return self._connection.execute(sql, values)
+        cursor: psycopg.Cursor[Row] = self._current.connection.execute(sql, values)
+        return cursor
 
     def any_of(self, column: peewee.ColumnBase, name: str) -> peewee.Expression:
         return column == peewee.fn.ANY(self.place(name))
@@ -228,10 +212,25 @@ class PostgresqlBackend(Backend):
         self.rows("SELECT pg_advisory_xact_lock(%s, %s)", (TURNS, number))
 
     def keep_others_off(self, ids: peewee.AutoField, highest: int = 0) -> None:
-        _keep_others_off(self._connection, ids, highest)
+        table = ids.model._meta.table_name
+        self._execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
+        if self.last_id(ids) < highest:
+            # Unlike setval, this is undone with the transaction.
+            restart = f"ALTER TABLE {table} ALTER {ids.column_name} RESTART WITH {highest + 1}"
+            self._execute(restart)
 
     def last_id(self, ids: peewee.AutoField) -> int:
-        return _last_given(self._connection, ids)
+        find = "SELECT pg_get_serial_sequence(%s, %s)"
+        ((sequence,),) = self.rows(find, (ids.model._meta.table_name, ids.column_name))
+        ((last,),) = self.rows(f"SELECT last_value - (NOT is_called)::int FROM {sequence}")
+        return int(last)
+
+    def _mend_ids(self, ids: peewee.AutoField) -> None:
+        """Raise the ids to come above those that are there, in case others have put some in."""
+        largest = f"SELECT max({ids.column_name}) FROM {ids.model._meta.table_name}"
+        ((highest,),) = self.rows(largest)
+        if highest is not None and highest > self.last_id(ids):
+            self.keep_others_off(ids, highest)
 
     def close(self) -> None:
         self._pool.close()
@@ -282,34 +281,6 @@ def _engine(dbname: str, **parameters: Any) -> peewee.PostgresqlDatabase:
         },
         **parameters,
     )
-
-
-def _mend_ids(connection: psycopg.Connection[Row], ids: peewee.AutoField) -> None:
-    """See that the ids to come are above those that are there: others may have put them in."""
-    largest = f"SELECT max({ids.column_name}) FROM {ids.model._meta.table_name}"
-    ((highest,),) = connection.execute(largest).fetchall()
-    if highest is not None and highest > _last_given(connection, ids):
-        _keep_others_off(connection, ids, highest)
-
-
-def _keep_others_off(
-    connection: psycopg.Connection[Row], ids: peewee.AutoField, highest: int
-) -> None:
-    table = ids.model._meta.table_name
-    connection.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
-    if _last_given(connection, ids) < highest:
-        # Unlike setval, this is undone with the transaction.
-        restart = f"ALTER TABLE {table} ALTER {ids.column_name} RESTART WITH {highest + 1}"
-        connection.execute(restart)
-
-
-def _last_given(connection: psycopg.Connection[Row], ids: peewee.AutoField) -> int:
-    column = (ids.model._meta.table_name, ids.column_name)
-    find = "SELECT pg_get_serial_sequence(%s, %s)"
-    ((sequence,),) = connection.execute(find, column).fetchall()
-    last_given = f"SELECT last_value - (NOT is_called)::int FROM {sequence}"
-    ((last,),) = connection.execute(last_given).fetchall()
-    return int(last)
 
 
 def _line(error: Exception) -> str:
