@@ -9,10 +9,11 @@ A schema is made once for each application's settings, and used for every reques
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, NoReturn
 
 from marshmallow import EXCLUDE, RAISE, Schema, post_load, validates_schema
@@ -41,6 +42,9 @@ EXPIRES_IN_MAX = 31_536_000
 CREATED_AT = "Invalid created at format: {}"
 STARTED_AT = "Invalid started at format: {}"
 FINISHED_AT = "Invalid finished at format: {}"
+
+_QUOTED = re.compile(r'"((?:[!#-\[\]-~]|\\["\\])*)"').fullmatch
+_KEY = re.compile("[!-~]{1,64}").fullmatch
 
 
 class WireSchema(Schema):
@@ -233,9 +237,13 @@ class LockRequest(WireSchema):
     """One element of a create request's `locks`.
 
     It is read as a `NewLock`, whose end is `expiresAt` or, as a duration, `expiresIn`.
+
+    Attributes:
+        makes: what it is read as, made of its values by name.
     """
 
     title = "ServiceOrchestrationLockRequest"
+    makes: ClassVar[Callable[..., Any]] = NewLock
 
     service_instance_id = fields.ServiceInstanceId(absent_message="Service instance id is missing")
     owner = fields.SystemName(absent_message="Owner is missing")
@@ -257,39 +265,29 @@ class LockRequest(WireSchema):
 
     @post_load
     def _make(self, data: dict[str, Any], **kwargs: Any) -> Any:
-        return NewLock(**_with_one_end(data))
-
-
-def _with_one_end(data: dict[str, Any]) -> dict[str, Any]:
-    if "expires_in" in data:
-        data["expires_at"] = data.pop("expires_in")
-    return data
+        if "expires_in" in data:
+            data["expires_at"] = data.pop("expires_in")
+        return self.makes(**data)
 
 
 class Reservation(LockRequest):
     """A temporary lock for a job."""
 
     title = "Reservation"
+    makes = staticmethod(partial(NewLock, temporary=True))
 
     orchestration_job_id = fields.JobId(absent_message="Orchestration job id is missing")
-
-    @post_load
-    def _make(self, data: dict[str, Any], **kwargs: Any) -> Any:
-        return NewLock(**_with_one_end(data), temporary=True)
 
 
 class RenewalRequest(LockRequest):
     """One element of a renew request's `locks`, read as a `Renewal`."""
 
     title = "RenewalRequest"
+    makes = Renewal
 
     id = fields.Number(
         load_default=None, metadata={"description": "Only the lock with this id is renewed."}
     )
-
-    @post_load
-    def _make(self, data: dict[str, Any], **kwargs: Any) -> Any:
-        return Renewal(**_with_one_end(data))
 
 
 def payload_of(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -305,15 +303,19 @@ def payload_of(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_key(text: str) -> str:
-    """Return an idempotency key without its quotes.
+    """Return an idempotency key, 1 to 64 visible ASCII characters, without its quotes.
+
+    Args:
+        text: the key, as it is or as a string of RFC 9651 (structured fields).
 
     Raises:
-        InvalidParameter: it is none.
+        InvalidParameter: the text is not such a key.
     """
-    try:
-        return values.idempotency_key(text)
-    except ValueError as error:
-        raise InvalidParameter(str(error)) from None
+    quoted = _QUOTED(text)
+    key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else text
+    if not _KEY(key) or (not quoted and key.startswith('"')):
+        raise InvalidParameter("Invalid idempotency key")
+    return key
 
 
 class ListRequest(WireSchema):
@@ -504,18 +506,6 @@ class LockRelease(WireSchema):
         """
         self._refuse_unknown(query, [])
         return {"orchestrationJobId": job_id}
-
-    def from_params(self, params: Mapping[str, Any], _: Any) -> dict[str, Any]:
-        """Return the payload of a message (contract, "MQTT").
-
-        Args:
-            params: `orchestrationJobId`.
-
-        Raises:
-            Fault: there is another key, and unknown keys are refused.
-        """
-        self._refuse_unknown(params, ["orchestrationJobId"])
-        return {"orchestrationJobId": params.get("orchestrationJobId")}
 
 
 class Released(WireSchema):

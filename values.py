@@ -42,8 +42,6 @@ _INSTANT = re.compile(
     rf"([0-9]{{4}})(-[0-9]{{2}}-[0-9]{{2}})[Tt]({_CLOCK})(?:\.([0-9]+))?"
     r"(?:[Zz]|([+-])([0-9]{2}):([0-5][0-9]))"
 ).fullmatch
-_QUOTED = re.compile(r'"((?:[!#-\[\]-~]|\\["\\])*)"').fullmatch
-_KEY = re.compile("[!-~]{1,64}").fullmatch
 # Unicode's White_Space; \s would also take the separators U+001C to U+001F.
 _WHITE_SPACE = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
 _SEPARATORS = re.compile("[_-]+")
@@ -214,22 +212,6 @@ def second(text: str, round_up: bool = False) -> str:
         return write_instant(local + shift)
     except OverflowError:
         return END_OF_TIME if shift > timedelta(0) else START_OF_TIME
-
-
-def idempotency_key(text: str) -> str:
-    """Return a key of 1 to 64 visible ASCII characters, without its quotes.
-
-    Args:
-        text: the key, as it is or as a string of RFC 9651 (structured fields).
-
-    Raises:
-        ValueError: it is none.
-    """
-    quoted = _QUOTED(text)
-    key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else text
-    if not _KEY(key) or (not quoted and key.startswith('"')):
-        raise ValueError("Invalid idempotency key")
-    return key
 
 
 def write_instant(utc: datetime) -> str:

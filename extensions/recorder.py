@@ -73,7 +73,7 @@ def operations(store: Store) -> list[Operation]:
             method="DELETE",
             in_path="orchestrationJobId",
             from_path=releasing.from_path,
-            from_params=releasing.from_params,
+            from_params=lambda params, _: params,
         ),
         Operation(
             group="history",
