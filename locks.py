@@ -31,19 +31,7 @@ Wanted = TypeVar("Wanted", NewLock, Renewal)
 LOCKING_ORDER = Lock.service_instance_id
 
 
-class Conflicts(InvalidParameter):
-    """Other locks are in the way.
-
-    Attributes:
-        reasons: what is in the way, by the id or the service instance of the lock that it stops.
-    """
-
-    def __init__(self, message: str, reasons: Mapping[int | str, str]) -> None:
-        super().__init__(message)
-        self.reasons = reasons
-
-
-class AlreadyLocked(Conflicts):
+class AlreadyLocked(InvalidParameter):
     """Somebody holds some of the service instances.
 
     Attributes:
@@ -51,8 +39,7 @@ class AlreadyLocked(Conflicts):
     """
 
     def __init__(self, service_instance_ids: Sequence[str]) -> None:
-        reasons: dict[int | str, str] = {it: _held(it) for it in service_instance_ids}
-        super().__init__(_held(", ".join(service_instance_ids)), reasons)
+        super().__init__(ALREADY_LOCKED + ", ".join(service_instance_ids))
         self.service_instance_ids = list(service_instance_ids)
 
 
@@ -62,10 +49,6 @@ def _demand_different(locks: Iterable[NewLock | Renewal]) -> None:
         if lock.service_instance_id in seen:
             raise DuplicatedInstance(lock.service_instance_id)
         seen.add(lock.service_instance_id)
-
-
-def _held(instances: str) -> str:
-    return f"{ALREADY_LOCKED}{instances}"
 
 
 class InThePast(InvalidParameter):
@@ -368,11 +351,9 @@ class LockTable(Table):
         Raises:
             Unavailable: the database does not answer.
         """
-        wanted: dict[str, Any] = {"owner": owner, "instances": service_instance_ids}
-        if not ids:
-            return self._database.write(self._database.change, self._delete_owned, wanted)
-        wanted["ids"] = ids
-        return self._database.write(self._database.change, self._delete_these, wanted)
+        delete = self._delete_these if ids else self._delete_owned
+        wanted = {"owner": owner, "instances": service_instance_ids, "ids": ids}
+        return self._database.write(self._database.change, delete, wanted)
 
     def delete_expired(self, moment: str, pause: Pause) -> int:
         """Delete the locks that had expired by then, in batches; return how many.

@@ -15,7 +15,7 @@ from uuid import uuid4
 from orchmgmt import models
 from orchmgmt.databases import Clock, Row
 from orchmgmt.databases.opening import open_database
-from orchmgmt.databases.queries import Page
+from orchmgmt.databases.queries import Page, Table
 from orchmgmt.databases.schema import READY, Permitted
 from orchmgmt.entries import Entry, Found, Job, Lock, demand
 from orchmgmt.errors import InvalidParameter
@@ -63,7 +63,7 @@ class _Entries(Generic[E]):
 
     Args:
         store: where they are kept.
-        rows: finds their rows.
+        table: their rows.
         query: what a query of them takes.
         entry: what one of them looks like.
         kind: their class.
@@ -72,15 +72,16 @@ class _Entries(Generic[E]):
     def __init__(
         self,
         store: "Store",
-        rows: Callable[[Mapping[str, Any], Page], tuple[list[Row], int]],
-        query: QuerySchema,
-        entry: EntrySchema,
+        table: Table,
+        query: type[QuerySchema],
+        entry: type[EntrySchema],
         kind: type[E],
     ) -> None:
         self._store = store
-        self._rows = rows
-        self._query = query
-        self._entry = entry
+        self._find = table.find
+        # A program that misspells a filter gets an error.
+        self._query = query(replace(store.settings, unknown_keys="refuse"))
+        self._entry = entry(store.settings)
         self._kind = kind
 
     def find(
@@ -115,7 +116,7 @@ class _Entries(Generic[E]):
         if "direction" in filters:
             raise InvalidParameter("There is no direction: say descending=False or descending=True")
         wanted = self._query.read_arguments(filters, page, size, sort_field, descending)
-        rows, count = self._rows(*wanted)
+        rows, count = self._find(*wanted)
         return Found(self._read(rows), count)
 
     def _read(self, rows: Iterable[Row]) -> list[E]:
@@ -126,12 +127,10 @@ class Locks(_Entries[Lock]):
     """The locks of a `Store`."""
 
     def __init__(self, store: "Store") -> None:
-        settings = store.settings
-        # A program that misspells a filter shall hear of it.
-        query = LockQuery(replace(settings, unknown_keys="refuse"))
-        super().__init__(store, store.lock_table.find, query, LockEntry(settings), Lock)
-        self._new = LockCreate(replace(settings, unknown_keys="ignore"))
-        self._renewal = LockRenew(replace(settings, unknown_keys="ignore"))
+        super().__init__(store, store.lock_table, LockQuery, LockEntry, Lock)
+        settings = replace(store.settings, unknown_keys="ignore")
+        self._new = LockCreate(settings)
+        self._renewal = LockRenew(settings)
         self._removal = LockRemove(settings)
         self._reservation = Reservation(settings)
 
@@ -285,9 +284,7 @@ class History(_Entries[Job]):
     """
 
     def __init__(self, store: "Store") -> None:
-        settings = store.settings
-        query = HistoryQuery(replace(settings, unknown_keys="refuse"))
-        super().__init__(store, store.job_table.find, query, JobEntry(settings), Job)
+        super().__init__(store, store.job_table, HistoryQuery, JobEntry, Job)
         self._message = self._entry.fields["message"]
 
     def create(

@@ -19,14 +19,13 @@ from orchmgmt.cli import OF_THE_STORE, Failure, opened, printable, takes_setting
 from orchmgmt.client import Client, Refused
 from orchmgmt.commands.asking import AWAY, OF_A_LOGIN, NotDone, asks
 from orchmgmt.commands.changes import Changes
-from orchmgmt.commands.transfer import discard, restore
+from orchmgmt.commands.transfer import Conflicts, discard, restore
 from orchmgmt.databases.queries import BulkInsert, Page
 from orchmgmt.databases.schema import READY
 from orchmgmt.entries import Entry
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.fields import MESSAGE_MAX_LENGTH
 from orchmgmt.history import COLUMNS
-from orchmgmt.locks import Conflicts
 from orchmgmt.logs.audit import command
 from orchmgmt.models import Lock, NewLock
 from orchmgmt.schemas import LOCK_ID_MAX, EntrySchema, JobEntry, LockEntry

@@ -19,7 +19,7 @@ from orchmgmt.commands.unfinished import unfinished
 from orchmgmt.databases import Row
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.history import StepBack
-from orchmgmt.locks import ENTRY, AlreadyLocked, Conflicts
+from orchmgmt.locks import ENTRY, AlreadyLocked
 from orchmgmt.models import Lock, NewLock
 from orchmgmt.schemas import EntrySchema, JobEntry, LockEntry, parse_json, write_json
 from orchmgmt.store import Store
@@ -44,6 +44,18 @@ class BadLine(Failure):
 
     def __init__(self, number: int, reason: object) -> None:
         super().__init__(printable(f"line {number}: {reason}"))
+
+
+class Conflicts(InvalidParameter):
+    """Locks of others are in the way.
+
+    Attributes:
+        reasons: what is in the way, by the id or the service instance of the lock that it stops.
+    """
+
+    def __init__(self, reasons: Mapping[int | str, str]) -> None:
+        super().__init__("Locks of others are in the way")
+        self.reasons = reasons
 
 
 #: The number of a line, from 1, and the entry that it holds.
@@ -153,12 +165,17 @@ def _put_locks(store: Store, lines: list[Line], places: sqlite3.Connection) -> N
             new.append(lock)
         else:
             known[lock_id] = lock
-    for put in (lambda: restore(store, known), lambda: store.lock_table.put(new)):
-        try:
-            put()
-        except Conflicts as error:
-            for key, reason in error.reasons.items():
-                faults[_first_line(places, key, 0)] = reason
+    reasons: dict[int | str, str] = {}
+    try:
+        restore(store, known)
+    except Conflicts as error:
+        reasons.update(error.reasons)
+    try:
+        store.lock_table.put(new)
+    except AlreadyLocked as error:
+        reasons |= _held(error.service_instance_ids)
+    for key, reason in reasons.items():
+        faults[_first_line(places, key, 0)] = reason
     if faults:
         first = min(faults)
         raise BadLine(first, faults[first])
@@ -195,11 +212,15 @@ def restore(store: Store, locks: Mapping[int, NewLock]) -> None:
         if there.expires_at <= present or (new and same and new.owner == there.owner):
             replaced.append(lock_id)
         elif instance in wanted:
-            reasons[instance] = str(AlreadyLocked([instance]))
+            reasons |= _held([instance])
     if reasons:
-        raise Conflicts("Locks of others are in the way", reasons)
+        raise Conflicts(reasons)
     discard(store, replaced)
     table.insert_rows([(lock_id, *lock) for lock_id, lock in locks.items()])
+
+
+def _held(instances: Iterable[str]) -> dict[int | str, str]:
+    return {it: str(AlreadyLocked([it])) for it in instances}
 
 
 def discard(store: Store, ids: Sequence[int]) -> None:

@@ -10,32 +10,19 @@ import os
 import pwd
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from orchmgmt.errors import fault_of
 from orchmgmt.logs import written
+
+if TYPE_CHECKING:
+    from orchmgmt.operations import Operation
 
 log = logging.getLogger("orchmgmt.audit")
 
 #: A line names this many of a request's ids, instances and owners.
 SHOWN = 10
 LONGEST_REASON = 300  # characters
-
-
-class Asked(Protocol):
-    """An operation that is attempted."""
-
-    @property
-    def name(self) -> str:
-        """What the log calls it."""
-
-    @property
-    def status(self) -> int:
-        """The status of its answer."""
-
-    @property
-    def changes(self) -> bool:
-        """Whether it may change locks or jobs, and so is audited."""
 
 
 class Attempt:
@@ -48,7 +35,7 @@ class Attempt:
         requester: the system that asks, once it is known.
     """
 
-    def __init__(self, operation: Asked) -> None:
+    def __init__(self, operation: "Operation") -> None:
         self._operation = operation
         self._details: dict[str, Any] = {}
         self.requester = "-"

@@ -16,11 +16,10 @@ from cluster import PASSWORD, Cluster, name_of
 from support import FUTURE, in_threads, job, lock, until
 from wire import JOB, LOCK, PAST, connect, execute, job_entry, job_id, lock_entry, put
 
-from orchmgmt.commands.transfer import restore
+from orchmgmt.commands.transfer import Conflicts, restore
 from orchmgmt.databases import ATTEMPTS, Overtaken, counts
 from orchmgmt.databases.queries import Page
 from orchmgmt.databases.schema import SCHEMA_VERSION
-from orchmgmt.locks import Conflicts
 from orchmgmt.models import NewLock
 from orchmgmt.store import Store
 
