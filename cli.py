@@ -6,8 +6,7 @@ Each command is a module of `commands`, imported when it is used.
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from io import StringIO
@@ -21,7 +20,7 @@ from orchmgmt.databases.schema import Permitted
 from orchmgmt.errors import Unavailable
 from orchmgmt.logs import start_logging
 from orchmgmt.models import UnusableDatabase, WrongUrl
-from orchmgmt.settings import PREFIX, SettingError, Settings, describe
+from orchmgmt.settings import PREFIX, SettingError, Settings, describe, read_file
 from orchmgmt.store import Store
 
 OF_EVERYTHING = tuple(setting.name for setting in fields(Settings))
@@ -95,35 +94,20 @@ def _completer(
     return lambda _context, _parameter, begun: [it for it in words if it.startswith(begun)]
 
 
-@contextmanager
-def _environment_of(path: Path) -> Iterator[None]:
-    """Add the variables of a file to the environment while the context lasts; they override it.
+def _read_env_file(path: Path) -> dict[str, str]:
+    """Return the variables of a file.
 
     Raises:
-        SettingError: the file cannot be read, or has a line that systemd would read differently.
+        SettingError: it cannot be read, or has a line that systemd would read differently.
     """
-    before = dict(os.environ)
-    os.environ.update(_read_env_file(path))
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _read_env_file(path: Path) -> dict[str, str]:
     try:
         from dotenv import dotenv_values
     except ImportError:
         raise SettingError(
             "--env-file needs python-dotenv: pip install 'orchmgmt[dotenv]'"
         ) from None
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise SettingError(f"{path} cannot be read: {reason}") from None
-    lines = ["" if _COMMENT(line) else line for line in lines]
+    text = read_file(path, str(path))
+    lines = ["" if _COMMENT(line) else line for line in text.splitlines()]
     for number, line in enumerate(lines, 1):
         if not _ALIKE(line):
             raise SettingError(
@@ -136,8 +120,15 @@ def _read_env_file(path: Path) -> dict[str, str]:
 
 
 def _use_env_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Let the variables of a file override those of the environment while the command runs."""
     if path:
-        context.with_resource(_environment_of(path))
+        before = dict(os.environ)
+        os.environ.update(_read_env_file(path))
+
+        @context.call_on_close
+        def restore() -> None:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 #: Read before all other options, which override it.

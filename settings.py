@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from functools import partial
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
@@ -29,6 +30,23 @@ _USUAL_PORTS = re.compile(r"http://.*:80|https://.*:443", re.I).fullmatch
 
 class SettingError(ValueError):
     """A setting that cannot be used. The message names the setting and says what it must be."""
+
+
+def read_file(path: Path | str, shown: str) -> str:
+    """Return the text of a file that a setting or an option names.
+
+    Args:
+        path: the file.
+        shown: what the message calls it.
+
+    Raises:
+        SettingError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise SettingError(f"{shown} cannot be read: {reason}") from None
 
 
 @dataclass(frozen=True)

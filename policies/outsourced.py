@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import datetime
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, ClassVar
 
 from orchmgmt.errors import Unavailable, Unidentified
@@ -22,7 +21,7 @@ from orchmgmt.policies import (
     bearer,
 )
 from orchmgmt.policies.cloud import OtherSystem, own_side
-from orchmgmt.settings import PREFIX, SettingError, Settings
+from orchmgmt.settings import PREFIX, SettingError, Settings, read_file
 from orchmgmt.values import second, strip
 
 log = logging.getLogger("orchmgmt")
@@ -244,11 +243,7 @@ def _password(settings: Settings) -> str:
     name = f"{PREFIX}SYSTEM_PASSWORD_FILE"
     if settings.system_password:
         raise SettingError(f"{name} and {PREFIX}SYSTEM_PASSWORD exclude each other")
-    try:
-        password = Path(settings.system_password_file).read_text("utf-8").rstrip("\r\n")
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise SettingError(f"{name} cannot be read: {reason}") from None
+    password = read_file(settings.system_password_file, name).rstrip("\r\n")
     if not password:
         raise SettingError(f"{name} names an empty file")
     return password
