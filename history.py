@@ -18,7 +18,7 @@ from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import FINISHED, IN_PROGRESS, PENDING, STATUSES, Job, JobCount
 from orchmgmt.schemas import JobEntry, payload_of
 from orchmgmt.settings import Settings
-from orchmgmt.values import write_instant
+from orchmgmt.values import repeated, write_instant
 
 COLUMNS = list(Job._meta.sorted_fields)
 NAMES = [column.name for column in COLUMNS]
@@ -184,11 +184,8 @@ class JobTable(Table):
                 changes, or is new and incomplete; or its times do not fit its status.
             Unavailable: the database does not answer.
         """
-        seen: set[str] = set()
-        for job_id in filter(None, (job.get("id") for job in jobs)):
-            if job_id in seen:
-                raise InvalidParameter(f"Duplicated orchestration job id: {job_id}")
-            seen.add(job_id)
+        if twice := repeated(job["id"] for job in jobs if job.get("id")):
+            raise InvalidParameter(f"Duplicated orchestration job id: {twice}")
         ids = [job.get("id") or str(uuid4()) for job in jobs]
 
         def record_all() -> list[Row]:

@@ -44,11 +44,8 @@ class AlreadyLocked(InvalidParameter):
 
 
 def _demand_different(locks: Iterable[NewLock | Renewal]) -> None:
-    seen: set[str] = set()
-    for lock in locks:
-        if lock.service_instance_id in seen:
-            raise DuplicatedInstance(lock.service_instance_id)
-        seen.add(lock.service_instance_id)
+    if instance := values.repeated(it.service_instance_id for it in locks):
+        raise DuplicatedInstance(instance)
 
 
 class InThePast(InvalidParameter):

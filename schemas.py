@@ -395,25 +395,6 @@ class QuerySchema(WireSchema):
         page = data.pop("pagination", None) or Page(0, self.settings.max_page_size)
         return data, page
 
-    def read_arguments(
-        self, filters: Mapping[str, Any], page: int, size: int, sort_field: str, descending: bool
-    ) -> tuple[dict[str, Any], Page]:
-        """Return the same for the arguments that a Python program gives.
-
-        Raises:
-            InvalidParameter: as `read`, or a time has no zone.
-        """
-        pagination = {
-            "page": page,
-            "size": size,
-            "sortField": camel_case(sort_field),
-            "direction": "DESC" if descending else "ASC",
-        }
-        found: tuple[dict[str, Any], Page] = self.read(
-            {**payload_of(filters), "pagination": pagination}
-        )
-        return found
-
 
 class LockQuery(QuerySchema):
     """The body of lock query."""
@@ -661,11 +642,8 @@ def parse_json(text: bytes | str) -> Any:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"duplicated key {json.dumps(key)}")
-            seen.add(key)
+        key = values.repeated(key for key, _ in pairs)
+        raise ValueError(f"duplicated key {json.dumps(key)}")
     return found
 
 

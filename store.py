@@ -17,7 +17,7 @@ from orchmgmt.databases import Clock, Row
 from orchmgmt.databases.opening import open_database
 from orchmgmt.databases.queries import Page, Table
 from orchmgmt.databases.schema import READY, Permitted
-from orchmgmt.entries import Entry, Found, Job, Lock, demand
+from orchmgmt.entries import Entry, Found, Job, Lock, camel_case, demand
 from orchmgmt.errors import InvalidParameter
 from orchmgmt.history import JobTable, NoSuchJob
 from orchmgmt.locks import Key, LockTable
@@ -115,8 +115,14 @@ class _Entries(Generic[E]):
         """
         if "direction" in filters:
             raise InvalidParameter("There is no direction: say descending=False or descending=True")
-        wanted = self._query.read_arguments(filters, page, size, sort_field, descending)
-        rows, count = self._find(*wanted)
+        pagination = {
+            "page": page,
+            "size": size,
+            "sortField": camel_case(sort_field),
+            "direction": "DESC" if descending else "ASC",
+        }
+        wanted = {**payload_of(filters), "pagination": pagination}
+        rows, count = self._find(*self._query.read(wanted))
         return Found(self._read(rows), count)
 
     def _read(self, rows: Iterable[Row]) -> list[E]:

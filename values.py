@@ -62,6 +62,16 @@ def meant(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
+def repeated(texts: Iterable[str]) -> str | None:
+    """Return the first of these texts that has come before, if there is one."""
+    seen: set[str] = set()
+    for text in texts:
+        if text in seen:
+            return text
+        seen.add(text)
+    return None
+
+
 class Naming:
     """How names are brought to their convention before they are checked.
 
