@@ -169,8 +169,7 @@ def authentication_policy(settings: Settings) -> type[AuthenticationPolicy]:
         SettingError: a package that it needs is missing.
     """
     name = settings.authentication_policy
-    policy: type[AuthenticationPolicy]
-    policy = AUTHENTICATION_POLICIES[name].load(f"the policy `{name}`")
+    policy: type[AuthenticationPolicy] = AUTHENTICATION_POLICIES[name].load(f"the policy `{name}`")
     return policy
 
 
