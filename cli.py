@@ -35,7 +35,7 @@ AS_IT_IS = Permitted(create=False, upgrade=False)
 
 
 #: A line that systemd and python-dotenv read in the same way. They differ in comments after a
-#: value, most escapes, quotes within a value, and values of several lines.
+#: value, most escapes, quotes inside a value, and values of several lines.
 _ALIKE = re.compile(
     r"""\s*(?:[A-Za-z_][A-Za-z0-9_]*=[ \t]*
         (?:"(?:[^"\\]|\\["\\])*"|'[^'\\]*'|(?:[^\s"'\\]|[ \t]+(?![\s#]))*)
@@ -65,7 +65,7 @@ class NoAddress(Failure):
 
 
 def takes_settings(*names: str, **defaults: str) -> Callable[[Command], Command]:
-    """Add an option for each of these settings to a command, which gets its text.
+    """Add an option for each of these settings to a command, which receives the option's text.
 
     Args:
         names: the settings.
@@ -191,7 +191,7 @@ class Group(click.Group):
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            # Otherwise Python would try to write the rest again at the exit, and complain.
+            # Otherwise Python would try to write the rest again when it exits, and fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             what = error.filename or "the output"
             raise Failure(f"cannot write {what}: {error.strerror}") from None

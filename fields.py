@@ -19,9 +19,9 @@ INTEGER_MAX = 2**63 - 1
 INTEGER_MIN = -(2**63)
 MESSAGE_MAX_LENGTH = 16_384
 
-#: The ranks of faults: the first of these counts first. A key that is not known, a wrong JSON type,
-#: a value that is missing, one of the wrong form, a name against the naming convention, and values
-#: that are good by themselves but contradict each other.
+#: The ranks of faults. The first counts first: an unknown key, a wrong JSON type, a missing value,
+#: a malformed value, a name against the naming convention, values that are right by themselves but
+#: contradict each other.
 UNKNOWN, WRONG_TYPE, INCOMPLETE, MALFORMED, MISNAMED, CONTRADICTORY = range(6)
 
 
@@ -29,9 +29,9 @@ class Fault(InvalidParameter, ValidationError):
     """What is wrong with a payload, in the contract's words.
 
     Attributes:
-        rank: how early it counts if a payload has several faults.
-        place: the element of the request's list that has the fault, from 0; `None` if it is not in
-            an element.
+        rank: of several faults in a payload, the one with the lowest rank counts.
+        place: the element of the request's list that has the fault, from 0; `None` if the fault is
+            not in an element.
     """
 
     def __init__(self, rank: int, message: str) -> None:
@@ -46,16 +46,16 @@ def is_blank(value: Any) -> bool:
 
 
 class Value(fields.Field[Any]):
-    """A value of the contract: `null`, the empty string and white space are the same as absent.
+    """A value of the contract: `null`, the empty string and white space count as no value.
 
     Args:
-        absent_message: the message when there is no value; without one the value is optional.
-        unless: the key of a value that may be there instead.
-        invalid_message: the message when the value is malformed, with `{}` for the value; by
-            default that of the type.
-        kwargs: marshmallow's own, such as `load_default` for what stands for an absent value, and
-            `data_key` for a key that is not the field's name in camelCase. The `description` in
-            `metadata` is what OpenAPI says beside what the type says.
+        absent_message: the message if there is no value; without it the value is optional.
+        unless: the key of a value that may be given instead.
+        invalid_message: the message if the value is malformed, with `{}` for the value; by default
+            the message of the type.
+        kwargs: the arguments of marshmallow's fields, such as `load_default`, which replaces a
+            missing value, and `data_key`, a key that is not the field's name in camelCase. OpenAPI
+            shows the `description` in `metadata` beside what the type says.
     """
 
     type_name: ClassVar[str] = "a string"
@@ -79,10 +79,10 @@ class Value(fields.Field[Any]):
         self.invalid_message = invalid_message or self.invalid_message
 
     def deserialize(self, value: Any, attr: Any = None, data: Any = None, **kwargs: Any) -> Any:
-        """Return the canonical form of `value`, or what stands for an absent one.
+        """Return the canonical form of `value`, or what replaces a missing value.
 
         Raises:
-            Fault: the value is absent but required, or it is wrong.
+            Fault: the value is missing but required, or it is wrong.
         """
         if isinstance(value, str):
             value = values.strip(value)
@@ -111,7 +111,7 @@ class Value(fields.Field[Any]):
         """Return what OpenAPI says of the value.
 
         Args:
-            in_answer: whether an answer has it: such a value is in its canonical form.
+            in_answer: whether the value is in an answer, and so in its canonical form.
         """
         pattern = {"pattern": self.canonical} if in_answer and self.canonical else {}
         return {**self.described, **pattern}
@@ -306,9 +306,9 @@ class Flag(Value):
 
 
 class Message(Value):
-    """Free text. Its length is limited, and with it the size of a page of jobs.
+    """Free text. Its length is limited, which limits the size of a page of jobs.
 
-    Characters that no database or JSON text can hold become U+FFFD: a message is never lost.
+    Characters that a database or a JSON text cannot hold become U+FFFD: no message is lost.
     """
 
     def _from_text(self, text: str) -> str:
@@ -319,16 +319,16 @@ class Message(Value):
 
     def describe(self, in_answer: bool) -> dict[str, Any]:
         """Return what OpenAPI says of it."""
-        # Earlier versions took longer ones.
+        # Earlier versions accepted longer messages.
         limit = {} if in_answer else {"maxLength": MESSAGE_MAX_LENGTH}
         return {"type": "string", **limit}
 
 
 class SortField(Choice):
-    """The field that a query sorts by, returned under the model's name for it.
+    """The field that a query sorts by, returned as the model names it.
 
     Args:
-        names: the fields that a query may sort by, under the model's names.
+        names: the fields that a query may sort by, as the model names them.
     """
 
     def __init__(self, *names: str, **kwargs: Any) -> None:
@@ -345,12 +345,12 @@ class SortField(Choice):
 
 
 class ListOf(fields.List[Any]):
-    """A filter's list of values; absent, `null` and `[]` are the same.
+    """A filter's list of values. `null` and `[]` count as no list.
 
     Args:
         element: the type of its elements.
         what: what the messages call an element.
-        kwargs: as for `Value`; with `required` there must be an element.
+        kwargs: as for `Value`; if `required`, the list must have an element.
     """
 
     def __init__(self, element: type[Value], what: str, **kwargs: Any) -> None:
@@ -359,11 +359,11 @@ class ListOf(fields.List[Any]):
         super().__init__(element(absent_message=self._blank_message), **kwargs)
 
     def deserialize(self, value: Any, attr: Any = None, data: Any = None, **kwargs: Any) -> Any:
-        """Return the values in canonical form, or `missing` if there are none.
+        """Return the values in canonical form, or marshmallow's `missing` if there are none.
 
         Raises:
-            Fault: there must be an element and there is none, an element is blank, or what is wrong
-                with the first bad one.
+            Fault: the list is required and has no element, or an element is blank or wrong. A blank
+                element counts first.
         """
         if value is absent or value is None or value == []:
             if self.required:

@@ -1,6 +1,6 @@
 """The history of one database: its orchestration jobs, from their creation to their end.
 
-As in `locks.py`, values and rows are as the contract and the table have them.
+As in `locks.py`, values have the form of the contract, and rows the form of the table.
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -23,7 +23,7 @@ from orchmgmt.values import repeated, write_instant
 COLUMNS = list(Job._meta.sorted_fields)
 NAMES = [column.name for column in COLUMNS]
 
-#: What never changes in the life of a job.
+#: The fields that never change in the life of a job.
 FOR_LIFE = (
     "type",
     "requester_system",
@@ -41,7 +41,7 @@ class StepBack(InvalidParameter):
     """A job would go back in its life, or become another job.
 
     Attributes:
-        place: which of the given jobs it is, from 0.
+        place: the position of the job in the list, from 0.
     """
 
     def __init__(self, place: int, reason: object) -> None:
@@ -60,8 +60,8 @@ class JobTable(Table):
     """The orchestration jobs of one database.
 
     Args:
-        database: where they are kept.
-        settings: how jobs are normalised, and how long they are kept.
+        database: the database.
+        settings: say how jobs are normalised, and how long they are kept.
     """
 
     def __init__(self, database: Backend, settings: Settings) -> None:
@@ -96,7 +96,7 @@ class JobTable(Table):
         self._delete_old = self._delete_finished()
 
     def _steps(self) -> tuple[str, str]:
-        """The SQL that puts a job in progress, and that ends one which is."""
+        """Return the SQL that puts a job in progress, and the SQL that ends one in progress."""
         place, message = self._database.place, self._database.place("message")
         changes = {
             Job.status: place("status"),
@@ -114,20 +114,20 @@ class JobTable(Table):
         place = self._database.place
         chosen = (
             Job.select(Job.id)
-            # Not `<> ''`, which would walk through all unfinished jobs first.
+            # With `<> ''` the database would read all unfinished jobs first.
             .where(Job.finished_at > EMPTY, Job.finished_at < place("before"))
             .order_by(Job.finished_at)
             .limit(place("limit"))
         )
-        # A job that starts again meanwhile must stay.
+        # A job that starts again at this moment must stay.
         return self._database.deletion(Job.id, chosen, "UPDATE SKIP LOCKED")
 
     def put(self, jobs: Sequence[Mapping[str, Any]]) -> list[Row]:
-        """Insert jobs, or update those whose id is known, within a `Backend.write`.
+        """Insert jobs, or update those whose id is known, inside a `Backend.write`.
 
         Args:
-            jobs: jobs as `JobEntry` reads them. One without an id is new. Of several with one id
-                the last counts.
+            jobs: jobs as `JobEntry` reads them. A job without an id is new. If several have the
+                same id, the last one counts.
 
         Returns:
             Their rows, in the same order.
@@ -137,10 +137,10 @@ class JobTable(Table):
         return rows
 
     def put_forward(self, jobs: Sequence[Mapping[str, Any]]) -> None:
-        """As `put`, but a known job only goes forward in its life, as with `record`.
+        """Like `put`, but known jobs only go forward in their life, as with `record`.
 
         Raises:
-            StepBack: the first job that would not; the write must roll back.
+            StepBack: a job would go back, the first one in the list; the write must be rolled back.
         """
         there = self._there([job["id"] for job in jobs if job["id"]])
         known: dict[str, Mapping[str, Any]] = dict(there)
@@ -156,32 +156,32 @@ class JobTable(Table):
         self._write(list(rows.values()), there)
 
     def _there(self, ids: Sequence[str]) -> dict[str, dict[str, str]]:
-        """Return those of these jobs that exist, locked until the end of the write."""
+        """Return the jobs among these that exist, locked until the end of the write."""
         found = self._database.rows(self._select_among, {"ids": ids})
         return {row[0]: dict(zip(NAMES, row, strict=True)) for row in found}
 
     def _write(self, rows: Sequence[Row], there: Container[str]) -> None:
-        # Writers insert new jobs in one order too. If another writer has just inserted one, that is
-        # a conflict, and the next attempt finds it.
+        # All writers insert new jobs in the same order. If another writer has just inserted one,
+        # there is a collision, and the next attempt finds that job.
         self._insert.rows(sorted(row for row in rows if row[0] not in there))
         self._upsert.rows([row for row in rows if row[0] in there])
 
     def record(self, jobs: Sequence[Mapping[str, str]]) -> list[Row]:
-        """Insert new jobs and bring known ones forward in their life, all or none.
+        """Insert new jobs and bring known ones forward in their life, all of them or none.
 
-        Contract: "Extensions of ours", `record`. If a job's status needs a time that is not given,
-        it is the present.
+        Contract: "Extensions of ours", `record`. If a job's status needs a time and none is given,
+        the time is the present.
 
         Args:
-            jobs: jobs as `HistoryRecord` reads them, with the values that are given. One without
-                an id, or with an unknown one, is new.
+            jobs: jobs as `HistoryRecord` reads them, with only the given values. A job without an
+                id, or with an unknown id, is new.
 
         Returns:
             Their rows, in the same order.
 
         Raises:
-            InvalidParameter: a job is named twice, would go back in its life, changes what never
-                changes, or is new and incomplete; or its times do not fit its status.
+            InvalidParameter: a job is named twice, would go back in its life, would change a field
+                that never changes, or is new and incomplete; or its times do not fit its status.
             Unavailable: the database does not answer.
         """
         if twice := repeated(job["id"] for job in jobs if job.get("id")):
@@ -212,19 +212,19 @@ class JobTable(Table):
         """Delete the jobs that ended at least the maximum age before a moment, in batches.
 
         Args:
-            moment: a DateTime that is past.
+            moment: a DateTime in the past.
             pause: as for `delete_in_batches`.
 
         Returns:
-            How many there were.
+            How many jobs were deleted.
         """
-        # The maximum age may reach back before the year 1, where the calendar begins.
+        # The maximum age may reach back before the year 1, when Python's calendar begins.
         then = datetime.fromisoformat(moment.removesuffix("Z"))
         before = write_instant(then - min(self._max_age, then - datetime.min))
         return delete_in_batches(self._database, self._delete_old, {"before": before}, pause)
 
     def _quick_count(self, wanted: Mapping[str, Any]) -> int | None:
-        """Return how many jobs match, if only statuses and a type are asked for."""
+        """Return how many jobs match, if the only filters are statuses and a type."""
         if wanted.keys() - {"statuses", "type"}:
             return None
         statuses, type = wanted.get("statuses", STATUSES), wanted.get("type")
@@ -242,8 +242,8 @@ class JobTable(Table):
             message: replaces the job's message, unless empty.
 
         Raises:
-            NotFound: there is no such job.
-            InvalidParameter: it cannot end, because it is not in progress.
+            NotFound: the job does not exist.
+            InvalidParameter: the job cannot end, because it is not in progress.
             Unavailable: the database does not answer.
         """
         sql = self._start_sql if status == IN_PROGRESS else self._end_sql
@@ -269,9 +269,9 @@ def _stepped(
 
     Args:
         job_id: its id.
-        job: what is given.
-        there: the job as it is, if it exists.
-        now: the present.
+        job: the given values.
+        there: the job as it is now, if it exists.
+        now: the present, as a DateTime.
     """
     whole = {"status": PENDING, "created_at": now, **(there or {}), **job, "id": job_id}
     _demand_forward(whole, there)
@@ -283,7 +283,7 @@ def _stepped(
 
 
 def _demand_forward(job: Mapping[str, str], there: Mapping[str, str] | None) -> None:
-    """Raise InvalidParameter unless the known job may become this one."""
+    """Raise InvalidParameter if the known job must not become this one."""
     if there is None:
         return
     for name in FOR_LIFE:

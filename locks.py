@@ -1,6 +1,6 @@
-"""The locks of one database: exclusive, all or nothing, gone the moment they expire.
+"""The locks of one database: exclusive, created all or none, and gone the moment they expire.
 
-Values and rows are as the contract and the table have them.
+Values have the form of the contract, and rows the form of the table.
 """
 
 import json
@@ -24,7 +24,7 @@ COLUMNS = [getattr(Lock, name) for name in NewLock._fields]
 #: The columns of an entry, in the order of its rows.
 ENTRY = [Lock.id, *COLUMNS]
 
-#: A lock that is to be made, or to be renewed.
+#: A lock to create or to renew.
 Wanted = TypeVar("Wanted", NewLock, Renewal)
 
 #: All writers lock rows in this order, so that no two wait for each other.
@@ -32,10 +32,10 @@ LOCKING_ORDER = Lock.service_instance_id
 
 
 class AlreadyLocked(InvalidParameter):
-    """Somebody holds some of the service instances.
+    """Some of the service instances are locked.
 
     Attributes:
-        service_instance_ids: all of these, in the order of the request.
+        service_instance_ids: the locked ones, in the order of the request.
     """
 
     def __init__(self, service_instance_ids: Sequence[str]) -> None:
@@ -49,7 +49,7 @@ def _demand_different(locks: Iterable[NewLock | Renewal]) -> None:
 
 
 class InThePast(InvalidParameter):
-    """A lock would have expired by the time that it is made."""
+    """A lock would have expired before it is created."""
 
     def __init__(self, expires_at: str) -> None:
         super().__init__(f"Expires at is in the past: {expires_at}")
@@ -63,10 +63,10 @@ class DuplicatedInstance(InvalidParameter):
 
 
 class NotLocked(InvalidParameter):
-    """Locks that were to be renewed are not there, or others hold the service instances.
+    """Locks to renew do not exist, or other owners hold the service instances.
 
     Args:
-        service_instance_ids: the service instances, by the owner who was to hold them.
+        service_instance_ids: the service instances of these locks, by the owner in the request.
     """
 
     def __init__(self, service_instance_ids: Mapping[str, Sequence[str]]) -> None:
@@ -75,14 +75,14 @@ class NotLocked(InvalidParameter):
 
 
 class KeyUsed(InvalidParameter):
-    """The locks of another request with the same idempotency key are there."""
+    """Another request used the same idempotency key, and its locks still exist."""
 
     def __init__(self) -> None:
         super().__init__("The idempotency key was used for another request")
 
 
 class Key(NamedTuple):
-    """What makes a create safe to repeat: the same requester's same request is done once.
+    """Makes a create safe to repeat: the same request of the same requester is done only once.
 
     Attributes:
         text: the idempotency key.
@@ -93,13 +93,13 @@ class Key(NamedTuple):
     requester: str
 
     def of(self, locks: Sequence[NewLock]) -> str:
-        """Return what tells the request apart, and how many locks it makes."""
+        """Return a text that identifies the request and says how many locks it creates."""
         asked = json.dumps([self.requester, *locks])
         return f"{len(locks)} {sha256(asked.encode()).hexdigest()}"
 
 
 class NoUnfinishedJob(InvalidParameter, NotFound):
-    """The job of a reservation does not exist or has ended. It is answered with 400."""
+    """The job of a reservation does not exist or has ended. The answer is 400."""
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"There is no unfinished orchestration job {job_id}")
@@ -109,7 +109,7 @@ class LockTable(Table):
     """The locks of one database. Queries find the active ones.
 
     Args:
-        database: where they are kept.
+        database: the database.
     """
 
     def __init__(self, database: Backend) -> None:
@@ -147,7 +147,7 @@ class LockTable(Table):
         self._delete_of_job = self._deletion(of_job, Lock.temporary)
         of_locks = (database.any_of(Job.id, "ids"), Job.finished_at == SQL("''"))
         unfinished = Job.select(Job.id).where(*of_locks).order_by(Job.id)
-        # Such a job cannot end before its locks are made.
+        # The job cannot end before its locks are created.
         self._select_unfinished = database.sql(database.locking(unfinished, "SHARE"))
         held = Lock.select(*ENTRY).where(among, ~Lock.temporary).order_by(LOCKING_ORDER)
         self._select_held = database.sql(database.locking(held, "UPDATE"))
@@ -160,7 +160,7 @@ class LockTable(Table):
         self._remember = database.sql(Lock.update(keyed).where(by_id))
 
     def _insert_or_replace_expired(self) -> BulkInsert:
-        # This one statement is what keeps locks exclusive: an active lock on the instance stays.
+        # This statement alone keeps locks exclusive: an active lock on the instance stays.
         return BulkInsert(
             self._database,
             ENTRY,
@@ -176,37 +176,38 @@ class LockTable(Table):
         return self._database.deletion(Lock.id, chosen)
 
     def create(self, locks: Sequence[NewLock], key: Key | None = None) -> list[Row]:
-        """Make all of `locks` or none; return their rows in the same order.
+        """Create all of `locks` or none; return their rows in the same order.
 
         Contract: "Lock", "create"; "Holding a lock"; "Extensions of ours", `reserve`.
 
         Args:
-            locks: what to make, in canonical form, as `LockCreate` or `LockReserve` reads it.
-            key: if the request had it before, and all the locks that it made then are there, their
-                rows are returned as they are now, and nothing is made.
+            locks: the locks in canonical form, as `LockCreate` or `LockReserve` reads them.
+            key: if the same request was done before with this key, and all the locks that it
+                created still exist, their rows are returned as they are now, and nothing is
+                created.
 
         Raises:
-            KeyUsed: the locks of another request with this key are there.
-            InThePast: one of them has expired by the time that it is made.
-            DuplicatedInstance: one service instance is named twice.
-            NoUnfinishedJob: the job of one of them does not exist or has ended.
-            AlreadyLocked: somebody holds one of the service instances.
+            KeyUsed: another request used this key, and its locks still exist.
+            InThePast: a lock would have expired before it is created.
+            DuplicatedInstance: a service instance is named twice.
+            NoUnfinishedJob: the job of a lock does not exist or has ended.
+            AlreadyLocked: one of the service instances is locked.
             Unavailable: the database does not answer.
         """
         return self._database.write(lambda: self._made_by(locks, key) or self._create(locks, key))
 
     def _made_by(self, locks: Sequence[NewLock], key: Key | None) -> list[Row]:
-        """Return the rows of the locks that this request has made, if all are there.
+        """Return the rows of the locks that this request has created, if all of them still exist.
 
         Raises:
-            KeyUsed: all locks of another request with this key are there.
+            KeyUsed: another request used this key, and all its locks still exist.
         """
         if key is None:
             return []
         database = self._database
         database.take_turns(key.text)
         found = database.rows(self._select_of_key, {"key": key.text, "now": database.now()})
-        # Locks of several requests may be there, but all locks of only the last request.
+        # Some locks of earlier requests may still exist, but only the last request has all of them.
         for request, locks_of_it in groupby(sorted(found), key=itemgetter(0)):
             made = {NewLock(*row[2:]).service_instance_id: row[1:] for row in locks_of_it}
             if len(made) == int(request.partition(" ")[0]):
@@ -220,7 +221,7 @@ class LockTable(Table):
         self._demand_future(granted)
         self._demand_unfinished([it.orchestration_job_id for it in locks if it.temporary])
         rows = self.put(granted)
-        later = self._granted(locks)  # it may have waited for other writers
+        later = self._granted(locks)  # the insert may have waited for other writers
         self._demand_future(later)
         if later is not granted and later != granted:
             rows = self._set_ends(rows, later)
@@ -230,17 +231,17 @@ class LockTable(Table):
         return rows
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Row]:
-        """Give locks their new ends, all or none; return their rows in the same order.
+        """Give all locks their new ends or none; return their rows in the same order.
 
         Contract: "Holding a lock", `renew`.
 
         Args:
-            renewals: the ends, in canonical form, as `LockRenew` reads them.
+            renewals: the new ends in canonical form, as `LockRenew` reads them.
 
         Raises:
-            InThePast: a lock would have expired by the time that it is renewed.
-            DuplicatedInstance: one service instance is named twice.
-            NotLocked: some of the locks are not there.
+            InThePast: a lock would have expired before it is renewed.
+            DuplicatedInstance: a service instance is named twice.
+            NotLocked: some of the locks do not exist.
             Unavailable: the database does not answer.
         """
         return self._database.write(self._renew, renewals)
@@ -248,7 +249,7 @@ class LockTable(Table):
     def _renew(self, renewals: Sequence[Renewal]) -> list[Row]:
         instances = [it.service_instance_id for it in renewals]
         rows = self._database.rows(self._select_held, {"instances": instances})
-        # From here on nobody else can change them, so this is the moment that counts.
+        # From here on nobody else can change these locks, so this moment decides.
         granted, present = self._granted(renewals), self._database.now()
         self._demand_future(granted)
         _demand_different(granted)
@@ -268,7 +269,7 @@ class LockTable(Table):
         return self._set_ends([(it, *locks[it]) for it in ids], granted)
 
     def _set_ends(self, rows: Sequence[Row], wanted: Sequence[NewLock | Renewal]) -> list[Row]:
-        """Give locks, which nobody else can change, their new ends; return their new rows."""
+        """Give locks their new ends; return their new rows. No other writer can change them now."""
         ids: dict[str, list[int]] = {}
         for row, lock in zip(rows, wanted, strict=True):
             ids.setdefault(lock.expires_at, []).append(row[0])
@@ -280,7 +281,7 @@ class LockTable(Table):
         ]
 
     def _granted(self, wanted: Sequence[Wanted]) -> Sequence[Wanted]:
-        """Return what is wanted with a time for each end that is a duration from now."""
+        """Return the locks with a time instead of each end that is a duration from now."""
         durations = {it.expires_at for it in wanted if values.is_duration(it.expires_at)}
         if not durations:
             return wanted
@@ -289,14 +290,14 @@ class LockTable(Table):
         return [it._replace(expires_at=ends.get(it.expires_at, it.expires_at)) for it in wanted]
 
     def put(self, locks: Sequence[NewLock]) -> list[Row]:
-        """Insert locks as they are, even expired ones, within a `Backend.write`.
+        """Insert locks as they are, even expired ones, inside a `Backend.write`.
 
         Returns:
-            Their rows, in the same order; the ids rise in it.
+            Their rows, in the same order and with rising ids.
 
         Raises:
-            DuplicatedInstance: one service instance is named twice.
-            AlreadyLocked: somebody holds one of them; the write must roll back.
+            DuplicatedInstance: a service instance is named twice.
+            AlreadyLocked: one of the service instances is locked; the write must be rolled back.
         """
         _demand_different(locks)
         in_turn = locks
@@ -312,7 +313,7 @@ class LockTable(Table):
         return [(ids[lock.service_instance_id], *lock) for lock in locks]
 
     def insert_rows(self, rows: Sequence[Row]) -> list[Row]:
-        """Insert the rows whose instances are free, within a `Backend.write`.
+        """Insert the rows whose instances are free, inside a `Backend.write`.
 
         Returns:
             The service instance and the id of each row that was inserted.
@@ -320,10 +321,13 @@ class LockTable(Table):
         return self._insert.rows(rows, self._database.now())
 
     def release(self, job_id: str) -> int:
-        """Remove the temporary locks of a job, whose id is in canonical form.
+        """Remove the temporary locks of a job.
+
+        Args:
+            job_id: the job's id, in canonical form.
 
         Returns:
-            How many there were.
+            How many locks were removed.
 
         Raises:
             Unavailable: the database does not answer.
@@ -340,7 +344,7 @@ class LockTable(Table):
         Args:
             owner: the owner, in canonical form.
             service_instance_ids: the instances, likewise.
-            ids: if there are some, only locks with these ids are removed.
+            ids: if not empty, only locks with these ids are removed.
 
         Returns:
             How many locks were removed.
@@ -353,10 +357,10 @@ class LockTable(Table):
         return self._database.write(self._database.change, delete, wanted)
 
     def delete_expired(self, moment: str, pause: Pause) -> int:
-        """Delete the locks that had expired by then, in batches; return how many.
+        """Delete the locks that had expired at a moment, in batches; return how many there were.
 
         Args:
-            moment: a DateTime that is past.
+            moment: a DateTime in the past.
             pause: as for `delete_in_batches`.
         """
         return delete_in_batches(self._database, self._delete_expired, {"now": moment}, pause)

@@ -25,7 +25,7 @@ class Tell(Protocol):
     """Adds to the audit log's line about the present request, in the order of the calls."""
 
     def __call__(self, **details: int | Collection[Any]) -> None:
-        """Add numbers, and collections of which the first few are named."""
+        """Add numbers and collections; the line names the first few elements of a collection."""
 
 
 #: What an operation returns: a page of rows and how many match in all, other JSON, or nothing.
@@ -43,8 +43,8 @@ class Operation:
             read-only server refuses it.
         takes: the payload.
         perform: does it, given the payload as JSON has it and what adds to the audit log's line.
-        takes_key: whether a request may have an idempotency key. If it has one, `perform` is also
-            given `key`: the key as it was sent, and who sent it.
+        takes_key: whether a request may have an idempotency key. If it has one, `perform` also
+            receives `key`: the key as it was sent, and who sent it.
         returns: what the answer holds: the entries of a page, or one JSON object; `None` if the
             answer is empty.
         summary: what it does, on one line, for OpenAPI.
@@ -172,9 +172,9 @@ def lock_maker(
     """Return what makes, or renews, the locks of a payload.
 
     Args:
-        store: where the locks are kept.
-        request: what the payload looks like.
-        make_rows: does so with all of the locks, or none, and returns their rows.
+        store: the store of the locks.
+        request: the schema of the payload.
+        make_rows: makes or renews all of the locks or none, and returns their rows.
     """
 
     def make(payload: Any, tell: Tell, key: Key | None = None) -> Result:

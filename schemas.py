@@ -1,11 +1,11 @@
 """The payloads: the JSON of requests and answers, and what each may hold, as marshmallow schemas.
 
 The fields and the hooks are marshmallow's, and so is `load`. The service calls `WireSchema.read`,
-which returns the same as `load`, or raises the fault that the contract puts first. Reading costs
-a third of what loading does: with `load`, creating 100 locks over HTTP takes 8.1 ms of processor
+which returns the same as `load`, or raises the fault that the contract puts first. Reading takes
+a third of the time of loading: with `load`, creating 100 locks over HTTP takes 8.1 ms of processor
 time instead of 6.0 ms, and importing 20,000 locks 2.1 s instead of 1.5 s.
 
-A schema is made once for each application's settings, and used for every request.
+Each application makes its schemas once, from its settings, and uses them for every request.
 """
 
 import json
@@ -31,7 +31,7 @@ from orchmgmt.models import FINISHED, IN_PROGRESS, PENDING, Job, Lock, NewLock, 
 from orchmgmt.settings import Settings
 from orchmgmt.values import meant
 
-#: The largest id that an import may bring: new ids go on from it, and as many again are left.
+#: The largest id that an import may contain: new ids continue from it, and as many remain.
 LOCK_ID_MAX = 2**62
 
 NOT_UTF_8 = "it is not UTF-8"
@@ -56,7 +56,7 @@ class WireSchema(Schema):
         settings: the application's settings.
 
     Attributes:
-        title: its name in the data models of Eclipse Arrowhead, or a name of ours.
+        title: its name in the data models of Eclipse Arrowhead, or a name that we chose.
     """
 
     title: ClassVar[str] = ""
@@ -74,10 +74,10 @@ class WireSchema(Schema):
         field_obj.data_key = field_obj.data_key or camel_case(field_name)
 
     def read(self, payload: Any) -> Any:
-        """Return what a payload holds, as `load` does.
+        """Return what a payload holds, like `load`.
 
         Raises:
-            Fault: of all that is wrong, the first by rank.
+            Fault: the payload is wrong; of several faults, this is the first by rank.
         """
         if not isinstance(payload, dict):
             raise Fault(WRONG_TYPE, "A JSON object was expected")
@@ -109,16 +109,16 @@ class WireSchema(Schema):
                 raise Fault(UNKNOWN, f"Unknown key: {key}{meant(key, known)}")
 
     def _check(self, data: dict[str, Any], **kwargs: Any) -> None:
-        """Raise the Fault of values that contradict each other.
+        """Raise a Fault if values contradict each other.
 
-        What overrides this is a hook of marshmallow's, so that `load` calls it too.
+        A method that overrides this one is also a hook of marshmallow, so that `load` calls it too.
 
         Args:
-            data: the values that are good by themselves.
+            data: the values that are right by themselves.
         """
 
     def _make(self, data: dict[str, Any], **kwargs: Any) -> Any:
-        """Return what the service works with, made of good values; likewise a hook."""
+        """Return what the service works with, made of right values. It is a hook likewise."""
         return data
 
 
@@ -180,7 +180,7 @@ class Nested(fields.Value):
     """An object within another, under the same settings.
 
     Args:
-        schema: what reads it.
+        schema: the schema that reads it.
     """
 
     type_name = "an object"
@@ -191,7 +191,7 @@ class Nested(fields.Value):
 
     @cached_property
     def schema(self) -> WireSchema:
-        """What reads it."""
+        """The schema that reads it."""
         root: Any = self.root
         return self._class(root.settings)
 
@@ -319,10 +319,10 @@ def read_key(text: str) -> str:
 
 
 class ListRequest(WireSchema):
-    """A body that lists what to make, so it must be there. It is read as the list."""
+    """A body that is required, and lists what to create. It is read as the list."""
 
     def read(self, payload: Any) -> Any:
-        """As `WireSchema.read`; an absent body, `None`, is a Fault."""
+        """Like `WireSchema.read`; a missing body, `None`, is a Fault."""
         if payload is None:
             raise Fault(INCOMPLETE, "Request payload is null")
         return super().read(payload)
@@ -341,15 +341,15 @@ class LockCreate(ListRequest):
     locks = NestedList(LockRequest, absent_message="Request payload is empty")
 
     def past_before(self, payload: Any, fault: InvalidParameter, present: str) -> str | None:
-        """Return the first time in a refused payload that is past and counts before the fault.
+        """Return the first time in a refused payload that has passed and counts before the fault.
 
-        Only the database knows the present. Times are compared with it where locks are made, and
-        here only when something else is wrong with the payload.
+        Only the database knows the present. Times are compared with it when locks are created, and
+        here only if something else is wrong with the payload.
 
         Args:
             payload: the payload.
-            fault: why it was refused, when it was read or when its locks were made.
-            present: times up to this DateTime are past.
+            fault: why it was refused, when it was read or when its locks were created.
+            present: times up to this DateTime have passed.
 
         Returns:
             The time as it was sent, or `None` if the fault counts first.
@@ -361,7 +361,7 @@ class LockCreate(ListRequest):
             end = fault.place + (fault.rank >= MALFORMED)
         for element in payload["locks"][:end]:
             text = values.strip(element.get("expiresAt") or "")
-            with suppress(ValueError):  # it may be the fault, or absent
+            with suppress(ValueError):  # the time may be the fault, or missing
                 if values.second(text, round_up=True) <= present:
                     return text
         return None
@@ -384,10 +384,10 @@ class LockRenew(LockCreate):
 
 
 class QuerySchema(WireSchema):
-    """The body of a query, read as the filters asked for, each with its values, and the page."""
+    """The body of a query, read as the given filters, each with its values, and the page."""
 
     def read(self, payload: Any) -> Any:
-        """As `WireSchema.read`; an absent body, `None`, asks for everything."""
+        """Like `WireSchema.read`; a missing body, `None`, asks for everything."""
         return super().read({} if payload is None else payload)
 
     @post_load
@@ -437,9 +437,9 @@ class LockRemove(WireSchema):
 
         Args:
             owner: the path's last part.
-            query: the query string's values by key: those of `instanceIds` and `ids`, or of
-                `instanceIds[]` and `ids[]`, as some clients write them, each hold ids separated by
-                commas.
+            query: the values of the query string by key: `instanceIds` and `ids`, or
+                `instanceIds[]` and `ids[]`, as some clients write them. Each value holds ids
+                separated by commas.
 
         Raises:
             Fault: there is another key, and unknown keys are refused.
@@ -514,8 +514,8 @@ class EntrySchema(WireSchema):
     """An answer's entry. Its fields have the names of columns of the model, in any order.
 
     Attributes:
-        model: the table whose rows are answered with.
-        page_title: the name of a page of such entries, as `title`.
+        model: the table whose rows become entries.
+        page_title: the name of a page of entries, like `title`.
     """
 
     model: ClassVar[type[Model]]
@@ -618,7 +618,7 @@ class HistoryRecord(ListRequest):
 
 
 def parse_json(text: bytes | str) -> Any:
-    """Return what a JSON text says (RFC 8259: UTF-8, no duplicated keys, no NaN).
+    """Return the value of a JSON text (RFC 8259: UTF-8, no duplicated keys, no NaN).
 
     A byte order mark before it is ignored.
 
@@ -648,7 +648,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int | float:
-    # More digits than 64 bits have are a number all the same, but no Number.
+    # With more digits than 64 bits have, it is still a number of JSON, but not a `Number`.
     return int(digits) if len(digits) <= 20 else float("inf")
 
 

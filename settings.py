@@ -51,11 +51,11 @@ def read_file(path: Path | str, shown: str) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """A class that a setting chooses. Only then is it imported, and are its packages needed.
+    """A class that a setting chooses. It is imported, and needs its packages, only if chosen.
 
     Attributes:
         where: the class, as `module:Class`.
-        extra: the extra that installs the packages it needs, if it needs any.
+        extra: the extra that installs the packages that it needs, if it needs any.
         asks: whether it asks other systems while a request waits.
     """
 
@@ -67,7 +67,7 @@ class Part:
         """Return the class.
 
         Args:
-            chosen: what chooses it, for the message.
+            chosen: what chooses the class, for the message.
 
         Raises:
             SettingError: a package that it needs is missing.
@@ -91,7 +91,7 @@ class Part:
 #: How many requests may wait at once for the systems that a policy asks.
 ASKING_AT_ONCE = 32
 
-#: A new policy needs its class and its line here.
+#: A new policy needs a class and a line here.
 AUTHENTICATION_POLICIES = {
     "declared": Part("policies.declared:Declared"),
     "outsourced": Part("policies.outsourced:Outsourced", asks=True),
@@ -103,7 +103,7 @@ MANAGEMENT_POLICIES = {
     "authorization": Part("policies.authorization:Authorization", asks=True),
 }
 
-#: What settings switch on, by the setting. A new extension needs its class and its line here.
+#: What settings switch on, by the setting. A new extension needs a class and a line here.
 EXTENSIONS = {
     "recorder": Part("extensions.recorder:Recorder"),
     "ui": Part("extensions.ui:Page"),
@@ -335,7 +335,7 @@ class Settings:
 
     @property
     def own_name(self) -> str:
-        """The SystemName of this system. Under `certificate`, its certificate decides instead."""
+        """The SystemName of this system. Under `certificate` it is in the certificate instead."""
         return self.naming.system_name(strip(self.system_name))
 
     @property
@@ -356,7 +356,7 @@ class Settings:
             policy: the policy that needs it.
 
         Raises:
-            SettingError: it is not set.
+            SettingError: the setting has no value.
         """
         value: str = getattr(self, name)
         if not value:
@@ -374,12 +374,12 @@ class Settings:
         Args:
             layers: mappings from a name (`PORT` or `ORCHMGMT_PORT`) to a value of the setting's
                 type, or to its text in the environment. `None` changes nothing.
-            environ: where `ORCHMGMT_*` are read; `os.environ` by default. A blank variable leaves
-                the default.
+            environ: the environment with the variables `ORCHMGMT_*`; `os.environ` by default. For
+                a blank variable the default stays.
 
         Raises:
-            SettingError: a value is wrong, or a name is no setting. A misspelt policy would leave
-                everything open.
+            SettingError: a value is wrong, or a name is not a setting. (A misspelt policy would let
+                everybody in.)
         """
         known = {setting.name: setting for setting in fields(cls)}
         environ = os.environ if environ is None else environ
@@ -404,7 +404,7 @@ OF_A_CLIENT = {
     "key": "ORCHMGMT_CLIENT_KEY_FILE",
 }
 
-#: What `orchmgmt lock hold` tells the command that it runs.
+#: Variables that `orchmgmt lock hold` sets for the command that it runs.
 OF_A_HOLD = {"ids": "ORCHMGMT_LOCK_IDS", "fence": "ORCHMGMT_LOCK_FENCE"}
 
 #: The environment's names of all settings.
@@ -412,7 +412,7 @@ VARIABLES = [PREFIX + setting.name.upper() for setting in fields(Settings)]
 
 
 def demand_known(environ: Iterable[str]) -> None:
-    """Raise SettingError if a variable of ours is misspelt: the setting would have no effect."""
+    """Raise SettingError if a variable `ORCHMGMT_*` is misspelt, and so would have no effect."""
     for name in sorted(name for name in environ if name.startswith(PREFIX)):
         known = [*VARIABLES, *OF_A_CLIENT.values()]
         if name not in known and name not in OF_A_HOLD.values():

@@ -1,4 +1,4 @@
-"""What a database holds for this service, for those who embed it.
+"""The locks and the history of a database, for programs that embed the service.
 
 with Store({"DATABASE_URL": "sqlite:///orchmgmt.db"}) as store:
     job_id = store.history.create("PULL", "Consumer", "Consumer", "kelvinInfo")
@@ -43,13 +43,13 @@ E = TypeVar("E", bound=Entry)
 
 
 class Figure(NamedTuple):
-    """A number about what this process does, for those who watch it.
+    """A number about what this process does, for people who monitor it.
 
     Attributes:
-        name: its name, as metrics have it.
+        name: its name in the metrics.
         help: what it is, on one line.
-        value: returns it.
-        counts: whether it only rises.
+        value: returns the present number.
+        counts: whether it is a counter, which only rises.
     """
 
     name: str
@@ -59,14 +59,14 @@ class Figure(NamedTuple):
 
 
 class _Entries(Generic[E]):
-    """Locks or jobs as Python programs give and get them. Any thread may call every method.
+    """Locks or jobs, as Python programs pass and receive them. Any thread may call every method.
 
     Args:
-        store: where they are kept.
-        table: their rows.
-        query: what a query of them takes.
-        entry: what one of them looks like.
-        kind: their class.
+        store: the store that keeps them.
+        table: the table of their rows.
+        query: the schema of a query.
+        entry: the schema of an entry.
+        kind: the class of an entry.
     """
 
     def __init__(
@@ -93,24 +93,24 @@ class _Entries(Generic[E]):
         descending: bool = True,
         **filters: Any,
     ) -> Found[E]:
-        """Return a page of those that match: by default the newest of all active locks, or jobs.
+        """Return one page of the entries that match: by default the newest active locks, or jobs.
 
         Contract: "Lock", "query"; "History"; "Pagination".
 
         Args:
-            page: which page, from 0.
-            size: how many entries are on a page; less than 1 is as many as the largest page holds.
+            page: the number of the page, from 0.
+            size: how many entries a page has; less than 1 means as many as the largest page has.
             sort_field: of locks `id` (the default), `owner`, `service_instance_id` or `expires_at`;
                 of jobs `created_at` (the default), `id`, `started_at` or `finished_at`.
-            descending: the order.
+            descending: whether the largest value comes first.
             filters: of locks, lists of `ids`, `orchestration_job_ids`, `service_instance_ids` and
-                `owners`, and the times `expires_before` and `expires_after`, with a zone or as
-                DateTimes of the contract; of jobs, lists of `ids`, `statuses`,
+                `owners`, and the times `expires_before` and `expires_after`, which are datetimes
+                with a zone or DateTimes of the contract; of jobs, lists of `ids`, `statuses`,
                 `requester_systems`, `target_systems`, `service_definitions` and
                 `subscription_ids`, and one `type`.
 
         Raises:
-            InvalidParameter: a value is malformed, or there is no such filter.
+            InvalidParameter: a value is malformed, or a filter does not exist.
             Unavailable: the database does not answer.
         """
         if "direction" in filters:
@@ -143,22 +143,23 @@ class Locks(_Entries[Lock]):
     def create(
         self, locks: Iterable[Lock], *, expires_in: int | None = None, key: str = ""
     ) -> list[Lock]:
-        """Make all of `locks` or none; return them as they are stored, in the same order.
+        """Create all of `locks` or none; return them as they are stored, in the same order.
 
         Contract: "Lock", "create"; "Holding a lock".
 
         Args:
-            locks: what to make. Their ids do not count: each gets a new one.
+            locks: the locks to create. Their ids are ignored: each lock gets a new one.
             expires_in: the seconds after which all of them end, instead of their `expires_at`.
-            key: an idempotency key, 1 to 64 visible ASCII characters. If the same locks were made
-                with it before and all are still there, they are returned as they are now.
+            key: an idempotency key, 1 to 64 visible ASCII characters. If an earlier call with this
+                key created the same locks, and all of them still exist, they are returned as they
+                are now.
 
         Raises:
-            InvalidParameter: a value is malformed, a lock is one of a job (`reserve` makes those),
-                there is no lock, an instance is named twice (`DuplicatedInstance`), a lock has
-                expired by the time that it is made (`InThePast`), or the key was used for others
-                (`KeyUsed`).
-            AlreadyLocked: somebody holds one of the service instances.
+            InvalidParameter: a value is malformed, a lock belongs to a job (`reserve` creates
+                those), `locks` is empty, an instance is named twice (`DuplicatedInstance`), a lock
+                would have expired before it is created (`InThePast`), or the key was used for
+                other locks (`KeyUsed`).
+            AlreadyLocked: one of the service instances is locked.
             Unavailable: the database does not answer.
         """
         wanted = []
@@ -166,7 +167,7 @@ class Locks(_Entries[Lock]):
             if lock.temporary or lock.orchestration_job_id:
                 raise InvalidParameter("A lock of a job is made with `reserve`")
             wanted.append(_with_end(lock, expires_in))
-        # A program's requests are nobody's else: a system always has a name.
+        # No system has an empty name, so these keys are a program's own.
         of_it = Key(read_key(key), requester="") if key else None
         return self._read(self._store.lock_table.create(self._new.read({"locks": wanted}), of_it))
 
@@ -176,39 +177,40 @@ class Locks(_Entries[Lock]):
         Contract: "Holding a lock", `renew`.
 
         Args:
-            locks: the locks with their new ends. If a lock has an id, only that very lock is meant.
+            locks: the locks with their new ends. If a lock has an id, only the lock with that id is
+                renewed.
             expires_in: the seconds after which all of them end, instead of their `expires_at`.
 
         Raises:
-            InvalidParameter: a value is malformed, there is no lock, an instance is named twice
-                (`DuplicatedInstance`), or an end is past (`InThePast`).
-            NotLocked: some of the locks are not there, have expired or are temporary.
+            InvalidParameter: a value is malformed, `locks` is empty, an instance is named twice
+                (`DuplicatedInstance`), or an end has passed (`InThePast`).
+            NotLocked: some of the locks do not exist, have expired or are temporary.
             Unavailable: the database does not answer.
         """
         wanted = [_with_end(lock, expires_in) for lock in demand(Lock, locks)]
         return self._read(self._store.lock_table.renew(self._renewal.read({"locks": wanted})))
 
     def add(self, locks: Iterable[Lock]) -> list[Lock]:
-        """Put locks there as they are, also expired ones and those of any job, all or none.
+        """Insert all locks or none, as they are: expired ones too, and those of any job.
 
-        For tests and demonstrations. An expired lock is one for nobody, so it gives way to the next
-        on its instance.
+        For tests and demonstrations. An expired lock does not count: the next lock on its instance
+        replaces it.
 
         Args:
-            locks: the locks. Their ids do not count: each gets a new one.
+            locks: the locks. Their ids are ignored: each lock gets a new one.
 
         Returns:
             The locks as they are stored, in the same order.
 
         Raises:
             InvalidParameter: a value is malformed, or an instance is named twice.
-            AlreadyLocked: somebody holds one of the service instances.
+            AlreadyLocked: one of the service instances is locked.
             Unavailable: the database does not answer.
         """
         return self._store.add(locks=locks)[0]
 
     def put(self, locks: Iterable[Lock]) -> list[Lock]:
-        """As `add`, within a `Backend.write`."""
+        """Like `add`, but inside a `Backend.write`."""
         found = [self._entry.read(payload_of(vars(lock))) for lock in demand(Lock, locks)]
         wanted = [NewLock(**{it: lock[it] for it in NewLock._fields}) for lock in found]
         return self._read(self._store.lock_table.put(wanted))
@@ -216,7 +218,7 @@ class Locks(_Entries[Lock]):
     def reserve(
         self, job_id: str, service_instance_id: str, owner: str, expires_at: datetime | str
     ) -> Lock:
-        """Lock an instance for an unfinished job, temporarily: only `release` or time frees it.
+        """Lock an instance temporarily for an unfinished job, until `release` or the lock's end.
 
         Args:
             job_id: the job's id, as `History.create` returned it.
@@ -225,9 +227,9 @@ class Locks(_Entries[Lock]):
             expires_at: a time in the future, with a zone, or a DateTime of the contract.
 
         Raises:
-            InvalidParameter: a value is malformed, or `expires_at` is past (`InThePast`).
-            NoUnfinishedJob: the job is not there or has ended; it is a `NotFound` too.
-            AlreadyLocked: somebody holds the instance.
+            InvalidParameter: a value is malformed, or `expires_at` has passed (`InThePast`).
+            NoUnfinishedJob: the job does not exist or has ended; this is also a `NotFound`.
+            AlreadyLocked: the instance is locked.
             Unavailable: the database does not answer.
         """
         values = {
@@ -243,7 +245,7 @@ class Locks(_Entries[Lock]):
         """Remove the temporary locks of a job.
 
         Returns:
-            How many there were.
+            How many locks were removed.
 
         Raises:
             Unavailable: the database does not answer.
@@ -253,20 +255,20 @@ class Locks(_Entries[Lock]):
     def remove(
         self, owner: str, service_instance_ids: Sequence[str], ids: Sequence[int] = ()
     ) -> int:
-        """Remove an owner's locks on these instances, but no temporary ones.
+        """Remove an owner's locks on these instances, except temporary ones.
 
         Contract: "Lock", "remove"; "Holding a lock".
 
         Args:
             owner: the owner.
             service_instance_ids: the instances.
-            ids: if there are some, only locks with these ids are removed.
+            ids: if not empty, only locks with these ids are removed.
 
         Returns:
             How many locks were removed.
 
         Raises:
-            InvalidParameter: a value is malformed, or there is no instance.
+            InvalidParameter: a value is malformed, or `service_instance_ids` is empty.
             Unavailable: the database does not answer.
         """
         values = {"owner": owner, "instanceIds": service_instance_ids, "ids": ids}
@@ -305,10 +307,10 @@ class History(_Entries[Job]):
         """Record a new job, `PENDING`.
 
         Args:
-            type: `PULL` (asked for by the requester) or `PUSH` (by a subscription).
+            type: `PULL` (the requester asked for it) or `PUSH` (a subscription triggered it).
             requester_system: the system that asked.
-            target_system: the system that the result is for.
-            service_definition: the service that is looked for.
+            target_system: the system that gets the result.
+            service_definition: the service that is searched for.
             subscription_id: the UUID of the subscription that triggered the job, if one did.
             message: free text, at most 16,384 characters.
 
@@ -332,39 +334,39 @@ class History(_Entries[Job]):
         return job.id
 
     def add(self, jobs: Iterable[Job]) -> list[Job]:
-        """Put jobs there as they are, of any age and status, all or none.
+        """Insert all jobs or none, as they are, of any age and status.
 
-        For what was recorded elsewhere, and for tests and demonstrations.
+        For jobs that were recorded elsewhere, and for tests and demonstrations.
 
         Args:
-            jobs: the jobs. One without an id gets one; one whose id is there replaces it. One
-                without `created_at` is made now.
+            jobs: the jobs. A job without an id gets one. A job whose id exists replaces that job. A
+                job without `created_at` is created now.
 
         Returns:
             The jobs as they are stored, in the same order.
 
         Raises:
-            InvalidParameter: a value is malformed, or does not go with the status.
+            InvalidParameter: a value is malformed, or does not fit the status.
             Unavailable: the database does not answer.
         """
         return self._store.add(jobs=jobs)[1]
 
     def put(self, jobs: Iterable[Job]) -> list[Job]:
-        """As `add`, within a `Backend.write`."""
+        """Like `add`, but inside a `Backend.write`."""
         created = {"createdAt": self._store.database.now()}
         wanted = [{**created, **payload_of(vars(job))} for job in demand(Job, jobs)]
         return self._read(self._store.job_table.put([self._entry.read(job) for job in wanted]))
 
     def start(self, job_id: str, message: str = "") -> None:
-        """Put a job `IN_PROGRESS`, from now; a finished one starts anew.
+        """Set a job to `IN_PROGRESS`, now; a finished job starts again.
 
         Args:
             job_id: the job.
             message: replaces the job's message, unless blank.
 
         Raises:
-            NotFound: there is no such job.
-            InvalidParameter: the message is no string.
+            NotFound: the job does not exist.
+            InvalidParameter: the message is not a string.
             Unavailable: the database does not answer.
         """
         self._step(job_id, IN_PROGRESS, message)
@@ -377,8 +379,8 @@ class History(_Entries[Job]):
             message: replaces the job's message, unless blank.
 
         Raises:
-            NotFound: there is no such job.
-            InvalidParameter: the job is not in progress, or the message is no string.
+            NotFound: the job does not exist.
+            InvalidParameter: the job is not in progress, or the message is not a string.
             Unavailable: the database does not answer.
         """
         self._step(job_id, DONE, message)
@@ -391,8 +393,8 @@ class History(_Entries[Job]):
             message: what went wrong; replaces the job's message, unless blank.
 
         Raises:
-            NotFound: there is no such job.
-            InvalidParameter: the job is not in progress, or the message is no string.
+            NotFound: the job does not exist.
+            InvalidParameter: the job is not in progress, or the message is not a string.
             Unavailable: the database does not answer.
         """
         self._step(job_id, ERROR, message)
@@ -401,7 +403,7 @@ class History(_Entries[Job]):
         """Return one job.
 
         Raises:
-            NotFound: there is no such job.
+            NotFound: the job does not exist.
             Unavailable: the database does not answer.
         """
         rows, _ = self._store.job_table.find({"ids": [strip(job_id).lower()]}, Page(0, 1))
@@ -419,23 +421,23 @@ class Store:
     """The locks and the history of one database.
 
     Args:
-        settings: settings by name, over those of the environment; or ready settings.
-        clock: what returns the present when it is called, in seconds since the epoch: all that this
-            store does goes by it, and so does its cleaner, however it jumps. By default the
-            machine's clock for SQLite, and the server's for PostgreSQL.
-        permitted: what may be done to the database so that it can be used; by default it is created
-            if it is not there, and upgraded if it is of an earlier version.
+        settings: settings by name, which override those of the environment; or `Settings`.
+        clock: returns the present time, in seconds since the epoch. The store and its cleaner use
+            this clock for everything, even if it jumps. The default is the machine's clock for
+            SQLite, and the server's clock for PostgreSQL.
+        permitted: what may be done to the database so that it can be used. By default it is created
+            if it does not exist, and upgraded if it is of an earlier version.
 
     Attributes:
         locks: the locks.
         history: the orchestration jobs.
         lock_table: the rows of the locks.
         job_table: the rows of the jobs.
-        figures: what the parts of this process that work on it tell of themselves.
+        figures: numbers about the parts of this process that work on the store.
 
     Raises:
         SettingError: a setting is wrong.
-        UnusableDatabase: the database cannot be opened, or is another program's.
+        UnusableDatabase: the database cannot be opened, or belongs to another program.
     """
 
     def __init__(
@@ -464,14 +466,14 @@ class Store:
     def add(
         self, locks: Iterable[Lock] = (), jobs: Iterable[Job] = ()
     ) -> tuple[list[Lock], list[Job]]:
-        """Put locks and jobs there as they are, all or none: as `Locks.add` and `History.add`.
+        """Insert locks and jobs as they are, like `Locks.add` and `History.add`: all or none.
 
         Returns:
             The locks and the jobs as they are stored, in the same order.
 
         Raises:
-            InvalidParameter: a value is malformed, an instance is named twice or held, or a time
-                does not go with a job's status.
+            InvalidParameter: a value is malformed, an instance is named twice or locked, or a time
+                does not fit a job's status.
             Unavailable: the database does not answer.
         """
         new_locks, new_jobs = list(locks), list(jobs)
@@ -480,15 +482,16 @@ class Store:
     def clean(
         self, moment: str | None = None, pause: Callable[[float], bool | None] = sleep
     ) -> tuple[int, int]:
-        """Delete what has served its time, a batch at a time, so that others can write meanwhile.
+        """Delete expired locks and old finished jobs, in batches: others can write between them.
 
         Args:
-            moment: the DateTime by which it must have; by default the present.
-            pause: what to call between two batches: it waits so many seconds, and returns whether
-                to leave off.
+            moment: the DateTime by which a lock has expired or a job is too old; by default the
+                present.
+            pause: is called between two batches with a number of seconds. It waits for that time,
+                and returns whether to stop.
 
         Returns:
-            How many expired locks, and how many old finished jobs.
+            How many locks, and how many jobs, were deleted.
 
         Raises:
             Unavailable: the database does not answer.
@@ -499,7 +502,7 @@ class Store:
         )
 
     def clear(self) -> None:
-        """Delete all locks and jobs, all or nothing: for tests. Ids go on from where they were.
+        """Delete all locks and jobs, or none if it fails. For tests. New ids continue to rise.
 
         Raises:
             Unavailable: the database does not answer.
@@ -512,7 +515,7 @@ class Store:
         self.database.write(delete)
 
     def now(self) -> str:
-        """Return the present second, as a DateTime, by the clock that the database goes by.
+        """Return the present second as a DateTime, by the clock of the database.
 
         Raises:
             Unavailable: the database does not answer.
@@ -520,7 +523,7 @@ class Store:
         return self.database.read(self.database.now)
 
     def close(self) -> None:
-        """Close the database's connections, for good: what uses the store then says so."""
+        """Close the connections for good. Calls that need the database then raise `Unavailable`."""
         self.database.closed = True
         self.database.close()
 

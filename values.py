@@ -1,8 +1,8 @@
 """The value types of the contract: how each is normalised, checked and written.
 
-One function for each text of the contract's table "Values". Each takes a string whose surrounding
-white space is already gone (`strip`) and returns the canonical form, or raises `ValueError`, with
-the contract's message where that is the same everywhere. Nothing here knows JSON, HTTP or the
+There is one function for each text of the contract's table "Values". Each takes a string without
+surrounding white space (`strip`) and returns its canonical form, or raises `ValueError`. The error
+has the contract's message if that is the same everywhere. Nothing here knows JSON, HTTP or the
 database.
 """
 
@@ -18,7 +18,7 @@ NAME_MAX_LENGTH = 63
 VERSION_MAX_LENGTH = 14
 MAX_OFFSET_HOURS = 18
 
-#: After every instant that a DateTime can return; ISO 8601's name for the start of the year 10000.
+#: Later than all moments that a DateTime can name: ISO 8601's form of the start of the year 10000.
 END_OF_TIME = "9999-12-31T24:00:00Z"
 START_OF_TIME = "0000-01-01T00:00:00Z"
 
@@ -56,7 +56,7 @@ def strip(text: str) -> str:
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean X?)` if a known name is like this misspelt one, else nothing."""
+    """Return ` (did you mean X?)` if a known name is similar to this misspelt one, else nothing."""
     near = get_close_matches(name, known, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
@@ -72,7 +72,7 @@ def repeated(texts: Iterable[str]) -> str | None:
 
 
 class Naming:
-    """How names are brought to their convention before they are checked.
+    """How names are normalised before they are checked.
 
     Args:
         extended: the contract's `extended` mode; otherwise `simple`, where names are only stripped.
@@ -101,8 +101,9 @@ class Naming:
         """Return a ServiceInstanceID, `SystemName|ServiceName|Version`, each part normalised.
 
         Raises:
-            ValueError: the contract's message for the identifier as a whole (not three parts, or
-                an empty system or service part), else for the first part that is wrong.
+            ValueError: the text does not have three parts, or its system or service part is empty
+                (with the contract's message for the whole identifier); or a part is wrong (with
+                the message for the first wrong part).
         """
         if _SERVICE_INSTANCE_ID(
             text
@@ -181,7 +182,8 @@ def uuid(text: str) -> str:
     """Return a UUID in its textual form of RFC 9562, lower case.
 
     Raises:
-        ValueError: it is none. There is no message: the contract has one for each place.
+        ValueError: the text is not a UUID. The error has no message: the contract has one for each
+            place.
     """
     text = text.lower()
     if not _UUID(text):
@@ -199,7 +201,7 @@ def second(text: str, round_up: bool = False) -> str:
         round_up: round a fraction up to the next second, instead of cutting it off.
 
     Raises:
-        ValueError: `text` is no DateTime of the contract. There is no message.
+        ValueError: `text` is not a DateTime of the contract. The error has no message.
     """
     if _CANONICAL_INSTANT(text):  # a short cut: without it, reading 100 locks takes twice as long
         datetime.fromisoformat(text[:-1])  # the calendar may have no such day
@@ -208,7 +210,7 @@ def second(text: str, round_up: bool = False) -> str:
     if not match:
         raise ValueError
     year, day, clock, fraction, sign, hours, minutes = match.groups()
-    # Python's calendar starts with the year 1; the year 0 has the same days as the year 4.
+    # Python's calendar begins with the year 1; the year 0 has the same days as the year 4.
     local = datetime.fromisoformat(f"{'0004' if year == '0000' else year}{day}T{clock}")
     offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
     if offset > timedelta(hours=MAX_OFFSET_HOURS):
@@ -229,12 +231,12 @@ def write_instant(utc: datetime) -> str:
 
 
 def duration(seconds: int) -> str:
-    """Return a duration as ISO 8601 has it. As text it sorts after every DateTime."""
+    """Return a duration in the form of ISO 8601. As text it sorts after every DateTime."""
     return f"PT{seconds}S"
 
 
 def is_duration(text: str) -> bool:
-    """Return whether a text is a duration of `duration`, and no DateTime."""
+    """Return whether a text is a duration (`duration`), and not a DateTime."""
     return text.startswith("P")
 
 
@@ -242,7 +244,7 @@ def end_of(duration: str, time: float) -> str:
     """Return the second at which a duration ends, rounded up.
 
     Args:
-        duration: the duration.
+        duration: the duration, as `duration` returns it.
         time: when it begins, in seconds since the epoch.
     """
     return write_second(min(ceil(time + int(duration[2:-1])), LAST_SECOND))

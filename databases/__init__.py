@@ -35,7 +35,7 @@ Clock = Callable[[], float]
 #: How many rows a server sends at once if there are many. Each may hold a message of 64 KiB.
 STREAM_BATCH = 100
 
-#: How often to try if other writers are in the way, and the longest first pause, in seconds.
+#: How many times to try if other writers are in the way, and the longest first pause, in seconds.
 ATTEMPTS = 6
 PAUSE = 0.02
 
@@ -46,7 +46,7 @@ NO_ROOM = "The database has no room"
 
 
 class Busy(Unavailable):
-    """Others have been using the database for longer than the timeout."""
+    """Others have kept the database busy for longer than the timeout."""
 
     def __init__(self) -> None:
         super().__init__(BUSY)
@@ -60,10 +60,10 @@ class Backend(ABC):
     """Runs work in transactions, and raises `Unavailable` if the database cannot.
 
     Attributes:
-        engine: peewee's database, which knows the SQL of this kind.
+        engine: peewee's database, which knows the SQL of this kind of database.
         one_writer: whether only one transaction writes at a time.
-        read_only: whether it was opened only to be read; then `check` does not ask for more.
-        closed: whether its owner has done with it: then it does not connect again.
+        read_only: whether it was opened only to be read; then `check` does not try to write.
+        closed: whether its owner has closed it for good; then it does not connect again.
     """
 
     engine: peewee.Database
@@ -104,7 +104,7 @@ class Backend(ABC):
         return self.write_once(work, *args, **kwargs)
 
     def write_once(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `write`, for work that cannot run twice.
+        """Like `write`, for work that cannot run twice.
 
         Raises:
             Overtaken: another writer was in the way.
@@ -127,13 +127,13 @@ class Backend(ABC):
         self.read(self.rows, f"SELECT version FROM {SchemaVersion._meta.table_name}")
 
     def inspect(self, thorough: bool) -> str:
-        """Look closer than `check`, for a person who asks.
+        """Examine the database more closely than `check`, for a person who asks.
 
         Args:
             thorough: whether to compare all indexes with their tables too, which takes long.
 
         Returns:
-            What a person may want to know, such as whose file it is.
+            What a person may want to know, such as who owns the file.
 
         Raises:
             Unavailable: it does not answer, or cannot be written to.
@@ -143,7 +143,7 @@ class Backend(ABC):
         return ""
 
     def now(self) -> str:
-        """Return the present second by the one clock that all who share the database go by.
+        """Return the present second by the clock that all users of the database share.
 
         For use inside `read` or `write`.
         """
@@ -199,16 +199,19 @@ class Backend(ABC):
 
     @abstractmethod
     def unindexed(self, column: peewee.ColumnBase) -> peewee.ColumnBase:
-        """Return `column` so that a condition on it uses no index, where that is ours to say."""
+        """Return `column` in a form that keeps a condition on it from using an index.
+
+        Where the database itself chooses the indexes best, it is the column as it is.
+        """
 
     # What follows is for databases with several writers at a time.
 
     def locking(self, query: peewee.Select, how: str) -> peewee.Select:
-        """Return `query` so that nobody else changes the rows that it reads until the write ends.
+        """Return `query` in a form that locks the rows it reads until the write ends.
 
         Args:
             query: a query of a write.
-            how: `SHARE`; `UPDATE`, in the order of the query; or `UPDATE SKIP LOCKED`, to pass over
+            how: `SHARE`; `UPDATE`, in the order of the query; or `UPDATE SKIP LOCKED`, to skip the
                 rows that others have locked.
         """
         return query
@@ -230,7 +233,7 @@ class Backend(ABC):
     def settle_ids(
         self, ids: peewee.AutoField, key: peewee.Field, inserted: dict[str, int], order: list[str]
     ) -> dict[str, int]:
-        """Give rows their final ids, which rise in this order and are above all ids before them.
+        """Give rows their final ids, which rise in this order and are above all earlier ids.
 
         For use inside `write`, once nobody else can insert a row with one of these keys.
 
@@ -247,15 +250,14 @@ class Backend(ABC):
 
     @abstractmethod
     def take_turns(self, name: str) -> None:
-        """Wait until no other `write` has this name, and have it until the present one ends.
+        """Wait until no other `write` holds this name, and hold it until the present `write` ends.
 
-        So that nobody waits for ever, it comes before anything else that a `write` locks, and once
-        at most.
+        To avoid deadlocks, a `write` calls it before it locks anything else, and at most once.
         """
 
     @abstractmethod
     def keep_others_off(self, ids: peewee.AutoField, highest: int = 0) -> None:
-        """Keep other writers off a table until a `write` ends, so that it may insert ids.
+        """Block other writers of a table until a `write` ends, so that it may insert ids itself.
 
         Args:
             ids: the table's column that counts up. If the `write` succeeds, later ids are above
@@ -265,7 +267,7 @@ class Backend(ABC):
 
     @abstractmethod
     def last_id(self, ids: peewee.AutoField) -> int:
-        """Return the largest id that was ever given out or inserted, 0 if there was none.
+        """Return the largest id that was ever given out or inserted; 0 if there was none.
 
         For use inside `read` or `write`.
 

@@ -1,7 +1,7 @@
 """The connections of a process to a PostgreSQL server: psycopg's pool, with limits on all waits.
 
-A frozen server, or a silent network, must not delay a request for longer than the timeout. If this
-process is frozen itself, it must not block others for longer either.
+A frozen server or a silent network must not delay a request for longer than the timeout. If this
+process itself is frozen, it must not block others for longer either.
 """
 
 import atexit
@@ -91,7 +91,7 @@ class Pool:
     Args:
         parameters: those of libpq.
         timeout: how long to wait for a connection, or for a lock, in seconds.
-        connections: how many there may be at once.
+        connections: how many connections there may be at once.
     """
 
     def __init__(self, parameters: Mapping[str, Any], timeout: float, connections: int) -> None:
@@ -120,7 +120,7 @@ class Pool:
         """Lend a connection for a block.
 
         Raises:
-            Busy: all connections are in use, for longer than the timeout.
+            Busy: all connections have been in use for longer than the timeout.
             PoolTimeout: no connection can be made.
         """
         pool = self._pool
@@ -154,7 +154,7 @@ class Pool:
             try:
                 connection = pool.getconn(WAIT)
             except PoolTimeout:
-                # The pool does not tell waiting threads that it cannot connect.
+                # The pool does not tell the waiting threads that it cannot connect.
                 if self._in_vain:
                     raise
                 if time.monotonic() >= deadline:

@@ -1,15 +1,15 @@
 """A database on a PostgreSQL server, for many machines.
 
 A transaction borrows a connection of psycopg's pool (`pool.py`). peewee makes the tables and the
-SQL, and psycopg runs it: so no thread waits for another one's connection to a server that does not
-answer.
+SQL, and psycopg runs it. So no thread waits for another thread's connection to a server that does
+not answer.
 
-Rows with an id that counts up are inserted with a provisional one, and get their final id once
-nobody else can insert a row with their key. For a sequence counts on before an insert waits for
-those who are there before it: the id of a lock would be smaller than that of the lock before it.
-One advisory lock for all creates would do without that, but its holder has it until the commit is
-on disk: 24 writers made 0.15 times as many single creates with it, and 0.4 where nothing waits for
-the disk; three servers made 0.6 times as many.
+Rows with an id that counts up are inserted with a provisional id. They get their final id once
+nobody else can insert a row with their key. The reason is that a sequence counts before an insert
+waits for earlier writers: a lock could get a smaller id than the lock before it. One advisory lock
+for all creates would avoid this, but its holder keeps it until the commit is on disk: 24 writers
+made 0.15 times as many single creates with it, and 0.4 times as many where nothing waits for the
+disk; three servers made 0.6 times as many.
 """
 
 import random
@@ -46,7 +46,7 @@ from orchmgmt.models import COUNTED_IDS, SchemaVersion, UnusableDatabase, WrongU
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Any number that only orchmgmt uses: whoever has this lock of the database may change the schema.
+#: A number that only orchmgmt uses: whoever holds this lock of the database may change the schema.
 SCHEMA_LOCK = 0x6F7263686D676D74
 
 #: Likewise for the locks of names; such a lock has two numbers.
@@ -71,7 +71,7 @@ class PostgresqlBackend(Backend):
         timeout: how long to wait for a connection, or for a lock, in seconds.
         connections: how many connections there may be at once.
         permitted: what may be done to the database so that it can be used.
-        clock: what tells the time, if not the server.
+        clock: returns the time, if the server's clock is not used.
 
     Raises:
         UnusableDatabase: the database cannot be opened, or its schema is not ours.
@@ -96,13 +96,13 @@ class PostgresqlBackend(Backend):
             raise UnusableDatabase(_line(error)) from error
 
     def _prepare(self, permitted: Permitted) -> None:
-        """Make the tables, on a connection that waits for others who do as long as it takes."""
+        """Make the tables. If others are making them, wait for them as long as it takes."""
         engine = self.engine
         with engine.connection_context():
             encoding = engine.connection().info.parameter_status("server_encoding")
             if encoding != "UTF8":
                 raise UnusableDatabase(f"its encoding is {encoding}: UTF8 is needed")
-            # What it finds once it has a lock is what others committed before.
+            # Once it has a lock, it sees what others committed before.
             with engine.atomic("READ COMMITTED"):
                 if self.read_only:  # it may be a standby, or the user may have no other right
                     engine.execute_sql(set_sql(timeouts(self._timeout), local=True))
@@ -119,7 +119,7 @@ class PostgresqlBackend(Backend):
         try:
             return super().write_once(work, *args, **kwargs)
         except Overtaken as overtaken:
-            # If others have put an id there by hand, the sequence would give it out once more.
+            # If others have inserted an id by hand, the sequence would give it out again.
             taken = overtaken.__cause__
             table = taken.diag.table_name if isinstance(taken, errors.UniqueViolation) else None
             if ids := COUNTED_IDS.get(table or ""):

@@ -54,11 +54,12 @@ def delete_in_batches(
     """Run a DELETE with a limit until nothing is left, in a short transaction each time.
 
     Args:
-        database: where it runs.
+        database: the database.
         delete: its SQL, with a place for `limit`.
         values: the values of its other places.
-        pause: what to call between two transactions. Meanwhile those who wait for the only writer
-            get their turn. They sleep between two tries, so the pause is longer than the DELETE.
+        pause: is called between two transactions. Meanwhile other writers get their turn. While
+            they wait for the only writer they sleep between two tries, so the pause is longer than
+            the DELETE.
 
     Returns:
         How many rows were deleted.
@@ -85,10 +86,10 @@ class BulkInsert:
     """INSERT statements for one to `BATCH` rows, each built once.
 
     Args:
-        database: where they run.
+        database: the database.
         columns: the columns of a row.
         complete: makes the whole query of a plain one (what to do with a conflict, what to return).
-            For a value of its own it has `Backend.next_place`.
+            If it has a value of its own, `Backend.next_place` is the place.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class BulkInsert:
 
         Args:
             rows: their values, in the order of the columns.
-            more: the values of what the completed query has after those.
+            more: further values, for the places that `complete` has added.
         """
         returned: list[Row] = []
         for start in range(0, len(rows), BATCH):

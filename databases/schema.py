@@ -30,10 +30,10 @@ class Permitted(NamedTuple):
     """What may be done to a database so that it can be used.
 
     Attributes:
-        create: create it, or its tables, if it is not there.
+        create: create it, or its tables, if it does not exist.
         upgrade: upgrade an earlier version of the schema, and put a SQLite file into the mode that
             servers use.
-        write: write to it; otherwise it may lie where nothing can be written.
+        write: write to it; otherwise it may be where nothing can be written.
     """
 
     create: bool = True
@@ -43,15 +43,15 @@ class Permitted(NamedTuple):
 
 READY = Permitted()
 
-#: For those who only read it.
+#: For a process that only reads the database.
 TO_READ = Permitted(create=False, upgrade=False, write=False)
 
 
 class OldSchema(UnusableDatabase):
-    """The schema is of an earlier version, and may not be upgraded.
+    """The schema is of an earlier version, and must not be upgraded.
 
     Attributes:
-        version: which.
+        version: that version.
     """
 
     def __init__(self, version: int) -> None:
@@ -63,7 +63,7 @@ class OldSchema(UnusableDatabase):
 
 
 def drop_earlier_counts(engine: peewee.Database) -> None:
-    """Drop what version 2 counted with. Version 1 had no counts."""
+    """Drop the table and triggers of the counts in version 2. Version 1 had no counts."""
     counts = JobCount._meta.table_name
     for event in ("insert", "delete", "update"):
         engine.execute_sql(f"DROP TRIGGER IF EXISTS {counts}_{event}")
@@ -118,8 +118,8 @@ def check_schema(engine: peewee.Database, permitted: Permitted) -> int:
         permitted: what may be done to it so that it can be used.
 
     Raises:
-        UnusableDatabase: the tables are newer than this program, or not ours, or what they need
-            is not permitted.
+        UnusableDatabase: the tables are newer than this program or belong to another program, or
+            what they need is not permitted.
     """
     tables = [name for name in engine.get_tables() if not name.startswith("sqlite_")]
     if SchemaVersion._meta.table_name in tables:
@@ -154,8 +154,8 @@ def prepare_schema(engine: peewee.Database, permitted: Permitted) -> None:
         permitted: whether that may be done.
 
     Raises:
-        UnusableDatabase: the tables are newer than this program, or not ours, or what they need
-            is not permitted.
+        UnusableDatabase: the tables are newer than this program or belong to another program, or
+            what they need is not permitted.
     """
     version = check_schema(engine, permitted)
     if not version:

@@ -1,6 +1,6 @@
-"""The audit log: one line for each attempt to change locks or jobs: who, what, result.
+"""The audit log: a line for each attempt to change locks or jobs says who, what, and the result.
 
-For a request it names the requester; for a command, the user of the machine who runs it.
+For a request it names the requester, and for a command the user of the machine who runs it.
 
 Values are in canonical form, except those that an error message repeats.
 """
@@ -26,7 +26,7 @@ LONGEST_REASON = 300  # characters
 
 
 class Attempt:
-    """Writes a line about a request that may change something, when its block has ended.
+    """Writes a line about a request that may change something, when its block ends.
 
     Args:
         operation: what is asked for.
@@ -41,7 +41,7 @@ class Attempt:
         self.requester = "-"
 
     def tell(self, **details: int | Collection[Any]) -> None:
-        """Add numbers, and collections of which the first few are named."""
+        """Add numbers and collections; the line names the first few elements of a collection."""
         self._details.update(_shown(details))
 
     def __enter__(self) -> "Attempt":
@@ -68,14 +68,14 @@ class Attempt:
 
 @contextmanager
 def command(operation: str, always: bool = True) -> Iterator[Callable[..., None]]:
-    """Write a line about a command that changes the database, when it has ended.
+    """Write a line about a command that changes the database, when it ends.
 
     Args:
-        operation: what it does.
-        always: whether to write a line even if nothing was added to it, so nothing has changed.
+        operation: what the command does.
+        always: whether to write a line even if nothing was added to it, because nothing changed.
 
     Yields:
-        a function that adds to the line, as `Attempt.tell` does.
+        a function that adds to the line, like `Attempt.tell`.
     """
     details: dict[str, Any] = {}
     end: dict[str, str] = {}
@@ -97,7 +97,7 @@ def command(operation: str, always: bool = True) -> Iterator[Callable[..., None]
 
 
 def _user() -> str:
-    """Return who runs this process. The environment may lie, so it is not asked."""
+    """Return the user who runs this process. The environment may be wrong, so it is not used."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

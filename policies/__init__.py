@@ -1,9 +1,10 @@
 """Who is asking, and who may (contract, "Who is asking"): a file for each policy.
 
-An authentication policy finds out who sent a request, a management policy whether that system may
-manage. Each is a class that is made from the settings, which list them all; the gate calls both.
-Here is what they share. `cloud.py` asks the cloud's other systems, and `proxies.py` tells which
-proxies are trusted. Nothing here knows locks, jobs, their database or the server.
+An authentication policy finds out who sent a request; a management policy decides whether that
+system may manage. Each is a class that is made from the settings, and `settings.py` lists them all.
+The gate calls both. This module has what they share. `cloud.py` asks the cloud's other systems, and
+`proxies.py` says which proxies are trusted. Nothing here knows locks, jobs, their database or the
+server.
 """
 
 import re
@@ -42,19 +43,19 @@ class Headers(Protocol):
     """Headers by their names in any letter case."""
 
     def get(self, name: str, /) -> str | None:
-        """Return a header, if it is there."""
+        """Return a header, or `None` if it was not sent."""
 
 
 class Evidence(Protocol):
-    """What tells who sent a request; Flask's `Request` is such."""
+    """What shows who sent a request, such as Flask's `Request`."""
 
     @property
     def headers(self) -> Headers:
-        """What was sent with it."""
+        """The headers of the request."""
 
     @property
     def remote_addr(self) -> str | None:
-        """Where it comes from."""
+        """The address that it comes from."""
 
 
 class OwnIdentity:
@@ -62,7 +63,7 @@ class OwnIdentity:
 
     Args:
         name: its SystemName.
-        authorization: the header `Authorization` that proves it, if a header does.
+        authorization: the header `Authorization` that proves the name, if a header does.
 
     Attributes:
         name: its SystemName.
@@ -79,12 +80,12 @@ class OwnIdentity:
             refused: the header that was refused before this call, if one was.
 
         Raises:
-            Unavailable: another system has to be asked, and does not answer.
+            Unavailable: another system must be asked, and does not answer.
         """
         return self._authorization
 
     def secrets(self, authorization: str | None) -> tuple[str, ...]:
-        """Return what must not get into a log.
+        """Return the texts that must not appear in a log.
 
         Args:
             authorization: the header that was sent.
@@ -96,9 +97,9 @@ class AuthenticationPolicy(Protocol):
     """A way to find out who sent a request.
 
     Attributes:
-        scheme: how OpenAPI describes what a request must show.
-        refusal: the message for a request that shows something else.
-        verifies: whether a system cannot claim to be another one.
+        scheme: how OpenAPI describes the proof that a request must bring.
+        refusal: the message for a request that brings something else.
+        verifies: whether it prevents a system from claiming to be another one.
         reads_certificate: whether a client certificate identifies a system.
     """
 
@@ -111,19 +112,19 @@ class AuthenticationPolicy(Protocol):
         """Return who sent a request.
 
         Raises:
-            Unidentified: it does not say, or not as this policy requires.
+            Unidentified: the request does not say who sent it, or not as this policy requires.
             Forbidden: it says so, but this policy does not let that system in.
-            Unavailable: another system has to be asked, and does not answer.
+            Unavailable: another system must be asked, and does not answer.
         """
 
     @classmethod
     def own_identity(cls, settings: Settings) -> OwnIdentity:
         """Return who this system is to the other systems of its cloud, which have the same policy.
 
-        Only what asks other systems needs it: the policy `authorization` and the registration.
+        Only the policy `authorization` and the registration, which ask other systems, need it.
 
         Raises:
-            SettingError: what proves it is missing or wrong.
+            SettingError: the proof is missing or wrong.
         """
         raise SettingError(
             f"the policy `{settings.authentication_policy}` does not say how this system proves "
@@ -158,7 +159,7 @@ class ManagementPolicy(Protocol):
         """Return whether `requester` may do `operation`.
 
         Raises:
-            Unavailable: another system has to be asked, and does not answer.
+            Unavailable: another system must be asked, and does not answer.
         """
 
 
@@ -189,7 +190,7 @@ def bearer(evidence: Evidence) -> tuple[str, str]:
     """Return the two parts of `Authorization: Bearer <kind>//<value>`.
 
     Raises:
-        Unidentified: the header is missing or malformed. White space round the value is malformed.
+        Unidentified: the header is missing or malformed, such as with white space round the value.
     """
     header = evidence.headers.get("Authorization") or ""
     if not strip(header):

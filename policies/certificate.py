@@ -30,7 +30,7 @@ DOMAIN = ["arrowhead", "eu"]
 
 _HEADER_NAME = re.compile("[A-Za-z0-9-]+").fullmatch
 _CLOUD = re.compile(r"[^.\s]+\.[^.\s]+").fullmatch
-# Neither form has a comma, which is what comes of a header that is there twice.
+# Neither form has a comma: servers join a header that was sent twice with one.
 _RFC_9440 = re.compile(":([A-Za-z0-9+/]+=*):").fullmatch
 _ESCAPED = re.compile("[A-Za-z0-9%+/=._~-]+").fullmatch
 _PEM = re.compile(
@@ -74,7 +74,7 @@ class Certificate(AuthenticationPolicy):
         """Return the identity in this system's own certificate, which needs no header.
 
         Raises:
-            SettingError: there is no such certificate, or it does not name a system of the cloud.
+            SettingError: the certificate is missing, or does not name a system of the cloud.
         """
         settings.needed("certificate_file", settings.management_policy)
         return OwnIdentity(_own_name(settings))
@@ -83,8 +83,8 @@ class Certificate(AuthenticationPolicy):
         """Return the system or operator that the client certificate names.
 
         Raises:
-            Unidentified: there is none, its sender is not trusted, or it is not valid now.
-            Forbidden: the certificate is not a system's or an operator's of this cloud.
+            Unidentified: the certificate is missing or not valid now, or its sender is not trusted.
+            Forbidden: the certificate belongs to no system or operator of this cloud.
         """
         value = evidence.headers.get(self._header)
         if value is not None and not self._proxies.sent(evidence):
@@ -106,7 +106,7 @@ class Certificate(AuthenticationPolicy):
         return Requester(self.name(names), operator=profiles == [OPERATOR])
 
     def _as_names(self, labels: list[str]) -> list[str]:
-        """A cloud and its organisation as they are compared: as SystemNames, if they are such."""
+        """Return a cloud and its organisation in the form to compare: as SystemNames, if valid."""
         names = []
         for label in labels:
             try:
@@ -119,7 +119,7 @@ class Certificate(AuthenticationPolicy):
         """Return the SystemName in a common name, `<system>.<cloud>.<organisation>.arrowhead.eu`.
 
         Raises:
-            Forbidden: it does not name a system of this cloud.
+            Forbidden: the common name does not name a system of this cloud.
         """
         system, *cloud = "".join(names).split(".")
         if len(names) != 1 or cloud[2:] != DOMAIN or self._as_names(cloud[:2]) != self._cloud:
@@ -131,7 +131,7 @@ class Certificate(AuthenticationPolicy):
 
 
 def _own_name(settings: Settings) -> str:
-    """The SystemName in this system's own certificate: other systems know it by that name."""
+    """Return the SystemName in this system's own certificate, by which other systems know it."""
     file = f"{PREFIX}CERTIFICATE_FILE"
     try:
         certificate = x509.load_pem_x509_certificate(Path(settings.certificate_file).read_bytes())
@@ -158,7 +158,7 @@ def _own_name(settings: Settings) -> str:
 
 
 def _der(value: str) -> bytes:
-    """The one certificate in a header: RFC 9440's form, or nginx's escaped PEM."""
+    """Return the certificate in a header, in the form of RFC 9440 or as nginx's escaped PEM."""
     match = _RFC_9440(value) or (_ESCAPED(value) and _PEM(unquote(value).replace("\r\n", "\n")))
     if not match:
         raise ValueError

@@ -1,7 +1,7 @@
 """How this system asks the other systems of its cloud.
 
-Contract, "Who is asking". Any answer that the contract does not describe is `Unavailable`, and the
-log has the reason. Neither ever holds a token or a password.
+Contract, "Who is asking". An answer that the contract does not describe raises `Unavailable`, and
+the log has the reason. Neither of them ever holds a token or a password.
 """
 
 import json
@@ -47,7 +47,7 @@ class OtherSystem:
     Args:
         name: what messages call it.
         url: its base URL.
-        settings: they have the certificates and the timeouts.
+        settings: have the certificates and the timeouts.
 
     Raises:
         SettingError: a file of certificates cannot be used.
@@ -64,7 +64,7 @@ class OtherSystem:
 
         Args:
             name: what messages call it.
-            settings: they have the URL, the certificates and the timeouts.
+            settings: have the URL, the certificates and the timeouts.
             setting: the setting with the URL.
             policy: the policy that needs it.
 
@@ -99,7 +99,7 @@ class OtherSystem:
             authorization: the header `Authorization`, if any.
 
         Raises:
-            Unavailable: no answer comes in time, or it is too large.
+            Unavailable: no answer arrives in time, or it is too large.
         """
         headers = {"Accept": "application/json"}
         if authorization:
@@ -127,7 +127,7 @@ class OtherSystem:
 
 
 class OwnSide:
-    """This system as the others see it: it asks them under its own identity.
+    """This system as the other systems see it: it asks them under its own identity.
 
     Args:
         identity: who this system is, and how it proves that.
@@ -152,8 +152,8 @@ class OwnSide:
             payload: what is sent as JSON; `None` sends no body.
 
         Raises:
-            Unavailable: it does not answer with 200 and JSON in time, or too many requests wait
-                for an answer already.
+            Unavailable: the system does not answer with 200 and JSON in time, or too many requests
+                are already waiting for an answer.
         """
         status, answer = self.send(system, method, path, payload)
         if status != HTTPStatus.OK:
@@ -169,7 +169,7 @@ class OwnSide:
         if the answer gives none.
 
         Raises:
-            Unavailable: no answer comes in time, or too many requests wait for one already.
+            Unavailable: no answer arrives in time, or too many requests are already waiting.
         """
         # A slow system must leave threads for the requests that do not need it.
         if not self._places.acquire(blocking=False):
@@ -189,7 +189,7 @@ class OwnSide:
 
 
 def printable(text: str) -> str:
-    """Return a text without the characters that a terminal or a log would obey."""
+    """Return a text without control characters, which a terminal or a log would obey."""
     return "".join(it for it in text if it.isprintable())
 
 
@@ -197,17 +197,17 @@ def printable(text: str) -> str:
 def own_side(settings: Settings) -> OwnSide:
     """Return the one `OwnSide` of these settings.
 
-    There is only one, because each login may end the one before it.
+    There is only one, because each login may end the previous one.
 
     Raises:
-        SettingError: what proves who this system is, is missing or wrong.
+        SettingError: the proof of this system's identity is missing or wrong.
     """
     return OwnSide(authentication_policy(settings).own_identity(settings))
 
 
 @lru_cache(maxsize=16)
 def _connections(settings: Settings) -> Connections:
-    """The connections to all other systems."""
+    """Return the connections to all other systems."""
     try:
         context = tls_context(
             settings.ca_file or None, settings.certificate_file or None, settings.key_file or None
@@ -222,7 +222,7 @@ def _connections(settings: Settings) -> Connections:
 
 
 def _reason_of(body: bytes, secrets: Iterable[str]) -> str:
-    """The `errorMessage` of an answer, without secrets."""
+    """Return the `errorMessage` of an answer, without secrets."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):

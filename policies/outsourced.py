@@ -1,4 +1,4 @@
-"""The authentication policy `outsourced`: the cloud's identity service says whose a token is."""
+"""The authentication policy `outsourced`: the cloud's identity service verifies tokens."""
 
 import hashlib
 import logging
@@ -31,8 +31,8 @@ REMEMBERED_AT_MOST = 10_000
 #: This system logs in again after this part of a login's life.
 LOGIN_AGES = 0.8
 
-#: How many seconds a login is used if it has ended already by this machine's clock. In that case
-#: the clocks disagree, and only a refusal tells when it really ends.
+#: How many seconds a login is used if it has already ended by this machine's clock. In that case
+#: the clocks disagree, and only a refusal shows when it really ends.
 ENDED_ALREADY = 60.0
 
 CLOCKS = (
@@ -48,7 +48,7 @@ class Outsourced(AuthenticationPolicy):
     """`outsourced`: the requester shows a token, which the identity service verifies.
 
     Args:
-        settings: where the service is, how this system logs in, and how long an answer is
+        settings: say where the service is, how this system logs in, and how long an answer is
             remembered.
 
     Raises:
@@ -89,7 +89,7 @@ class Outsourced(AuthenticationPolicy):
         token = strip(value)
         if kind != "IDENTITY-TOKEN" or not _TOKEN(token):
             raise Unidentified(INVALID_HEADER)
-        # Kept as a hash: neither the memory nor the time of a comparison tells a token.
+        # Kept as a hash: neither the memory nor the time of a comparison reveals a token.
         key = hashlib.sha256(token.encode()).digest()
         requester = self._remembered.get(key)
         if requester is None:
@@ -99,7 +99,7 @@ class Outsourced(AuthenticationPolicy):
         return requester
 
     def _verify(self, token: str) -> tuple[Requester, float]:
-        """The system that a token stands for, and for how many seconds (0 if unknown)."""
+        """Return the system that a token identifies, and for how many seconds (0 if unknown)."""
         answer = self._own.ask(self._identity, "GET", f"verify/{token}")
         if not isinstance(answer, dict) or not isinstance(answer.get("verified"), bool):
             raise self._identity.unavailable("it does not say whether a token is valid")
@@ -114,7 +114,7 @@ class Outsourced(AuthenticationPolicy):
             requester = Requester(self._naming.system_name(strip(name)), operator)
         except ValueError:
             raise self._identity.unavailable("a name or a time is malformed") from None
-        # The identity service goes on verifying a token that has ended until it cleans up.
+        # The identity service accepts a token that has ended until it cleans up.
         if lifetime is not None and lifetime <= 0:
             raise Unidentified(INVALID_HEADER)
         return requester, lifetime or 0.0
@@ -147,11 +147,11 @@ class _Remembered:
 
 
 class OwnLogin(OwnIdentity):
-    """A login of this side at the identity service, renewed before it ends.
+    """This system's login at the identity service, renewed before it ends.
 
     Args:
         name: the SystemName that logs in.
-        settings: where the identity service is, and the password.
+        settings: say where the identity service is, and the password.
 
     Attributes:
         ended_already: whether the last login had ended when it began, by this machine's clock.
@@ -171,13 +171,13 @@ class OwnLogin(OwnIdentity):
         self.ended_already = False
 
     def authorization(self, refused: str | None = None) -> str:
-        """Return the `Authorization` of this login, after logging in if that is necessary.
+        """Return the header `Authorization` of this login. Log in first if necessary.
 
         Raises:
             Unavailable: the identity service does not accept the login.
         """
         came = time.monotonic()
-        # One thread logs in, and the others share the result: a login may end the one before it.
+        # One thread logs in, and the others share the result: a login may end the previous one.
         with self._lock:
             if self._failed > came:
                 raise Unavailable(self._failure)
@@ -226,10 +226,10 @@ def identity_service(settings: Settings) -> OtherSystem:
 
 
 def _seconds_until(moment: object) -> float:
-    """How many seconds a DateTime of the contract is ahead; below 0 if it has passed.
+    """Return how many seconds from now a DateTime of the contract is; below 0 if it has passed.
 
     Raises:
-        ValueError: it is not a DateTime.
+        ValueError: the value is not a DateTime.
     """
     if not isinstance(moment, str):
         raise ValueError

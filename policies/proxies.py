@@ -1,16 +1,16 @@
-"""Which proxies are believed, and so who is at the other end of a request."""
+"""Which proxies are trusted, and so who is at the other end of a request."""
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from orchmgmt.policies import Evidence
 from orchmgmt.settings import PREFIX, SettingError, Settings
 
-#: What servers give as the address of a peer at a Unix socket, which has none: waitress a name, and
-#: gunicorn and Granian nothing. Every other peer has an address.
+#: The address that servers report for a peer at a Unix socket, which has none: waitress reports a
+#: name, gunicorn and Granian report nothing. Every other peer has an address.
 UNIX_SOCKET = ("localhost", "")
 
-#: The address of what no proxy has sent, because this process has verified it itself. No peer has
-#: such an address.
+#: Stands for the address if no proxy sent the request, because this process has verified it itself.
+#: No peer has such an address.
 VERIFIED_HERE = "MQTT"
 
 
@@ -18,7 +18,7 @@ class TrustedProxies:
     """The proxies of the setting `TRUSTED_PROXIES`, and whoever may open the Unix socket.
 
     Raises:
-        SettingError: the setting holds something else than addresses and networks.
+        SettingError: the setting holds something that is neither an address nor a network.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -28,7 +28,7 @@ class TrustedProxies:
             raise SettingError(f"{PREFIX}TRUSTED_PROXIES: {error}") from None
 
     def sent(self, evidence: Evidence) -> bool:
-        """Return whether a request comes straight from one of these proxies."""
+        """Return whether a request comes directly from one of these proxies."""
         peer = evidence.remote_addr
         if peer in (*UNIX_SOCKET, VERIFIED_HERE):
             return True
@@ -39,9 +39,9 @@ class TrustedProxies:
         return any(address in network for network in self._networks)
 
     def client(self, evidence: Evidence) -> str:
-        """Return the address of the client, which a trusted proxy hands on."""
+        """Return the address of the client, which a trusted proxy forwards."""
         peer = evidence.remote_addr or ""
-        # A proxy appends to what its own client sent: only the last address is its word.
+        # A proxy appends to what its client sent: only the last address comes from the proxy.
         last = (evidence.headers.get("X-Forwarded-For") or "").rpartition(",")[2]
         for text in (last, peer) if self.sent(evidence) else (peer,):
             try:
@@ -52,12 +52,12 @@ class TrustedProxies:
 
 
 def address_of(text: str) -> IPv4Address | IPv6Address:
-    """Return an address as servers and proxies write it: maybe in brackets, with a port or a zone.
+    """Return the address in a text of a server or proxy: maybe in brackets, with a port or a zone.
 
-    An IPv4 address that comes to an IPv6 socket (`::ffff:127.0.0.1`) is that IPv4 address.
+    An IPv4 address at an IPv6 socket (`::ffff:127.0.0.1`) is returned as an IPv4 address.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text has no address.
     """
     text = text.strip()
     if text.startswith("["):

@@ -15,8 +15,8 @@ log = logging.getLogger("orchmgmt")
 #: How long `stop` waits for the current batch, in seconds. After that the batch is rolled back.
 STOP_TIMEOUT = 10
 
-#: Only what has been past for this long is deleted, in seconds, so that a clock that is off by less
-#: does no harm. A clock that moves by this much at once has jumped.
+#: Entries are deleted this long after they have expired, in seconds, so that a clock that is off by
+#: less does no harm. A clock that moves by this much at once has jumped.
 CLOCK_TOLERANCE = 5
 
 #: How long nothing is deleted after the clock has jumped, in seconds.
@@ -27,11 +27,11 @@ class Cleaner:
     """Cleans a store in the background, at intervals, until it is stopped.
 
     When the database's clock jumps, forward or back, nothing is deleted for a while: the clock may
-    be wrong, and what is deleted does not come back when it is right again. A clock that the store
-    was given may jump.
+    be wrong, and deleted entries do not come back when it is right again. A clock that was passed
+    to the store may jump.
 
     Args:
-        store: what to clean.
+        store: the store to clean.
         interval: the pause between two rounds, in seconds.
 
     Attributes:
