@@ -91,12 +91,6 @@ def operations(store: Store) -> list[Operation]:
     creation, renewal = schemas.LockCreate(settings), schemas.LockRenew(settings)
     removal = schemas.LockRemove(settings)
 
-    def find_locks(payload: Any, tell: Tell) -> Result:
-        return locks.find(*lock_query.read(payload))
-
-    def find_jobs(payload: Any, tell: Tell) -> Result:
-        return jobs.find(*history_query.read(payload))
-
     def remove(payload: Any, tell: Tell) -> None:
         wanted = removal.read(payload)
         owner, instances = wanted["owner"], wanted["service_instance_ids"]
@@ -123,7 +117,7 @@ def operations(store: Store) -> list[Operation]:
             scope="query",
             changes=False,
             takes=lock_query,
-            perform=find_locks,
+            perform=lambda payload, _: locks.find(*lock_query.read(payload)),
             summary="Find the active locks that match every filter",
             outcome="A page; `count` is of all that match",
             returns=lock_entry,
@@ -156,7 +150,7 @@ def operations(store: Store) -> list[Operation]:
             scope="query",
             changes=False,
             takes=history_query,
-            perform=find_jobs,
+            perform=lambda payload, _: jobs.find(*history_query.read(payload)),
             summary="Find the orchestration jobs that match every filter",
             outcome="A page; `count` is of all that match",
             returns=job_entry,

@@ -13,12 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from orchmgmt.errors import Unidentified
-from orchmgmt.settings import (
-    AUTHENTICATION_POLICIES,
-    MANAGEMENT_POLICIES,
-    SettingError,
-    Settings,
-)
+from orchmgmt.settings import AUTHENTICATION_POLICIES, MANAGEMENT_POLICIES, SettingError, Settings
 from orchmgmt.values import strip
 
 INVALID_HEADER = "Invalid authorization header"

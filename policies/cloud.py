@@ -18,12 +18,7 @@ from orchmgmt.client.connections import Connections, UnusableFile, split_url, tl
 from orchmgmt.client.failures import Unanswered
 from orchmgmt.errors import Unavailable
 from orchmgmt.policies import OwnIdentity, authentication_policy
-from orchmgmt.settings import (
-    ASKING_AT_ONCE,
-    PREFIX,
-    SettingError,
-    Settings,
-)
+from orchmgmt.settings import ASKING_AT_ONCE, PREFIX, SettingError, Settings
 from orchmgmt.values import strip
 
 log = logging.getLogger("orchmgmt")
