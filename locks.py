@@ -218,12 +218,10 @@ class LockTable(Table):
 
     def _create(self, locks: Sequence[NewLock], key: Key | None) -> list[Row]:
         granted = self._granted(locks)
-        self._demand_future(granted)
         self._demand_unfinished([it.orchestration_job_id for it in locks if it.temporary])
         rows = self.put(granted)
         later = self._granted(locks)  # the insert may have waited for other writers
-        self._demand_future(later)
-        if later is not granted and later != granted:
+        if later != granted:
             rows = self._set_ends(rows, later)
         if key is not None:
             values = {"key": key.text, "request": key.of(locks), "ids": [row[0] for row in rows]}
@@ -251,7 +249,6 @@ class LockTable(Table):
         rows = self._database.rows(self._select_held, {"instances": instances})
         # From here on nobody else can change these locks, so this moment decides.
         granted, present = self._granted(renewals), self._database.now()
-        self._demand_future(granted)
         _demand_different(granted)
         locks = {row[0]: NewLock(*row[1:]) for row in rows}
         held = {
@@ -281,13 +278,23 @@ class LockTable(Table):
         ]
 
     def _granted(self, wanted: Sequence[Wanted]) -> Sequence[Wanted]:
-        """Return the locks with a time instead of each end that is a duration from now."""
+        """Return the locks with a time instead of each end that is a duration from now.
+
+        Raises:
+            InThePast: an end has passed.
+        """
         durations = {it.expires_at for it in wanted if values.is_duration(it.expires_at)}
-        if not durations:
-            return wanted
-        present = self._database.time()
-        ends = {it: values.end_of(it, present) for it in durations}
-        return [it._replace(expires_at=ends.get(it.expires_at, it.expires_at)) for it in wanted]
+        if durations:
+            time = self._database.time()
+            ends = {it: values.end_of(it, time) for it in durations}
+            wanted = [
+                it._replace(expires_at=ends.get(it.expires_at, it.expires_at)) for it in wanted
+            ]
+        present = self._database.now()
+        for lock in wanted:
+            if lock.expires_at <= present:
+                raise InThePast(lock.expires_at)
+        return wanted
 
     def put(self, locks: Sequence[NewLock]) -> list[Row]:
         """Insert locks as they are, even expired ones, inside a `Backend.write`.
@@ -364,12 +371,6 @@ class LockTable(Table):
             pause: as for `delete_in_batches`.
         """
         return delete_in_batches(self._database, self._delete_expired, {"now": moment}, pause)
-
-    def _demand_future(self, locks: Iterable[NewLock | Renewal]) -> None:
-        present = self._database.now()
-        for lock in locks:
-            if lock.expires_at <= present:
-                raise InThePast(lock.expires_at)
 
     def _demand_unfinished(self, job_ids: Sequence[str]) -> None:
         if not job_ids:
