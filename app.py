@@ -32,28 +32,26 @@ class Service:
         store: the locks and the history.
         gate: who is let in.
         operations: the operations, those of extensions too.
-        read_only: whether operations that write are refused.
         extensions: what the settings have switched on.
-        watchers: called with each request that came another way than over HTTP, once it is
-            answered: the operation, the status, and the seconds that it took.
+        watchers: called for each request that did not come over HTTP, once it is answered, with
+            the operation's name, the status, and the seconds that it took.
 
     Raises:
         SettingError: a setting is wrong, or needs a package that is missing.
-        UnusableDatabase: the database cannot be opened, or is another program's.
+        UnusableDatabase: the database cannot be opened, or belongs to another program.
     """
 
     def __init__(self, settings: Settings, clock: Clock | None, read_only: bool) -> None:
-        # What may be missing comes before the database, which is not touched then.
+        # If something is missing, the database is not touched.
         self.gate = Gate(settings, read_only)
         _demand_files(settings)
         chosen = [name for name in EXTENSIONS if getattr(settings, name)]
         extensions = [EXTENSIONS[name].load(PREFIX + name.upper()) for name in chosen]
         self.store = Store(settings, clock, TO_READ if read_only else READY)
-        self.read_only = read_only
         self.app = Flask(__name__, static_folder=None)
         self.app.extensions["orchmgmt"] = self
         self.app.config["MAX_CONTENT_LENGTH"] = BodyTooLarge.smallest(settings.max_body_bytes)
-        # To the contract OPTIONS is a wrong method.
+        # For the contract OPTIONS is a wrong method.
         self.app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
         # A path is right or unknown, never redirected.
         self.app.url_map.merge_slashes = False
@@ -100,11 +98,12 @@ def create_app(
             Without them, as a WSGI server calls it, only the environment counts, and the
             application starts to log unless that server logs already.
         clock: as `Store` takes it.
-        read_only: whether the database is only read, as it is: then operations that write are 403.
+        read_only: whether the database is only read, as it is. Then the answer to operations that
+            write is 403.
 
     Raises:
         SettingError: a setting is wrong, or needs a package that is missing.
-        UnusableDatabase: the database cannot be opened, or is another program's.
+        UnusableDatabase: the database cannot be opened, or belongs to another program.
     """
     if settings is None:
         settings = Settings.read()

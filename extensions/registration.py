@@ -61,7 +61,7 @@ class Registration(Extension):
 
     def __init__(self, service: Service, interval: float = INTERVAL, again: float = AGAIN) -> None:
         settings = service.store.settings
-        self._read_only = service.read_only
+        self._read_only = service.store.database.read_only
         self._registry = Registry(settings)
         self._operations = {
             name: (group, [it for it in service.operations if it.group == group])
