@@ -16,10 +16,10 @@ MANAGEMENT = f"{ROOT}/orchestration/mgmt"
 #: The header of a request that may be repeated (contract, "Holding a lock").
 IDEMPOTENCY_KEY = "Idempotency-Key"
 
-#: How the message of a create begins if some of the instances are locked; their ids follow.
+#: The message of a create begins so if some of the instances are locked; their ids follow.
 ALREADY_LOCKED = "Already locked: "
 
-#: How the message of a renew begins if some are not held; their owner and ids follow.
+#: The message of a renew begins so if some of the locks are not held; their owner and ids follow.
 NOT_LOCKED = "Not locked by "
 
 E = TypeVar("E", bound="Entry")
@@ -73,7 +73,7 @@ class Lock(Entry):
         service_instance_id: `SystemName|ServiceName|Version`.
         owner: the system that holds it.
         expires_at: when it ends, with a zone.
-        temporary: whether a job holds it. Only the job or its end removes such a lock.
+        temporary: whether a job holds it. Such a lock is removed only by its job or by its end.
         orchestration_job_id: that job's UUID; empty for others.
         id: its number, larger than that of every lock before; `None` until the service gives it.
     """
@@ -93,10 +93,10 @@ class Job(Entry):
     """One orchestration that was asked for, and how far it got (contract, "History").
 
     Attributes:
-        type: `PULL` (asked for by the requester) or `PUSH` (by a subscription).
+        type: `PULL` (the requester asked for it) or `PUSH` (a subscription triggered it).
         requester_system: the system that asked.
-        target_system: the system that the result is for.
-        service_definition: the service that is looked for.
+        target_system: the system that gets the result.
+        service_definition: the service that is searched for.
         status: `PENDING`, `IN_PROGRESS`, `DONE` or `ERROR`.
         id: its UUID; empty until the service gives it one.
         subscription_id: the UUID of the subscription that triggered it, if one did.
@@ -139,7 +139,7 @@ def demand(kind: type[E], values: Iterable[object]) -> list[E]:
 
 
 def all_of(find: Callable[..., Found[E]], **filters: Any) -> list[E]:
-    """Return all that match, the oldest first. Nobody may change them meanwhile.
+    """Return all entries that match, the oldest first. Nobody may change them meanwhile.
 
     Args:
         find: `Locks.find` or `History.find`.
@@ -182,7 +182,7 @@ def read_time(text: str) -> datetime:
     """Return the moment that a DateTime of an answer names, in UTC.
 
     Raises:
-        ValueError: the text is no DateTime.
+        ValueError: the text is not a DateTime.
     """
     return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
 
@@ -191,7 +191,7 @@ def write_time(moment: datetime) -> str:
     """Return a moment as a DateTime, in UTC, with its fraction of a second.
 
     Raises:
-        ValueError: it has no zone.
+        ValueError: the moment has no zone.
     """
     if moment.tzinfo is None:
         raise ValueError(f"{moment} has no zone, such as timezone.utc")

@@ -1,7 +1,7 @@
 """What can go wrong with a request, and the ErrorResponse that says so (contract, "Errors").
 
-Code raises one of these exceptions where it finds the fault. What carries the request (`views.py`)
-answers it. Only the standard library is needed.
+Code raises one of these exceptions where it finds the fault. The interface that carries the
+request, such as `views.py`, turns it into an answer. This module needs only the standard library.
 """
 
 import json
@@ -14,27 +14,27 @@ RETRY_AFTER_SECONDS = 1
 #: The Content-Encoding of what is not encoded.
 IDENTITY = "identity"
 
-#: What is answered when a fault of ours ends a request.
+#: The message if a fault of this program ends a request.
 CRASHED = "An unexpected error happened; the server's log has the details"
 
 _HOST = re.compile("^[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
 
 
 class ServiceError(Exception):
-    """A request that cannot be answered as asked; its text is the `errorMessage`."""
+    """A request cannot be done; the text of the exception is the `errorMessage`."""
 
     status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
     headers: ClassVar[dict[str, str]] = {}
 
 
 class InvalidParameter(ServiceError):
-    """The request is malformed, or what it asks for cannot be (400)."""
+    """The request is malformed, or what it asks for is impossible (400)."""
 
     status = HTTPStatus.BAD_REQUEST
 
 
 class Unidentified(ServiceError):
-    """The requester has no identity, or not a valid one (401)."""
+    """The requester has no valid identity (401)."""
 
     status = HTTPStatus.UNAUTHORIZED
     headers: ClassVar[dict[str, str]] = {"WWW-Authenticate": "Bearer"}
@@ -68,8 +68,8 @@ class BodyTooLarge(ServiceError):
     def smallest(max_body_bytes: int) -> int:
         """Return the smallest size that is too large.
 
-        waitress refuses a body of its limit, and Flask cuts a body in chunks off at its limit. So
-        both are given this size, and a body that reaches it is too large.
+        waitress refuses a body as large as its limit, and Flask cuts a chunked body off at its
+        limit. So both get this size as their limit, and a body that reaches it is too large.
         """
         return max_body_bytes + 1
 
@@ -94,13 +94,13 @@ class EncodedBody(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """The database, or a server that must be asked, does not answer now (503)."""
+    """The database, or another system that must be asked, does not answer now (503)."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     headers: ClassVar[dict[str, str]] = {"Retry-After": str(RETRY_AFTER_SECONDS)}
 
 
-#: The `exceptionType` of each status. Others have that of 400, or of 500 from there on.
+#: The `exceptionType` of each status. Other statuses have that of 400, or from 500 on that of 500.
 EXCEPTION_TYPES = {
     400: "INVALID_PARAMETER",
     401: "AUTH",

@@ -1,8 +1,8 @@
 """The tables: locks, jobs, and the version of the schema that holds them.
 
-Every value is stored in its wire form (`values.py`): times are DateTime text in UTC, which sorts
-as time does, and what has no value is the empty string, which sorts first. So every engine sorts
-and compares alike, whatever its time zone or collation, and rows go out as they come in.
+Every value is stored in its wire form (`values.py`). Times are DateTime text in UTC, which sorts in
+the order of time, and a missing value is the empty string, which sorts first. So every engine sorts
+and compares in the same way, whatever its time zone or collation, and rows go out as they came in.
 """
 
 from typing import NamedTuple
@@ -31,7 +31,7 @@ class CountedId(AutoField):
     def ddl(self, ctx: Context) -> NodeList:
         """Return the column's definition."""
         definition = super().ddl(ctx)
-        # SQLite, alone, must be told; there the column's type is a plain INTEGER.
+        # Only SQLite must be told; there the column's type is a plain INTEGER.
         if ctx.state.field_types[self.field_type] == "INTEGER":
             return NodeList((definition, SQL("AUTOINCREMENT")))
         return definition
@@ -40,8 +40,8 @@ class CountedId(AutoField):
 class Lock(Model):
     """One service instance, reserved for one owner until `expires_at`.
 
-    The unique service instance is what keeps a lock exclusive, for any number of threads and
-    processes. Ids count up, and the database gives none out twice.
+    The unique service instance keeps a lock exclusive, for any number of threads and processes. Ids
+    count up, and the database never gives out the same id twice.
     """
 
     id = CountedId()
@@ -50,9 +50,9 @@ class Lock(Model):
     owner = TextField()
     expires_at = TextField()
     temporary = BooleanField(default=False)
-    # What follows is no part of an entry. Both are NULL if the lock was made without a key.
+    # These are not part of an entry. Both are NULL if the lock was created without a key.
     idempotency_key = TextField(null=True)
-    request = TextField(null=True)  # which request had the key, and how many locks it made
+    request = TextField(null=True)  # which request had the key, and how many locks it created
 
     class Meta:
         table_name = "orchestration_lock"
@@ -63,13 +63,13 @@ class Lock(Model):
         )
 
 
-#: Has only the locks that were made with a key, so that the others cost nothing.
+#: Contains only the locks that were created with a key, so that the others cost nothing.
 KEY_INDEX = Lock.index(Lock.idempotency_key, where=Lock.idempotency_key.is_null(False))
 Lock.add_index(KEY_INDEX)
 
 
 class NewLock(NamedTuple):
-    """A lock to be created: its entry without the id, which the database gives it.
+    """A lock to create: its entry without the id, which the database assigns.
 
     `expires_at` may be a duration (`values.duration`) until the lock is granted.
     """
@@ -89,7 +89,8 @@ if _COLUMNS[: 1 + len(NewLock._fields)] != ["id", *NewLock._fields]:
 class Renewal(NamedTuple):
     """A new end for a lock that somebody holds.
 
-    `expires_at` may be a duration, as in `NewLock`. With an `id`, only that very lock is meant.
+    `expires_at` may be a duration, as in `NewLock`. With an `id`, only the lock with that id is
+    renewed.
     """
 
     service_instance_id: str
@@ -115,8 +116,8 @@ class Job(Model):
 
     class Meta:
         table_name = "orchestration_job"
-        # Each filter's index goes on in the default order, newest first, so that a page of one
-        # value's jobs is read off the index and not sorted.
+        # Each filter's index continues in the default order, newest first, so that a page of the
+        # jobs with one value is read from the index and not sorted.
         indexes = (
             (("created_at", "id"), False),
             (("started_at", "id"), False),
@@ -130,11 +131,11 @@ class Job(Model):
         )
 
 
-# The tables of counts, so that counting does not read what is counted. Triggers keep them
+# The tables of counts: with them, counting does not read what is counted. Triggers maintain them
 # (`databases/counts.py`), so they are exact in every transaction, whoever writes. A count is the
-# sum of its rows. SQLite has one writer at a time, which changes the one row of its kind. On
-# PostgreSQL each writer adds a row with the difference, so that no writer waits for another; now
-# and then one of them adds the differences up. So there are few rows, whatever is counted.
+# sum of its rows. SQLite has one writer at a time, which changes the single row of its kind. On
+# PostgreSQL each writer adds a row with the difference, so that no writer waits for another; from
+# time to time a writer adds the differences up. So there are always few rows.
 
 
 class JobCount(Model):
@@ -187,7 +188,7 @@ class WrongUrl(UnusableDatabase):
 
 
 class MissingDatabase(UnusableDatabase):
-    """There is no database there, and none may be made."""
+    """The database does not exist, and must not be created."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what}; `orchmgmt serve` or an import makes a database")

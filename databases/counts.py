@@ -1,4 +1,4 @@
-"""The tables of counts, and the triggers that keep them (`models.JobCount`, `models.LockCount`)."""
+"""The tables of counts, and the triggers that maintain them (`models.JobCount`, `LockCount`)."""
 
 import peewee
 from peewee import SchemaManager
@@ -13,7 +13,7 @@ _MORE = (
 )
 _FEWER = f"UPDATE {JOBS} SET jobs = jobs - 1 WHERE status = OLD.status AND type = OLD.type;"
 
-#: How SQLite fills the tables and keeps them.
+#: How SQLite fills and maintains the tables.
 SQLITE = (
     f"INSERT INTO {JOBS} SELECT status, type, COUNT(*) FROM {JOB} GROUP BY status, type",
     f"INSERT INTO {LOCKS} SELECT COUNT(*) FROM {LOCK}",
@@ -27,18 +27,18 @@ SQLITE = (
     f" BEGIN UPDATE {LOCKS} SET locks = locks - 1; END",
 )
 
-#: The part of PostgreSQL's writes that add up the differences.
+#: On PostgreSQL one in so many writes adds the differences up.
 ONE_IN = 100
 
 
 def _postgresql(table: str, counts: str, number: str, *kinds: str) -> tuple[str, ...]:
-    """Return how PostgreSQL makes, fills and keeps a table of counts.
+    """Return how PostgreSQL makes, fills and maintains a table of counts.
 
     Args:
-        table: what is counted.
+        table: the table whose rows are counted.
         counts: the table of counts.
         number: its column with the number.
-        kinds: what is counted apart.
+        kinds: the columns whose values are counted separately.
     """
     columns, groups = "".join(f"{it}, " for it in kinds), f"GROUP BY ({', '.join(kinds)})"
     function = f"""
@@ -89,7 +89,7 @@ POSTGRESQL = (
 
 
 def create_counts(engine: peewee.Database) -> None:
-    """Create the tables of counts, fill them, and let triggers keep them."""
+    """Create and fill the tables of counts, and the triggers that maintain them."""
     statements = POSTGRESQL
     if isinstance(engine, peewee.SqliteDatabase):
         for model in (JobCount, LockCount):

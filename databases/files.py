@@ -1,8 +1,8 @@
 """The three files of a SQLite database, and what other programs do to them.
 
-SQLite goes on with files that have been removed while it had them open. What it writes to them is
+SQLite continues to use files that were removed while it had them open. What it writes to them is
 lost when the process ends, and another process makes new files and does not see it. So at each
-transaction a process compares the files that are there with those that it has opened.
+transaction a process compares the files that exist with those that it has opened.
 """
 
 import grp
@@ -37,7 +37,7 @@ class Files:
     """The files of a database that the connections of this process use.
 
     Args:
-        path: the database's file, which is there.
+        path: the database's file, which exists.
     """
 
     def __init__(self, path: str) -> None:
@@ -49,7 +49,7 @@ class Files:
         self._look(DATABASE)
 
     def opened(self) -> None:
-        """Note the log and the index as those in use. Call it once a connection has read.
+        """Remember the log and the index as those in use. Call it once a connection has read.
 
         In write-ahead mode they exist by then, and are removed with the last connection.
         """
@@ -65,7 +65,7 @@ class Files:
         """Return what another program has done to one of the files, or an empty text.
 
         Args:
-            in_use: whether there are connections; without them only the database itself counts.
+            in_use: whether there are connections; without them only the database itself matters.
         """
         for suffix in SUFFIXES if in_use else (DATABASE,):
             if found := self._look(suffix):
@@ -108,7 +108,7 @@ class Files:
         return ""
 
     def _may_shrink(self, suffix: str) -> bool:
-        """Return whether a file is smaller because SQLite itself has made it so."""
+        """Return whether SQLite itself has made a file smaller."""
         if suffix == INDEX or os.stat(self._path).st_size < SMALLEST:
             return False
         try:
@@ -130,8 +130,8 @@ def demand_whole(path: str, timeout: float) -> None:
     Call it before a connection that may be the first of the process.
 
     Args:
-        path: the database's file, which is there.
-        timeout: how long to wait for a process that is just about to make them, in seconds.
+        path: the database's file, which exists.
+        timeout: how long to wait for a process that is about to make them, in seconds.
 
     Raises:
         UnusableDatabase: its text says what is missing and what to do.
@@ -170,7 +170,7 @@ def owned(path: str) -> str:
 
 
 def in_the_way(path: str, to_write: bool = True) -> str:
-    """Return what keeps this user from using a database: the first part of its path that does.
+    """Return the first part of a database's path that keeps this user from using the database.
 
     Args:
         path: the database's file, from the root.

@@ -1,8 +1,9 @@
-"""Which index SQLite reads a page of rows by. PostgreSQL decides that itself, by its statistics.
+"""Which index SQLite uses to read a page of rows. PostgreSQL decides this from its statistics.
 
-The counts that triggers keep (`models.JobCount`, `LockCount`) tell how many jobs have a status or a
-type, and how many locks there are. A first page of ten with its count, in milliseconds, of 300,000
-jobs and as many locks (SQLite 3.40, on a busy machine with 2 cores):
+The counts that triggers maintain (`models.JobCount`, `LockCount`) tell how many jobs have a status
+or a type, and how many locks there are. The table shows the time of a first page of ten with its
+count, in milliseconds, for 300,000 jobs and as many locks (SQLite 3.40, on a busy machine with 2
+cores):
 
 | page | here | SQLite's own choice and `COUNT(*)` | the same after `ANALYZE` |
 | --- | --- | --- | --- |
@@ -14,8 +15,9 @@ jobs and as many locks (SQLite 3.40, on a busy machine with 2 cores):
 | jobs of two statuses that few have | 0.1 | 0.1 | 368 |
 | jobs that are `PENDING`, by their start | 0.1 | 47 | |
 
-`ANALYZE` takes 1.9 s there, and makes SQLite take a value that few rows have for one that most
-have: to find the locks of a job takes 161 instead of 0.1. `PRAGMA optimize` changes nothing.
+`ANALYZE` takes 1.9 s there. After it, SQLite mistakes a value that few rows have for one that most
+rows have: it takes 161 ms instead of 0.1 to find the locks of a job. `PRAGMA optimize` changes
+nothing.
 """
 
 from collections.abc import Callable, Mapping

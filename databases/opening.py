@@ -1,4 +1,4 @@
-"""The kind of database that a URL names, and the URL as it may be shown."""
+"""The kind of database that a URL names, and the URL without its password."""
 
 import os
 import re
@@ -24,18 +24,18 @@ def open_database(
         url: the setting `DATABASE_URL`.
         timeout: how long a statement waits for a busy database, in seconds.
         connections: how many connections to PostgreSQL there may be at once.
-        permitted: what may be done to it so that it can be used.
+        permitted: what may be done to the database so that it can be used.
         clock: replaces the machine's clock (SQLite) or the server's (PostgreSQL).
 
     Raises:
-        UnusableDatabase: the database cannot be opened, or its schema is not ours.
+        UnusableDatabase: the database cannot be opened, or belongs to another program.
     """
     scheme = url.partition("://")[0]
     try:
         if scheme == "sqlite":
             from orchmgmt.databases.sqlite import SqliteBackend
 
-            # Looked up each time, for libraries that put another in its place.
+            # `time.time` is looked up at each call, because libraries may replace it.
             return SqliteBackend(url, timeout, permitted, clock or (lambda: time.time()))
         if scheme == "postgresql":
             try:
@@ -52,7 +52,7 @@ def open_database(
 
 
 def shown(url: str) -> str:
-    """Return a database URL as it may be shown: without its password, and with the whole path."""
+    """Return a database URL to show: without its password, and with the whole path."""
     if re.match("sqlite:///(?!/|:memory:)", url):
         with suppress(FileNotFoundError):  # the folder is no longer there
             return url.replace("///", f"///{quote(os.getcwd())}/", 1)

@@ -74,7 +74,7 @@ class PostgresqlBackend(Backend):
         clock: returns the time, if the server's clock is not used.
 
     Raises:
-        UnusableDatabase: the database cannot be opened, or its schema is not ours.
+        UnusableDatabase: the database cannot be opened, or belongs to another program.
     """
 
     one_writer = False

@@ -1,6 +1,6 @@
-"""Connections as waitress has them, where they must behave differently.
+"""waitress's connections, changed where they must behave differently.
 
-What waitress refuses never reaches the application, so the ErrorResponse is made here.
+A request that waitress refuses never reaches the application, so its ErrorResponse is made here.
 """
 
 import socket
@@ -19,12 +19,12 @@ from orchmgmt.errors import BodyTooLarge, error_body, origin_of
 class _Request(HTTPRequestParser):  # type: ignore[misc]
     """A request as waitress reads it.
 
-    waitress parses all requests that a client has sent ahead, and answers one after the other even
-    if the client reads nothing. Here they wait in `Connection.ahead`.
+    waitress parses all requests that a client has sent ahead, and answers them one after the other
+    even if the client reads nothing. Here they wait in `Connection.ahead`.
 
-    After a refusal waitress closes the connection, although the client may still be sending. That
-    resets it, and a client that is sending sees a broken pipe instead of the refusal. Here the rest
-    is read and dropped.
+    After a refusal waitress closes the connection, although the client may still be sending. The
+    connection is reset, and the client sees a broken pipe instead of the refusal. Here the rest of
+    the request is read and dropped.
     """
 
     first_line = b""
@@ -129,8 +129,8 @@ class Connection(HTTPChannel):  # type: ignore[misc]
     def finish(self) -> None:
         """Close the connection if everything that has arrived is answered and sent.
 
-        To be called again and again while the server stops. The last answer says that the
-        connection closes, so that the client does not send another request.
+        The server calls it repeatedly while it stops. The last answer says that the connection
+        closes, so that the client does not send another request.
         """
         if self.ahead or _has_unread(self.socket):
             return

@@ -28,7 +28,7 @@ log = logging.getLogger("orchmgmt")
 #: closes their connections; waitress waits five seconds more for its threads.
 DRAIN_TIMEOUT = 30
 
-#: Connections at once, if the process may open so many files; beyond it clients wait their turn.
+#: Connections at once, if the process may open so many files; further clients wait their turn.
 CONNECTIONS = 10_000
 
 #: Files kept free of connections: some for the process, and for each thread those of a connection
@@ -54,10 +54,10 @@ SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 def hold_signals() -> None:
     """Let `SIGNALS` only ask `Server.run` to stop, now and until the process ends.
 
-    waitress ends by an exception from a signal handler, wherever it strikes. Held signals stay
-    pending: one that comes while the process starts counts once it serves, and another one while it
-    stops changes nothing. SIGUSR1 and SIGUSR2, by which other programs reopen their logs, do
-    nothing. To be called before there are threads, which inherit it.
+    waitress ends with an exception from a signal handler, whenever the signal arrives. Held signals
+    stay pending: a signal that arrives while the process starts takes effect once it serves, and
+    another one while it stops changes nothing. SIGUSR1 and SIGUSR2, with which other programs
+    reopen their logs, do nothing. Call this before there are threads, which inherit it.
     """
     held = set(SIGNALS)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup: it outlives its terminal
@@ -160,10 +160,11 @@ class Server:
                 self._listeners[0].trigger.pull_trigger(self._drain)  # waitress's loop calls it
 
     def _drain(self) -> None:
-        """Bring the end nearer; called at each check until waitress's loop ends.
+        """Take a step towards the end; called at each check until waitress's loop ends.
 
-        waitress's own end drops what has not been answered: requests in the kernel's queue, bodies
-        that are still arriving, requests that wait for a thread, and unsent parts of answers.
+        waitress's own shutdown drops everything that is not answered: requests in the kernel's
+        queue, bodies that are still arriving, requests that wait for a thread, and unsent parts of
+        answers.
         """
         if self._drains_until is None:
             self._drains_until = time.monotonic() + DRAIN_TIMEOUT

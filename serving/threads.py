@@ -18,12 +18,12 @@ EXTRA_THREADS = 64
 class ThreadCount:
     """Notes how long the calls of a pool's threads take, and sets the number of threads by it.
 
-    waitress's pool has a fixed size, so as many requests as it has threads keep all others waiting
-    while they wait for a busy database or a hanging identity server: beside 12 creates that waited
-    for another process, a pool of four took 14 s for a query. Many threads cost speed, because
+    waitress's pool has a fixed size. If as many requests as it has threads wait for a busy database
+    or a hanging identity server, all other requests wait too: beside 12 creates that waited for
+    another process, a pool of four took 14 s for a query. But many threads cost speed, because
     threads that compute take the interpreter from each other: with one thread on SQLite, a query by
     id takes a fifth less CPU than with four, and a quarter less than with 16. So there are usually
-    few, and two more for each call that waits.
+    few threads, and two more for each call that waits.
 
     Args:
         usual: how many threads there are while no call waits.
