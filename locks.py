@@ -10,7 +10,7 @@ from itertools import groupby
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple, TypeVar
 
-from peewee import SQL, fn
+from peewee import SQL, Select, fn
 
 from orchmgmt import values
 from orchmgmt.databases import Backend, Row
@@ -138,9 +138,6 @@ class LockTable:
         self._active = self._select_active()
         self._insert = self._insert_or_replace_expired()
         expired = Lock.expires_at <= place("now")
-        those_expired = Lock.select(fn.COUNT(SQL("*"))).where(expired)
-        count = fn.COALESCE(fn.SUM(LockCount.locks), SQL("0")) - those_expired
-        self._count = database.sql(LockCount.select(count))
         self._delete_expired = database.deletion(
             Lock.id, Lock.select(Lock.id).where(expired).limit(place("limit")), "UPDATE SKIP LOCKED"
         )
@@ -182,8 +179,15 @@ class LockTable:
                 "expires_after": Lock.expires_at > place("expires_after"),
             },
             always=[database.unindexed(Lock.expires_at) > place("now")],
-            quick_count=self._quick_count,
+            quick_count=lambda shape: None if shape else self._active_count(),
         )
+
+    def _active_count(self) -> Select:
+        """Return the query of how many active locks there are: all minus the few expired ones."""
+        expired = Lock.select(fn.COUNT(SQL("*"))).where(
+            Lock.expires_at <= self._database.place("now")
+        )
+        return LockCount.select(fn.COALESCE(fn.SUM(LockCount.locks), SQL("0")) - expired)
 
     def _insert_or_replace_expired(self) -> BulkInsert:
         # This one statement is what keeps locks exclusive: an active lock on the instance stays.
@@ -421,10 +425,3 @@ class LockTable:
         for job_id in job_ids:
             if (job_id,) not in unfinished:
                 raise NoUnfinishedJob(job_id)
-
-    def _quick_count(self, wanted: Mapping[str, Any]) -> int | None:
-        """Return how many active locks there are: all locks minus the few that have expired."""
-        if wanted:
-            return None
-        ((count,),) = self._database.rows(self._count, {"now": self._database.now()})
-        return int(count)

@@ -42,9 +42,7 @@ class IndexChoice:
         """Return the one of these filters that usually leaves the fewest rows."""
         return next((name for name in self._filters if name in wanted), None)
 
-    def quickest(
-        self, wanted: Mapping[str, Any], matching: int | None, default_order: bool, end: int
-    ) -> str | None:
+    def quickest(self, wanted: Mapping[str, Any], default_order: bool, end: int) -> str | None:
         """Return the filter whose index gives a page after the fewest rows.
 
         Of one value an index has the rows in the default order. Of several, or for another order,
@@ -53,11 +51,11 @@ class IndexChoice:
 
         Args:
             wanted: the filters, and what they ask for.
-            matching: how many rows match, if that is known.
             default_order: whether that is the order of the page.
             end: how many rows there are to the end of the page.
         """
-        if not wanted or not matching:
+        matching = self._quick_count(wanted)
+        if not matching:
             return self.narrowest(wanted)
         rows = {name: self._quick_count({name: value}) or 0 for name, value in wanted.items()}
         name = min(rows, key=lambda name: rows[name])

@@ -13,7 +13,7 @@ from typing import Any
 from peewee import SQL, Expression, Field, Insert, Model, Select, fn
 
 from orchmgmt.databases import Backend, Row
-from orchmgmt.databases.index_choice import IndexChoice, QuickCount
+from orchmgmt.databases.index_choice import IndexChoice
 
 MAX_OFFSET = 2**63 - 1
 
@@ -119,6 +119,18 @@ class BulkInsert:
         return self._database.sql(self._complete(insert))
 
 
+def condition(database: Backend, field: Field, name: str, several: bool) -> Expression:
+    """Return the condition that a field has the value of a filter, or one of its values.
+
+    Args:
+        database: where it runs.
+        field: the field.
+        name: the filter, whose place has the value or the list of values.
+        several: whether it is a list.
+    """
+    return database.any_of(field, name) if several else field == database.place(name)
+
+
 class Selection:
     """The queries of one table.
 
@@ -129,7 +141,8 @@ class Selection:
             those that usually leave the fewest rows first. Each has an index that goes on in the
             default order.
         default_sort: the field to sort by if the request names none.
-        quick_count: returns how many rows match some filters, or `None` if that takes counting.
+        quick_count: returns a query of how many rows match a shape without counting them, or `None`
+            if there is none.
         conditions: for each further filter, its condition, with a place of its name.
         always: conditions that every row returned must meet, and nearly every row does. The place
             `now` is the present.
@@ -141,7 +154,7 @@ class Selection:
         columns: Sequence[Field],
         filters: Mapping[str, Field],
         default_sort: str,
-        quick_count: QuickCount,
+        quick_count: Callable[[Shape], Select | None],
         conditions: Mapping[str, Expression] | None = None,
         always: Sequence[Expression] = (),
     ) -> None:
@@ -152,10 +165,10 @@ class Selection:
         self._default_sort = default_sort
         self._conditions = conditions or {}
         self._always = always
-        self._quick_count = quick_count
-        self._choice = IndexChoice(list(filters), quick_count)
+        self._choice = IndexChoice(list(filters), self._known)
         self._select = lru_cache(maxsize=1024)(self._build_select)
         self._count = lru_cache(maxsize=1024)(self._build_count)
+        self._quick_count = lru_cache(maxsize=1024)(quick_count)
 
     def find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
         """Return the rows of a page, and how many rows match in all.
@@ -164,7 +177,10 @@ class Selection:
             wanted: for each filter asked for, its value or its list of values.
             page: which page, in which order.
         """
-        return self._database.read(self._find, wanted, page)
+        if page.number:
+            return self._database.read(self._find_later, wanted, page)
+        rows = self._database.read_single(self._rows, wanted, page, counted=True)
+        return [row[:-1] for row in rows], int(rows[0][-1]) if rows else 0
 
     def stream(self) -> Iterator[Row]:
         """Return every row, in ascending default order, as they are read.
@@ -172,38 +188,61 @@ class Selection:
         For use inside `Backend.read`.
         """
         values = {"now": self._database.now(), "limit": MAX_OFFSET, "offset": 0}
-        select = self._select((), None, self._default_sort, False)
+        select = self._select((), None, self._default_sort, False, False)
         yield from self._database.stream(select, values)
 
-    def _find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
-        offset = min(page.number * page.size, MAX_OFFSET)
-        matching = self._quick_count(wanted)
-        if matching is not None and matching <= offset:
-            return [], matching
-        values = {"now": self._database.now(), "limit": page.size, "offset": offset}
+    def _find_later(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
+        # Counted first, for to pass over many rows in vain would take long.
+        matching = self._counted(wanted)
+        found = matching > page.number * page.size
+        return self._rows(wanted, page, counted=False) if found else [], matching
+
+    def _rows(self, wanted: Mapping[str, Any], page: Page, counted: bool) -> list[Row]:
+        """Return the rows of a page.
+
+        Args:
+            wanted: as for `find`.
+            page: which page.
+            counted: whether to add to each row how many rows match in all.
+        """
+        shape, values = self._shape(wanted)
+        values["limit"], values["offset"] = page.size, page.number * page.size
+        sort_field = page.sort_field or self._default_sort
+        index = None
+        if wanted and self._database.one_writer:  # others choose by their statistics
+            default_order = sort_field == self._default_sort
+            index = self._choice.quickest(wanted, default_order, values["offset"] + page.size)
+        select = self._select(shape, index, sort_field, page.descending, counted)
+        return self._database.rows(select, values)
+
+    def _known(self, wanted: Mapping[str, Any]) -> int | None:
+        """Return how many rows match, if that is known without counting them."""
+        shape, _ = self._shape(wanted)
+        return None if self._quick_count(shape) is None else self._counted(wanted)
+
+    def _counted(self, wanted: Mapping[str, Any]) -> int:
+        shape, values = self._shape(wanted)
+        ((count,),) = self._database.rows(self._count(shape), values)
+        return int(count)
+
+    def _shape(self, wanted: Mapping[str, Any]) -> tuple[Shape, dict[str, Any]]:
+        """Return the shape of a query, and its values."""
+        values = {"now": self._database.now()}
         for name, value in wanted.items():
             values[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
-        shape = tuple((name, isinstance(values[name], list)) for name in wanted)
-        sort_field = page.sort_field or self._default_sort
-        default_order = sort_field == self._default_sort
-        index = None
-        if self._database.one_writer:  # others choose by their statistics
-            index = self._choice.quickest(wanted, matching, default_order, offset + page.size)
-        rows = self._database.rows(self._select(shape, index, sort_field, page.descending), values)
-        if matching is None and len(rows) < page.size and (rows or not offset):
-            matching = offset + len(rows)  # this is the last page
-        if matching is None:
-            ((matching,),) = self._database.rows(self._count(shape), values)
-        return rows, matching
+        return tuple((name, isinstance(values[name], list)) for name in wanted), values
 
     def _build_select(
-        self, shape: Shape, index: str | None, sort_field: str, descending: bool
+        self, shape: Shape, index: str | None, sort_field: str, descending: bool, counted: bool
     ) -> str:
         key, order = self._model._meta.primary_key, [getattr(self._model, sort_field)]
         if order[0] is not key:
             order.append(key)
+        columns = list(self._columns)
+        if counted:
+            columns.append(SQL(f"({self._count(shape)})"))
         query = (
-            self._model.select(*self._columns)
+            self._model.select(*columns)
             .order_by(*[field.desc() if descending else field.asc() for field in order])
             .limit(self._database.place("limit"))
             .offset(self._database.place("offset"))
@@ -211,6 +250,8 @@ class Selection:
         return self._filtered(query, shape, index)
 
     def _build_count(self, shape: Shape) -> str:
+        if (quick := self._quick_count(shape)) is not None:
+            return self._database.sql(quick)
         query = self._model.select(fn.COUNT(SQL("*")))
         return self._filtered(query, shape, self._choice.narrowest(dict(shape)))
 
@@ -223,6 +264,5 @@ class Selection:
                 continue
             field = self._filters[name]
             column = field if name == index else self._database.unindexed(field)
-            among = self._database.any_of(column, name)
-            where.append(among if several else column == self._database.place(name))
+            where.append(condition(self._database, column, name, several))
         return self._database.sql(query.where(*where) if where else query)

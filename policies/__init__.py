@@ -9,7 +9,7 @@ proxies are trusted. Nothing here knows locks, jobs, their database or the serve
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from orchmgmt.errors import Unidentified
 from orchmgmt.settings import (
@@ -45,16 +45,16 @@ class Headers(Protocol):
         """Return a header, if it is there."""
 
 
-class Evidence(Protocol):
-    """What tells who sent a request; Flask's `Request` is such."""
+class Evidence(NamedTuple):
+    """What tells who sent a request.
 
-    @property
-    def headers(self) -> Headers:
-        """What was sent with it."""
+    Attributes:
+        headers: what was sent with it.
+        remote_addr: the address that it comes from, if there is one.
+    """
 
-    @property
-    def remote_addr(self) -> str | None:
-        """Where it comes from."""
+    headers: Headers
+    remote_addr: str | None
 
 
 class OwnIdentity:
