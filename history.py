@@ -9,13 +9,13 @@ from operator import itemgetter
 from typing import Any
 from uuid import uuid4
 
-from peewee import SQL, Case, fn
+from peewee import SQL, Case, Select, fn
 
 from orchmgmt.databases import Backend, Row
-from orchmgmt.databases.queries import BulkInsert, Pause, Table, delete_in_batches
+from orchmgmt.databases.queries import BulkInsert, Pause, Shape, Table, condition, delete_in_batches
 from orchmgmt.entries import camel_case
 from orchmgmt.errors import InvalidParameter, NotFound
-from orchmgmt.models import FINISHED, IN_PROGRESS, PENDING, STATUSES, Job, JobCount
+from orchmgmt.models import FINISHED, IN_PROGRESS, PENDING, Job, JobCount
 from orchmgmt.schemas import JobEntry, payload_of
 from orchmgmt.settings import Settings
 from orchmgmt.values import repeated, write_instant
@@ -81,8 +81,6 @@ class JobTable(Table):
         )
         self._entry = JobEntry(settings)
         self._max_age = timedelta(days=settings.history_max_age_days)
-        kinds = (JobCount.status, JobCount.type)
-        self._counts = database.sql(JobCount.select(*kinds, fn.SUM(JobCount.jobs)).group_by(*kinds))
         self._insert = BulkInsert(database, COLUMNS, lambda insert: insert)
         self._upsert = BulkInsert(
             database,
@@ -223,15 +221,14 @@ class JobTable(Table):
         before = write_instant(then - min(self._max_age, then - datetime.min))
         return delete_in_batches(self._database, self._delete_old, {"before": before}, pause)
 
-    def _quick_count(self, wanted: Mapping[str, Any]) -> int | None:
-        """Return how many jobs match, if the only filters are statuses and a type."""
-        if wanted.keys() - {"statuses", "type"}:
+    def _quick_count(self, shape: Shape) -> Select | None:
+        """Return the query of how many jobs match, if the only filters are statuses and a type."""
+        kinds = {"statuses": JobCount.status, "type": JobCount.type}
+        if dict(shape).keys() - kinds:
             return None
-        statuses, type = wanted.get("statuses", STATUSES), wanted.get("type")
-        rows: list[tuple[str, str, int]] = self._database.rows(self._counts)
-        return sum(
-            int(jobs) for status, kind, jobs in rows if status in statuses and type in (None, kind)
-        )
+        of_kind = [condition(self._database, kinds[it], it, several) for it, several in shape]
+        total = JobCount.select(fn.COALESCE(fn.SUM(JobCount.jobs), SQL("0")))
+        return total.where(*of_kind) if of_kind else total
 
     def step(self, job_id: str, status: str, message: str) -> None:
         """Put a job in progress, or end one that is in progress, now.

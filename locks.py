@@ -10,11 +10,11 @@ from itertools import groupby
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple, TypeVar
 
-from peewee import SQL, fn
+from peewee import SQL, Select, fn
 
 from orchmgmt import values
 from orchmgmt.databases import Backend, Row
-from orchmgmt.databases.queries import BulkInsert, Pause, Table, delete_in_batches
+from orchmgmt.databases.queries import BulkInsert, Pause, Shape, Table, delete_in_batches
 from orchmgmt.entries import ALREADY_LOCKED, NOT_LOCKED
 from orchmgmt.errors import InvalidParameter, NotFound
 from orchmgmt.models import Job, Lock, LockCount, NewLock, Renewal
@@ -132,9 +132,6 @@ class LockTable(Table):
         )
         self._insert = self._insert_or_replace_expired()
         expired = Lock.expires_at <= place("now")
-        those_expired = Lock.select(fn.COUNT(SQL("*"))).where(expired)
-        count = fn.COALESCE(fn.SUM(LockCount.locks), SQL("0")) - those_expired
-        self._count_active = database.sql(LockCount.select(count))
         self._delete_expired = database.deletion(
             Lock.id, Lock.select(Lock.id).where(expired).limit(place("limit")), "UPDATE SKIP LOCKED"
         )
@@ -158,6 +155,14 @@ class LockTable(Table):
         self._select_of_key = database.sql(Lock.select(Lock.request, *ENTRY).where(*of_key))
         keyed = {Lock.idempotency_key: place("key"), Lock.request: place("request")}
         self._remember = database.sql(Lock.update(keyed).where(by_id))
+
+    def _quick_count(self, shape: Shape) -> Select | None:
+        """Return the query of how many active locks there are: all minus the few expired ones."""
+        if shape:
+            return None
+        expired = Lock.expires_at <= self._database.place("now")
+        those_expired = Lock.select(fn.COUNT(SQL("*"))).where(expired)
+        return LockCount.select(fn.COALESCE(fn.SUM(LockCount.locks), SQL("0")) - those_expired)
 
     def _insert_or_replace_expired(self) -> BulkInsert:
         # This statement alone keeps locks exclusive: an active lock on the instance stays.
@@ -379,10 +384,3 @@ class LockTable(Table):
         for job_id in job_ids:
             if (job_id,) not in unfinished:
                 raise NoUnfinishedJob(job_id)
-
-    def _quick_count(self, wanted: Mapping[str, Any]) -> int | None:
-        """Return how many active locks there are: all locks minus the few that have expired."""
-        if wanted:
-            return None
-        ((count,),) = self._database.rows(self._count_active, {"now": self._database.now()})
-        return int(count)

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
+from werkzeug.wrappers import Request
 
 from orchmgmt.entries import IDEMPOTENCY_KEY, MANAGEMENT, ROOT
 from orchmgmt.errors import (
@@ -22,6 +23,7 @@ from orchmgmt.errors import (
 )
 from orchmgmt.interfaces import perform, written
 from orchmgmt.operations import Operation, Result
+from orchmgmt.policies import Evidence
 from orchmgmt.policies.gate import Gate
 from orchmgmt.schemas import parse_json
 from orchmgmt.store import Store
@@ -60,9 +62,16 @@ def _view(operation: Operation, gate: Gate) -> Callable[..., Response]:
                 payload = read_payload()
             return payload, request.headers.get(IDEMPOTENCY_KEY)
 
-        return _answer(operation, perform(operation, gate, request, _note_requester, read))
+        return _answer(
+            operation, perform(operation, gate, evidence_of(request), _note_requester, read)
+        )
 
     return view
+
+
+def evidence_of(request: Request) -> Evidence:
+    """Return what tells who sent a request."""
+    return Evidence(request.headers, request.remote_addr)
 
 
 def _note_requester(name: str) -> None:
@@ -85,7 +94,7 @@ def add_monitor(app: Flask, store: Store, gate: Gate) -> None:
 
     @app.get(f"{ROOT}/monitor/echo", endpoint="monitor.echo")
     def echo() -> Response:
-        gate.admit(request, "monitor.echo")
+        gate.admit(evidence_of(request), "monitor.echo")
         return Response("Got it!", content_type="text/plain")
 
     @app.get("/health", endpoint="health.health")  # a proxy asks it, and needs no identity

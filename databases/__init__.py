@@ -83,6 +83,10 @@ class Backend(ABC):
         with self._transaction(writing=False):
             return work(*args, **kwargs)
 
+    def read_single(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `read`, for work that runs one statement."""
+        return self.read(work, *args, **kwargs)
+
     def write(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what `work` returns, once all that it wrote is on disk; if it raises, nothing is.
 

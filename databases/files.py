@@ -1,8 +1,9 @@
 """The three files of a SQLite database, and what other programs do to them.
 
 SQLite continues to use files that were removed while it had them open. What it writes to them is
-lost when the process ends, and another process makes new files and does not see it. So at each
-transaction a process compares the files that exist with those that it has opened.
+lost when the process ends, and another process makes new files and does not see it. So a process
+compares the files that exist with those that it has opened: before and after each write, and many
+times a second for reads.
 """
 
 import grp

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from peewee import SQL, Expression, Field, Insert, Model, Select, fn
+from peewee import SQL, ColumnBase, Expression, Field, Insert, Model, Select, fn
 
 from orchmgmt.databases import Backend, Row
 from orchmgmt.databases.index_choice import quickest
@@ -120,6 +120,18 @@ class BulkInsert:
         return self._database.sql(self._complete(insert))
 
 
+def condition(database: Backend, field: ColumnBase, name: str, several: bool) -> Expression:
+    """Return the condition that a field has the value of a filter, or one of its values.
+
+    Args:
+        database: the database.
+        field: the field.
+        name: the filter, whose place has the value or the list of values.
+        several: whether it is a list.
+    """
+    return database.any_of(field, name) if several else field == database.place(name)
+
+
 class Table:
     """The rows of one table, as queries find them. A subclass changes them.
 
@@ -155,6 +167,7 @@ class Table:
         self._always = always
         self._select = lru_cache(maxsize=1024)(self._build_select)
         self._count = lru_cache(maxsize=1024)(self._build_count)
+        self._quick = lru_cache(maxsize=1024)(self._quick_count)
 
     def find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
         """Return the rows of a page, and how many rows match in all.
@@ -169,37 +182,61 @@ class Table:
         Raises:
             Unavailable: the database does not answer.
         """
-        return self._database.read(self._find, wanted, page)
+        if page.number:
+            return self._database.read(self._find_later, wanted, page)
+        rows = self._database.read_single(self._rows, wanted, page, counted=True)
+        return [row[:-1] for row in rows], int(rows[0][-1]) if rows else 0
 
     def stream(self) -> Iterator[Row]:
         """Yield all rows, the oldest first, as they are read. For use inside `Backend.read`."""
         values = {"now": self._database.now(), "limit": MAX_OFFSET, "offset": 0}
-        select = self._select((), None, self._default_sort, False)
+        select = self._select((), None, self._default_sort, False, False)
         yield from self._database.stream(select, values)
 
-    def _find(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
-        offset = min(page.number * page.size, MAX_OFFSET)
-        matching = self._quick_count(wanted)
-        if matching is not None and matching <= offset:
-            return [], matching
-        values = {"now": self._database.now(), "limit": page.size, "offset": offset}
-        for name, value in wanted.items():
-            values[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
-        shape = tuple((name, isinstance(values[name], list)) for name in wanted)
+    def _find_later(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
+        # Counting comes first, because skipping many rows for nothing would take long.
+        matching = self._counted(wanted)
+        found = matching > page.number * page.size
+        return self._rows(wanted, page, counted=False) if found else [], matching
+
+    def _rows(self, wanted: Mapping[str, Any], page: Page, counted: bool) -> list[Row]:
+        """Return the rows of a page.
+
+        Args:
+            wanted: as for `find`.
+            page: which page.
+            counted: whether to add to each row how many rows match in all.
+        """
+        shape, values = self._shape(wanted)
+        values["limit"], values["offset"] = page.size, page.number * page.size
         sort_field = page.sort_field or self._default_sort
         index = self._narrowest(wanted)
-        if wanted and matching and self._database.one_writer:  # others choose by their statistics
-            in_order, end = sort_field == self._default_sort, offset + page.size
-            index = quickest(self._quick_count, wanted, matching, in_order, end)
-        rows = self._database.rows(self._select(shape, index, sort_field, page.descending), values)
-        if matching is None and len(rows) < page.size and (rows or not offset):
-            matching = offset + len(rows)  # this is the last page
-        if matching is None:
-            ((matching,),) = self._database.rows(self._count(shape), values)
-        return rows, matching
+        # Other databases choose by their statistics.
+        if wanted and self._database.one_writer and (matching := self._known(wanted)):
+            in_order, end = sort_field == self._default_sort, values["offset"] + page.size
+            index = quickest(self._known, wanted, matching, in_order, end)
+        select = self._select(shape, index, sort_field, page.descending, counted)
+        return self._database.rows(select, values)
 
-    def _quick_count(self, wanted: Mapping[str, Any]) -> int | None:
-        """Return how many rows match, or `None` if that takes counting."""
+    def _known(self, wanted: Mapping[str, Any]) -> int | None:
+        """Return how many rows match, if that is known without counting them."""
+        shape, _ = self._shape(wanted)
+        return None if self._quick(shape) is None else self._counted(wanted)
+
+    def _counted(self, wanted: Mapping[str, Any]) -> int:
+        shape, values = self._shape(wanted)
+        ((count,),) = self._database.rows(self._count(shape), values)
+        return int(count)
+
+    def _shape(self, wanted: Mapping[str, Any]) -> tuple[Shape, dict[str, Any]]:
+        """Return the shape of a query, and its values."""
+        values = {"now": self._database.now()}
+        for name, value in wanted.items():
+            values[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
+        return tuple((name, isinstance(values[name], list)) for name in wanted), values
+
+    def _quick_count(self, shape: Shape) -> Select | None:
+        """Return a query of how many rows match without counting them, or `None` if none can."""
         raise NotImplementedError
 
     def _narrowest(self, wanted: Container[str]) -> str | None:
@@ -207,13 +244,16 @@ class Table:
         return next((name for name in self._filters if name in wanted), None)
 
     def _build_select(
-        self, shape: Shape, index: str | None, sort_field: str, descending: bool
+        self, shape: Shape, index: str | None, sort_field: str, descending: bool, counted: bool
     ) -> str:
         key, order = self._model._meta.primary_key, [getattr(self._model, sort_field)]
         if order[0] is not key:
             order.append(key)
+        columns: list[ColumnBase] = list(self._columns)
+        if counted:
+            columns.append(SQL(f"({self._count(shape)})"))
         query = (
-            self._model.select(*self._columns)
+            self._model.select(*columns)
             .order_by(*[field.desc() if descending else field.asc() for field in order])
             .limit(self._database.place("limit"))
             .offset(self._database.place("offset"))
@@ -221,6 +261,8 @@ class Table:
         return self._filtered(query, shape, index)
 
     def _build_count(self, shape: Shape) -> str:
+        if (quick := self._quick(shape)) is not None:
+            return self._database.sql(quick)
         query = self._model.select(fn.COUNT(SQL("*")))
         return self._filtered(query, shape, self._narrowest(dict(shape)))
 
@@ -233,6 +275,5 @@ class Table:
                 continue
             field = self._filters[name]
             column = field if name == index else self._database.unindexed(field)
-            among = self._database.any_of(column, name)
-            where.append(among if several else column == self._database.place(name))
+            where.append(condition(self._database, column, name, several))
         return self._database.sql(query.where(*where) if where else query)

@@ -10,7 +10,7 @@ server.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from orchmgmt.errors import Unidentified
 from orchmgmt.settings import AUTHENTICATION_POLICIES, MANAGEMENT_POLICIES, SettingError, Settings
@@ -41,16 +41,16 @@ class Headers(Protocol):
         """Return a header, or `None` if it was not sent."""
 
 
-class Evidence(Protocol):
-    """What shows who sent a request, such as Flask's `Request`."""
+class Evidence(NamedTuple):
+    """What shows who sent a request.
 
-    @property
-    def headers(self) -> Headers:
-        """The headers of the request."""
+    Attributes:
+        headers: the headers of the request.
+        remote_addr: the address that it comes from, if it has one.
+    """
 
-    @property
-    def remote_addr(self) -> str | None:
-        """The address that it comes from."""
+    headers: Headers
+    remote_addr: str | None
 
 
 class OwnIdentity:

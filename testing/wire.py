@@ -19,6 +19,7 @@ from orchmgmt.errors import ServiceError, error_body, origin_of
 from orchmgmt.testing.faults import Fault, Faults
 from orchmgmt.testing.requests import Request, Requests
 from orchmgmt.testing.server import end_by_reset
+from orchmgmt.views import evidence_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -148,7 +149,7 @@ class Wire:
 
     def _requester(self, environ: "WSGIEnvironment", line: Request) -> str:
         """Return who sent a request, as the operation would find out; nothing if it refuses."""
-        evidence = HttpRequest(environ, populate_request=False)
+        evidence = evidence_of(HttpRequest(environ, populate_request=False))
         try:
             return self._service.gate.identify(evidence, line.operation).name
         except ServiceError:

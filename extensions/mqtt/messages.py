@@ -21,7 +21,7 @@ from orchmgmt.errors import (
 from orchmgmt.extensions.mqtt.broker import base_topic
 from orchmgmt.interfaces import perform, written
 from orchmgmt.operations import Operation
-from orchmgmt.policies import Headers, authentication_policy
+from orchmgmt.policies import Evidence, authentication_policy
 from orchmgmt.policies.proxies import VERIFIED_HERE
 from orchmgmt.schemas import parse_json
 from orchmgmt.settings import Part
@@ -168,23 +168,15 @@ class Messages:
                 message = INVALID_IDENTITY if shown else NO_IDENTITY
             return int(status), about, [error_body(status, message, topic)]
 
-    def _evidence(self, authentication: Any) -> "_Evidence":
+    def _evidence(self, authentication: Any) -> Evidence:
         if self._verifier:
             header = self._settings.client_certificate_header
-            return _Evidence(_Certificate(header, self._verifier, authentication))
+            shown = _Certificate(header, self._verifier, authentication)
+            return Evidence(shown, VERIFIED_HERE)
         if authentication in (None, ""):
-            return _Evidence({})
+            return Evidence({}, VERIFIED_HERE)
         text = authentication if isinstance(authentication, str) else ""
-        return _Evidence({"Authorization": f"Bearer {text}"})
-
-
-class _Evidence:
-    """What a message tells of its sender, as the policies read it."""
-
-    remote_addr = VERIFIED_HERE
-
-    def __init__(self, headers: Headers) -> None:
-        self.headers = headers
+        return Evidence({"Authorization": f"Bearer {text}"}, VERIFIED_HERE)
 
 
 class _Certificate:

@@ -18,6 +18,7 @@ from orchmgmt.extensions import Extension
 from orchmgmt.policies.gate import Gate
 from orchmgmt.schemas import write_json
 from orchmgmt.store import Store
+from orchmgmt.views import evidence_of
 
 FOLDER = Path(__file__).with_name("static")
 
@@ -82,7 +83,7 @@ def _blueprint(store: Store, gate: Gate) -> Blueprint:
 
     @blueprint.get("/ui/who.json")
     def who() -> Response:
-        requester = gate.admit(request, "ui.who")
+        requester = gate.admit(evidence_of(request), "ui.who")
         return _uncached({"name": requester.name, "operator": requester.operator})
 
     return blueprint

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support import Client, Process, lock
+from support import Client, Process, lock, until
 
 from orchmgmt.errors import Unavailable
 from orchmgmt.store import Store
@@ -45,6 +45,12 @@ def made(client: Client, name: str) -> bool:
     return answer.status == 201
 
 
+def refused(client: Client) -> bool:
+    answer = client.locks()
+    assert answer.status == 200 or (answer.status, answer.error) == (503, SILENT)
+    return answer.status == 503
+
+
 def harmed(tmp_path: Path, name: str, log: str) -> None:
     """The log of a server has one line that says which file it is about, and what to do."""
     lines = [it for it in (tmp_path / log).read_text().splitlines() if " ERROR " in it]
@@ -73,6 +79,20 @@ def test_nothing_is_acknowledged_once_a_file_has_been_harmed(
         assert server.send("GET", "/health").status == 503
         assert server.locks().status == 503
         harmed(tmp_path, f"orchmgmt.db{suffix}", f"server-{number}.log")
+
+
+@every_harm
+@every_file
+def test_a_server_that_only_reads_notices_it_too(
+    serve: Callable[..., Process], tmp_path: Path, suffix: str, harm: Callable[[Path], None]
+) -> None:
+    server = serve()
+    assert made(server, "Early")
+    assert not refused(server)
+    harm(tmp_path / f"orchmgmt.db{suffix}")
+    until(lambda: refused(server))
+    assert refused(server)
+    harmed(tmp_path, f"orchmgmt.db{suffix}", "server-0.log")
 
 
 @pytest.mark.parametrize(

@@ -294,19 +294,24 @@ def test_each_filter_uses_an_index(store, part, name, several):
     value = {"locks": LOCK_FILTERS, "history": JOB_FILTERS}[part][name]
     if isinstance(value, list) and not several:
         value = value[:1]
-    # A page beyond the end is one that must be counted too. A filter by time is served by its
-    # index when that is the order, too; in any other order it may be read in that order.
+    # A filter by time is served by its index when that is the order, too; in any other order it may
+    # be read in that order.
     sort = "expires_at" if name.startswith("expires") else None
     with traced(store) as statements:
-        table(store, part).find({name: value}, Page(1, 10, sort))
+        for number in range(2):  # a later page is counted first
+            table(store, part).find({name: value}, Page(number, 10, sort))
     found = plans(store, statements)
     assert len(found) >= 2
     for sql, steps in found:
         if '"orchestration_job_count"' in sql:
-            continue  # the few sums that are there may be read one and all
-        assert "SEARCH t1 USING " in steps[0] or "SCAN t1 USING INDEX" in steps[0], (sql, steps)
-        if not several:
-            assert not any("TEMP B-TREE" in step for step in steps), (sql, steps)
+            steps = steps[:1]  # the few sums that are there may be read one and all
+        if '"orchestration_job" AS' not in sql and part == "history":
+            continue
+        for step in steps:
+            indexed = "SEARCH t1 USING " in step or "SCAN t1 USING INDEX" in step
+            sorting = several and step.startswith("USE TEMP B-TREE")
+            listed = "json_each" in step or "SUBQUERY" in step
+            assert indexed or sorting or listed, (sql, steps)
 
 
 @pytest.mark.parametrize("descending", [False, True], ids=["ASC", "DESC"])
@@ -317,7 +322,7 @@ def test_each_order_is_read_off_an_index(store, part, sort, descending):
     with traced(store) as statements:
         table(store, part).find({}, Page(0, 10, sort, descending))
     *_, (sql, steps) = plans(store, statements)
-    assert len(steps) == 1, (sql, steps)
+    assert not any("TEMP B-TREE" in step for step in steps), (sql, steps)
     by_row_id = part == "locks" and sort in (None, "id")
     assert steps[0] == "SCAN t1" if by_row_id else "USING INDEX" in steps[0]
     assert "LIMIT 10" in sql
@@ -340,8 +345,8 @@ def test_a_page_reads_no_more_rows_than_it_returns(store):
         rows, count = store.lock_table.find({"owners": ["Alice"]}, Page(2, 7, "expires_at"))
     assert (len(rows), count) == (7, 300)
     selects = [sql for sql in statements if sql.startswith("SELECT")]
-    assert "LIMIT 7 OFFSET 14" in selects[0]
-    assert selects[1].startswith("SELECT COUNT(*)")
+    assert selects[0].startswith("SELECT COUNT(*)")
+    assert "LIMIT 7 OFFSET 14" in selects[1]
 
 
 @pytest.mark.parametrize("locks", [1, 2, BATCH, BATCH + 1, 5 * BATCH])
