@@ -377,7 +377,7 @@ def _described(operation: Operation, converter: Any, spec: APISpec) -> tuple[str
     else:
         if operation.takes_key:
             described["parameters"] = [_KEY]
-        required = isinstance(operation.takes, schemas.ListRequest)
+        required = not isinstance(operation.takes, schemas.QuerySchema)
         # Not `type: [object, null]`, of which generators make two classes.
         optional = {} if required else {"description": "No body and `null` ask for everything."}
         described["requestBody"] = {

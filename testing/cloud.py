@@ -7,7 +7,7 @@ down or slow them down.
 import json
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,9 +31,6 @@ TOKEN = "Bearer IDENTITY-TOKEN//"
 
 #: What of the contract's question ConsumerAuthorization must be told.
 QUESTION = ("provider", "consumer", "cloud", "targetType", "target", "scope")
-
-#: What a system may be allowed to do (contract, "Who is asking" and the extensions).
-SCOPES = ("create", "query", "remove", "renew", "record", "reserve", "release")
 
 NO_TOKEN = "Invalid identity token"
 
@@ -240,8 +237,12 @@ class Authorization(StandIn):
     Args:
         settings: those of the service, whose identity the questions must have.
         identity: the stand-in that verifies tokens, if the service's tokens are of one.
+
+    Attributes:
+        scopes: what a system may be allowed to do: the scopes of the service's operations.
     """
 
+    scopes: Collection[str] = ()
     base = "/consumerauthorization/authorization"
 
     def __init__(self, settings: Settings, identity: Identity | None) -> None:
@@ -256,8 +257,8 @@ class Authorization(StandIn):
         Raises:
             ValueError: the name is malformed, or no operation has this scope.
         """
-        if scope not in SCOPES:
-            raise ValueError(unknown("scope", str(scope), SCOPES))
+        if scope not in self.scopes:
+            raise ValueError(unknown("scope", str(scope), self.scopes))
         self._granted.add((_system_name(name), scope))
 
     def revoke(self, name: str, scope: str) -> None:

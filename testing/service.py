@@ -116,6 +116,9 @@ class Service:
             self._start_stand_ins()
             app = create_app(self.settings, self.clock)
             if_it_fails.callback(store_of(app).close)
+            if self._authorization:
+                scopes = dict.fromkeys(it.scope for it in service_of(app).operations)
+                self._authorization.scopes = list(scopes)
             wire = Wire(app)
             self._server = self._serve(app)
             if_it_fails.pop_all()

@@ -468,13 +468,18 @@ def test_the_alerts_name_metrics_that_there_are() -> None:
 
 def test_the_picture_of_the_parts_is_that_of_the_code() -> None:
     text = page("architecture.md")
-    named = re.findall(r"\b((?:(?:policies|databases|serving)/)?[a-z_]+\.py)\b", text)
-    folders = ["", *(f"{it.parent.name}/" for it in ROOT.glob("*/__init__.py"))]
-    for name in named:
-        assert any((ROOT / folder / name).is_file() for folder in folders), name
-    for folder in folders[1:]:
-        assert f"[`{folder}`]" in text
-        assert (ROOT / folder / "__init__.py").read_text().startswith('"""')
+    folders = [it.parent for it in ROOT.glob("*/__init__.py")]
+    files = [*ROOT.glob("*.py"), ROOT / "tests/conftest.py"]
+    files += [it for of in folders for it in of.rglob("*") if it.suffix in (".py", ".js")]
+    for name in re.findall(r"\b(?:\w+/)*\w+\.(?:py|js)\b", text):
+        assert any(it.as_posix().endswith(f"/{name}") for it in files), name
+    for folder in folders:
+        assert f"[`{folder.name}/`]" in text
+        assert (folder / "__init__.py").read_text().startswith('"""')
+    code = "".join(it.read_text() for it in files)
+    for name in re.findall(r"`([\w.-]+)`", text):
+        place, word = (ROOT / name).exists(), name.rpartition(".")[2]
+        assert place or name.endswith((".py", ".js")) or word in code, name
 
 
 def test_the_commands_for_contributors_are_in_the_makefile() -> None:

@@ -100,6 +100,13 @@ def test_only_what_is_granted_is_allowed(service):
         service.authorization.grant("Alice", "qery")
 
 
+def test_operations_that_the_service_has_can_be_granted(service):
+    with pytest.raises(ValueError, match=r"Unknown scope: record \(known: create, query, renew"):
+        service.authorization.grant("Alice", "record")
+    with Service(management_policy="authorization", recorder=True) as recorder:
+        recorder.authorization.grant("Alice", "record")
+
+
 @pytest.mark.parametrize("system", ["identity", "authorization"])
 def test_a_stand_in_can_be_down(service, system):
     alice, stand_in = service.headers_of("Alice"), getattr(service, system)
