@@ -100,6 +100,7 @@ class Wire:
             # An answer without a body announces one, so that there is a middle to drop it in.
             headers["Content-Length"] = str(len(body) or 1)
         line.status = int(status.split()[0])
+        line.message = _message(body) if line.status >= 400 else ""
         start_response(status, headers.to_wsgi_list())
         sent = self._send(body, fault, line, connection)
         return sent if connection else list(sent)
@@ -185,6 +186,14 @@ class Wire:
 def _note(response: Response) -> Response:
     request.environ[LINE].requester = request.environ.get("REMOTE_USER", "")
     return response
+
+
+def _message(body: bytes) -> str:
+    """Return what an answer says has gone wrong, if it does."""
+    try:
+        return str(json.loads(body)["errorMessage"])
+    except (ValueError, TypeError, LookupError, RecursionError):  # a test's own body
+        return ""
 
 
 def _is_there(connection: socket.socket | None) -> bool:
