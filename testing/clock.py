@@ -6,6 +6,9 @@ from datetime import UTC, datetime, timedelta
 from orchmgmt.entries import read_time
 from orchmgmt.values import second
 
+#: pytest leaves the frames of this module out of tracebacks, and shows who has called it.
+__tracebackhide__ = True
+
 #: The first second of the year 10000, since the epoch.
 END = 253402300800
 RANGE = "The clock goes from the year 1970 to the year 9999"

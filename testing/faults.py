@@ -11,6 +11,9 @@ from orchmgmt.testing.names import demand_operation, unknown
 from orchmgmt.testing.requests import Request
 from orchmgmt.values import Naming, strip
 
+#: pytest leaves the frames of this module out of tracebacks, and shows who has called it.
+__tracebackhide__ = True
+
 DROPS = ("before", "after", "middle", "reset")
 
 #: What only a client notices that gets an answer.
@@ -287,7 +290,6 @@ class Faults:
         Raises:
             AssertionError: some have not; it names them.
         """
-        __tracebackhide__ = True  # pytest shows who has called it
         unused = self.unused()
         if unused:
             raise AssertionError(f"Faults that have not happened: {'; '.join(unused)}")
@@ -298,7 +300,6 @@ class Faults:
         Raises:
             AssertionError: as `assert_all_used`.
         """
-        __tracebackhide__ = True
         if self.excused:
             return
         try:

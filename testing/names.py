@@ -4,6 +4,9 @@ from collections.abc import Collection
 
 from orchmgmt.values import meant
 
+#: pytest leaves the frames of this module out of tracebacks, and shows who has called it.
+__tracebackhide__ = True
+
 #: The operations that a service has only with `recorder=True`.
 OF_THE_RECORDER = ("history.record", "lock.release", "lock.reserve")
 

@@ -11,6 +11,9 @@ from werkzeug.datastructures import Headers
 
 from orchmgmt.testing.names import demand_operation
 
+#: pytest leaves the frames of this module out of tracebacks, and shows who has called it.
+__tracebackhide__ = True
+
 
 def now() -> datetime:
     """Return the present by the clock of this machine."""
@@ -35,6 +38,7 @@ class Request:
         requester: the system that sent it; empty if nobody was identified.
         fault: the fault that it met, such as `next(status=503)`; empty if it met none.
         status: the status that it was answered with; `None` if it was not answered.
+        message: why it was refused, as the answer says; empty if it does not say.
         answered_at: when it was answered, or its connection dropped; `None` while it is in flight.
         delivered: whether the client was there when it was answered; `None` while it is in flight.
     """
@@ -50,6 +54,7 @@ class Request:
     requester: str = ""
     fault: str = ""
     status: int | None = None
+    message: str = ""
     answered_at: datetime | None = None
     delivered: bool | None = None
 
@@ -97,8 +102,10 @@ class Request:
         else:
             body = json.dumps(self.json)
         met = f", met {self.fault}" if self.fault else ""
+        why = f": {self.message}" if self.message else ""
         lost = ", not delivered" if self.status is not None and self.delivered is False else ""
-        return f"{outcome} {self.method} {self.path}{query}{who}{body and ' ' + body}{met}{lost}"
+        request = f"{self.method} {self.path}{query}{who}{body and ' ' + body}"
+        return f"{outcome} {request}{met}{why}{lost}"
 
 
 class Requests(list[Request]):
@@ -148,7 +155,6 @@ class Requests(list[Request]):
             TimeoutError: there were fewer; it names all requests.
             ValueError: there is no such operation.
         """
-        __tracebackhide__ = True  # pytest shows who has called it
         if operation is not None:
             demand_operation(operation, self._operations)
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from orchmgmt.testing.cloud import Authorization, Identity, StandIn
     from orchmgmt.testing.tls import Authority, CertificateFiles
 
+#: pytest leaves the frames of this module out of tracebacks, and shows who has called it.
+__tracebackhide__ = True
+
 #: How long the broker may take until requests can come over it, in seconds.
 PATIENCE = 10.0
 
@@ -42,7 +45,7 @@ OPTIONS = ("strict", "strict_faults", "mqtt", "tls")
 #: The plugin for pytest. Where pytest has imported it, it watches the services.
 PLUGIN = "pytest_orchmgmt"
 
-NOT_STARTED = "The service has not been started: use `with`, or `start()`"
+NOT_RUNNING = "The service is not running: use `with`, or `start()`"
 
 #: Seconds that a lock lasts, unless a test says how long.
 AN_HOUR = 3600
@@ -325,9 +328,10 @@ class Service:
         if self._identity:
             return {"token": self._operators_token}
         if policy.verifies:
+            other = "use tls=True" if policy.reads_certificate else "give a token"
             raise SettingError(
                 "The harness has no operator's client under the policy "
-                f"`{self.settings.authentication_policy}`: give a token or a certificate"
+                f"`{self.settings.authentication_policy}`: {other}"
             )
         return {"name": OPERATOR_NAME}
 
@@ -614,13 +618,13 @@ class Service:
 
     def _started(self) -> Server:
         if not self._server:
-            raise RuntimeError(NOT_STARTED)
+            raise RuntimeError(NOT_RUNNING)
         return self._server
 
     def _served(self) -> Wire:
         """What it serves, or has served."""
         if not self._wire:
-            raise RuntimeError(NOT_STARTED)
+            raise RuntimeError(NOT_RUNNING)
         return self._wire
 
     def _running(self) -> Server:

@@ -73,20 +73,21 @@ class Wire:
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
         """Answer a request, unless a fault says otherwise."""
+        cut = self._cut  # what comes later is for later requests
         line = environ[LINE] = self._read(environ)
         self.requests.append(line)
         connection: socket.socket | None = environ.get(CONNECTION)
         try:
             fault = self.faults.take(line, lambda: self._requester(environ, line)) or Fault()
-            self._wait(fault.delay_before)
+            _wait(fault.delay_before, cut)
             if fault.drop == "reset" and connection:
                 end_by_reset(connection)
             if fault.drop in ("before", "reset"):
-                self._wait(fault.delay)
+                _wait(fault.delay, cut)
                 raise ConnectionResetError("dropped before anything was done")
             app = self._own_answer(fault, line, environ) or self._next
             parts, status, headers = run_wsgi_app(app, environ, buffered=True)
-            self._wait(fault.delay)
+            _wait(fault.delay, cut)
             if fault.drop == "after":
                 raise ConnectionResetError("dropped before the answer")
         except BaseException:
@@ -100,12 +101,18 @@ class Wire:
             # An answer without a body announces one, so that there is a middle to drop it in.
             headers["Content-Length"] = str(len(body) or 1)
         line.status = int(status.split()[0])
+        line.message = _message(body) if line.status >= 400 else ""
         start_response(status, headers.to_wsgi_list())
-        sent = self._send(body, fault, line, connection)
+        sent = self._send(body, fault, line, connection, cut)
         return sent if connection else list(sent)
 
     def _send(
-        self, body: bytes, fault: Fault, line: Request, connection: socket.socket | None
+        self,
+        body: bytes,
+        fault: Fault,
+        line: Request,
+        connection: socket.socket | None,
+        cut: threading.Event,
     ) -> Iterator[bytes]:
         """Yield the body, and note whether the client is there.
 
@@ -119,7 +126,7 @@ class Wire:
         try:
             for at in range(0, last, size):
                 yield body[at : at + size]
-                self._wait(fault.trickle)
+                _wait(fault.trickle, cut)
         except BaseException:
             self.requests.end(line, delivered=False)
             raise
@@ -127,10 +134,6 @@ class Wire:
         yield body[last:]
         if fault.drop == "middle":
             raise ConnectionResetError("dropped in the middle of the answer")
-
-    def _wait(self, seconds: float) -> None:
-        if seconds and self._cut.wait(seconds):
-            raise ConnectionResetError("the service has gone down")
 
     def _own_answer(
         self, fault: Fault, line: Request, environ: "WSGIEnvironment"
@@ -185,6 +188,19 @@ class Wire:
 def _note(response: Response) -> Response:
     request.environ[LINE].requester = request.environ.get("REMOTE_USER", "")
     return response
+
+
+def _wait(seconds: float, cut: threading.Event) -> None:
+    if seconds and cut.wait(seconds):
+        raise ConnectionResetError("the service has gone down")
+
+
+def _message(body: bytes) -> str:
+    """Return what an answer says has gone wrong, if it does."""
+    try:
+        return str(json.loads(body)["errorMessage"])
+    except (ValueError, TypeError, LookupError, RecursionError):  # a test's own body
+        return ""
 
 
 def _is_there(connection: socket.socket | None) -> bool:

@@ -213,8 +213,11 @@ def pytest_runtest_makereport(
 def _said(it: Watched) -> str:
     """Return the last requests of the test, whatever state it has left the service in."""
     try:
-        new = it.requests[-SHOWN:][-(it.requests.total - it.before) :]
-        lines = [_cut(str(line)) for line in new if it.requests.total > it.before]
+        came = it.requests.total - it.before
+        new = it.requests[-SHOWN:][-came:] if came else []
+        lines = [_cut(str(line)) for line in new]
+        if came > SHOWN:
+            lines.insert(0, f"(the last {len(new)} of {came})")
         # xdist would lose a report that it cannot encode.
         return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
     except (

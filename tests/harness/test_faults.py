@@ -72,6 +72,23 @@ def test_with_a_delay_before_nothing_is_done_yet(service, client):
     assert client.create(lock(INSTANCE)).status == 201
 
 
+def test_a_reset_also_drops_a_request_that_is_about_to_wait(service, client):
+    came, go_on = threading.Event(), threading.Event()
+
+    def when(_):
+        came.set()
+        return go_on.wait(60)
+
+    service.faults.next(delay_before=FOR_EVER, when=when)
+    waiting = asking(lambda: client.create(lock(INSTANCE)))
+    assert came.wait(60)
+    service.reset()
+    go_on.set()
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert service.locks() == []
+
+
 def test_a_client_that_gives_up_one_in_flight_and_a_drop_are_told_apart(service, client):
     service.faults.next([{"delay": FOR_EVER}, {"drop": "before"}, {"drop": "middle"}])
     held = asking(client.locks)

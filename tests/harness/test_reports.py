@@ -103,7 +103,7 @@ def test_a_report_shows_every_service_of_the_test(tmp_path, processes):
     )
     assert "9 failed, 1 passed" in said, said
     shown = {
-        name: re.findall(r"404 GET (/\S+)", "".join(it)) for name, it in sections(said).items()
+        name: re.findall(r"404 GET (/\S+):", "".join(it)) for name, it in sections(said).items()
     }
     assert shown == {
         "test_module": ["/now"],
@@ -212,3 +212,71 @@ def test_what_ends_a_request_fails_the_test_in_which_it_did(tmp_path, processes)
     assert "2 failed, 1 passed in" in said, said
     assert "E       AssertionError: red" in said
     assert said.count("A request has ended with BrokenFault: `when` of next(") >= 2
+
+
+def test_a_report_says_why_a_request_was_refused(tmp_path):
+    said = pytest_in(
+        tmp_path,
+        test_it="""
+        from urllib.request import Request, urlopen
+
+        def test_misspelt(orchmgmt):
+            path = "/serviceorchestration/orchestration/mgmt/lock/create"
+            urlopen(Request(orchmgmt.url + path, b'{"lock": []}', orchmgmt.headers))
+
+        def test_by_a_fault(orchmgmt):
+            orchmgmt.faults.next(status=500, body={"errorMessage": ["busy"]})
+            urlopen(orchmgmt.url + "/nowhere")
+        """,
+    )
+    ((misspelt,), (by_a_fault,)) = sections(said).values()
+    assert misspelt.endswith(' from Sysop {"lock": []}: Request payload is empty\n'), said
+    assert by_a_fault.startswith("500 GET /nowhere, met next("), said
+
+
+def test_a_report_says_how_many_requests_it_leaves_out(tmp_path):
+    said = pytest_in(
+        tmp_path,
+        test_it="""
+        def ask(service, times):
+            for number in range(times):
+                service.app.test_client().get(f"/{number}")
+
+        def test_many(orchmgmt):
+            ask(orchmgmt, 51)
+            assert False
+
+        def test_few(orchmgmt):
+            ask(orchmgmt, 50)
+            assert False
+        """,
+    )
+    ((many,), (few,)) = sections(said).values()
+    assert many.startswith("(the last 50 of 51)\n404 GET /1:"), said
+    assert many.count("\n") == 51
+    assert few.startswith("404 GET /0:"), said
+
+
+def test_a_report_of_a_wrong_argument_shows_the_test_and_not_the_harness(tmp_path):
+    said = pytest_in(
+        tmp_path,
+        test_it="""
+        def test_fault(orchmgmt):
+            orchmgmt.faults.next(stauts=503)
+
+        def test_delay(orchmgmt):
+            orchmgmt.faults.always(delay="1")
+
+        def test_operation(orchmgmt):
+            orchmgmt.requests.of("create")
+
+        def test_clock(orchmgmt):
+            orchmgmt.clock.advance("1")
+
+        def test_stopped(orchmgmt):
+            orchmgmt.stop()
+            orchmgmt.locks()
+        """,
+    )
+    assert "5 failed in" in said, said
+    assert re.findall(r"^(\S+\.py):\d+: \w+$", said, re.MULTILINE) == ["test_it.py"] * 5, said

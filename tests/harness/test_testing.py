@@ -67,7 +67,7 @@ def test_a_port_that_is_taken_is_said_and_leaves_nothing_open():
 def test_what_needs_a_started_service_says_so():
     service = Service()
     for use in (lambda: service.url, lambda: service.locks(), service.reset, service.down):
-        with pytest.raises(RuntimeError, match="has not been started"):
+        with pytest.raises(RuntimeError, match="is not running"):
             use()
     service.stop()
     with service.start(), pytest.raises(RuntimeError, match="already"):
