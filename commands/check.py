@@ -329,7 +329,9 @@ def _registry(settings: Settings) -> str:
 def _broker(settings: Settings) -> str:
     EXTENSIONS["mqtt_url"].load(f"{PREFIX}MQTT_URL")
     from orchmgmt.extensions.mqtt.connection import Connection, Lost
+    from orchmgmt.extensions.mqtt.messages import verifier
 
+    verifier(settings)
     connection = Connection(settings)
     try:
         shared = connection.look()

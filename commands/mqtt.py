@@ -2,17 +2,22 @@
 
 import logging
 import signal
+import time
 from typing import Any
 
 import click
 
 from orchmgmt.app import create_app, service_of
 from orchmgmt.cli import OF_EVERYTHING, begin, takes_settings
+from orchmgmt.commands.serve import announce
 from orchmgmt.extensions.mqtt.broker import Broker
 from orchmgmt.serving.server import SIGNALS, hold_signals
 from orchmgmt.settings import EXTENSIONS, PREFIX, SettingError
 
 log = logging.getLogger("orchmgmt")
+
+#: How often it looks whether the broker has been reached, in seconds.
+CHECK_INTERVAL = 0.1
 
 
 @click.command()
@@ -31,7 +36,12 @@ def mqtt(**options: Any) -> None:
     (bridge,) = (it for it in service.extensions if isinstance(it, kind))
     with service.store:
         bridge.start("")
-        click.echo(f"Listening on {Broker.of(settings)}")
+        broker = Broker.of(settings)
+        announce(settings, f"over {broker}")
+        while not (bridge.ready() or SIGNALS & signal.sigpending()):
+            time.sleep(CHECK_INTERVAL)
+        if bridge.ready():
+            click.echo(f"Listening on {broker}")
         signal.sigwait(SIGNALS)
         bridge.stop()
         log.info("stopped")

@@ -36,13 +36,30 @@ class Background(Protocol):
     "--read-only",
     is_flag=True,
     help="Only answer queries, and leave the database as it is: a backup, a standby, a read-only "
-    "disk. Nothing is cleaned, upgraded or registered.",
+    "disk. Nothing is cleaned, upgraded or registered, and there is no MQTT.",
 )
 @takes_settings(*OF_EVERYTHING)
 def serve(read_only: bool, **options: Any) -> None:
     """Serve locks and history over HTTP, until SIGTERM, SIGINT or SIGHUP."""
     hold_signals()
     run_server(begin(options), read_only=read_only)
+
+
+def announce(settings: Settings, where: str) -> None:
+    """Log what is served, and under which policies.
+
+    Args:
+        settings: what is served.
+        where: how it is reached.
+    """
+    log.info(
+        "orchmgmt %s serves %s %s; authentication policy %s, management policy %s",
+        version("orchmgmt"),
+        shown(settings.database_url),
+        where,
+        settings.authentication_policy,
+        settings.management_policy,
+    )
 
 
 def run_server(
@@ -74,15 +91,7 @@ def run_server(
             background.append(also(service.store))
         for it in background:
             it.start(server.url)
-        log.info(
-            "orchmgmt %s serves %s on %s%s; authentication policy %s, management policy %s",
-            version("orchmgmt"),
-            shown(settings.database_url),
-            server.url,
-            ", read-only" if read_only else "",
-            settings.authentication_policy,
-            settings.management_policy,
-        )
+        announce(settings, f"on {server.url}{', read-only' if read_only else ''}")
         if not authentication_policy(settings).verifies and server.reachable:
             log.warning(
                 "the authentication policy `%s` verifies nothing, and %s can be reached from "

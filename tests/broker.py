@@ -64,8 +64,11 @@ class Broker:
             return True
         return False
 
-    def stop(self, number: int = signal.SIGTERM) -> None:
+    def send_signal(self, number: int) -> None:
         self._process.send_signal(number)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        self.send_signal(number)
         self._process.wait(60)
 
 

@@ -77,7 +77,8 @@ def _parts(url: str) -> tuple[str, int, bool, str | None, str | None]:
     parts = urlsplit(url)
     host = parts.hostname or ""
     host.encode("idna")
-    port = PORTS[parts.scheme] if parts.port is None else parts.port
+    usual = PORTS[parts.scheme]
+    port = usual if parts.port is None else parts.port
     user, password = (
         it if it is None else unquote(it, errors="strict")
         for it in (parts.username, parts.password)

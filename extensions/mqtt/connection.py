@@ -298,7 +298,9 @@ class Connection:
                 deadline = now + DRAIN_TIMEOUT
                 self._unsubscribe()
             elif now > deadline:
-                log.warning("MQTT: some requests were not done after %d s", DRAIN_TIMEOUT)
+                undone = self._received or self._under_way
+                trouble = "some requests were not done" if undone else "the broker did not answer"
+                log.warning("MQTT: %s within %d s", trouble, DRAIN_TIMEOUT)
                 break
             elif not (self._asked or self._busy):
                 self._unsubscribe()

@@ -24,7 +24,7 @@ from orchmgmt.operations import Operation
 from orchmgmt.policies import Evidence, authentication_policy
 from orchmgmt.policies.proxies import VERIFIED_HERE
 from orchmgmt.schemas import parse_json
-from orchmgmt.settings import Part
+from orchmgmt.settings import Part, Settings
 from orchmgmt.values import meant
 
 log = logging.getLogger("orchmgmt")
@@ -88,11 +88,7 @@ class Messages:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._settings = settings = service.store.settings
-        self._verifier = None
-        if authentication_policy(settings).reads_certificate:
-            policy = settings.authentication_policy
-            path = settings.needed("mqtt_ca_file", policy)
-            self._verifier = VERIFIER.load(f"the policy `{policy}` over MQTT")(path)
+        self._verifier = verifier(settings)
         self._lock = threading.Lock()
         self.ignored = 0
 
@@ -177,6 +173,19 @@ class Messages:
             return Evidence({}, VERIFIED_HERE)
         text = authentication if isinstance(authentication, str) else ""
         return Evidence({"Authorization": f"Bearer {text}"}, VERIFIED_HERE)
+
+
+def verifier(settings: Settings) -> Any:
+    """Return what verifies the certificates that messages show; `None` if the policy reads none.
+
+    Raises:
+        SettingError: a setting is missing or wrong.
+    """
+    if not authentication_policy(settings).reads_certificate:
+        return None
+    policy = settings.authentication_policy
+    path = settings.needed("mqtt_ca_file", policy)
+    return VERIFIER.load(f"the policy `{policy}` over MQTT")(path)
 
 
 class _Certificate:

@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -880,12 +881,64 @@ def test_the_bridge_is_a_process_of_its_own(
     env = {"ORCHMGMT_MQTT_URL": secret, "ORCHMGMT_DATABASE_URL": database_url}
     bridge = serve(command="mqtt", env=env)
     assert bridge.url == broker.url
-    until(lambda: has_connected(tmp_path))
+    assert has_connected(tmp_path)
+    assert " serves " in log_of(tmp_path).splitlines()[0]
     assert peer.ask("lock/create", create(lock(INSTANCE)))["status"] == 201
     assert bridge.stop() == 0
     assert log_of(tmp_path).endswith("stopped\n")
     with Store({"DATABASE_URL": database_url}) as store:
         assert [it.service_instance_id for it in all_of(store.locks.find)] == [INSTANCE]
+
+
+@pytest.mark.sqlite
+def test_the_bridge_does_not_say_that_it_listens_before_it_does(broker: Broker) -> None:
+    line = Line(broker)
+    line.refusing = True
+    command = [sys.executable, "-m", "orchmgmt", "mqtt", "--mqtt-url", line.url]
+    command += ["--database-url", "sqlite:///:memory:"]
+    bridge = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+    until(lambda: line.connections)
+    bridge.terminate()
+    printed, logged = bridge.communicate(timeout=60)
+    line.close()
+    assert (bridge.returncode, printed) == (0, "")
+    assert logged.endswith("stopped\n")
+
+
+@pytest.mark.sqlite
+def test_a_read_only_server_takes_no_requests_from_those_that_write(
+    broker: Broker,
+    peer: Peer,
+    serve: Callable[..., Process],
+    tmp_path: Path,
+) -> None:
+    copy = {"ORCHMGMT_DATABASE_URL": f"sqlite:///{tmp_path}/copy.db"}
+    with Store({"DATABASE_URL": copy["ORCHMGMT_DATABASE_URL"]}):
+        pass
+    process = serve("--read-only", env={"ORCHMGMT_MQTT_URL": broker.url, **copy})
+    with Service(mqtt=broker.url) as service:
+        for n in range(8):
+            answer = peer.ask("lock/create", create(lock(f"System{n}|a|1.0.0")))
+            assert answer["status"] == 201
+        assert len(service.locks()) == 8
+    assert process.stop() == 0
+    assert "MQTT" not in log_of(tmp_path)
+
+
+@pytest.mark.sqlite
+def test_a_broker_that_is_silent_at_the_end_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(connection, "DRAIN_TIMEOUT", 1.0)
+    broker = Broker(tmp_path)
+    with bridge(caplog, mqtt_url=broker.url):
+        broker.send_signal(signal.SIGSTOP)
+    broker.send_signal(signal.SIGCONT)
+    broker.stop()
+    assert "MQTT: the broker did not answer within 1 s" in lines(caplog)
 
 
 @pytest.mark.sqlite
@@ -900,6 +953,7 @@ def test_what_is_wrong_with_the_settings_is_said_at_the_start(
         ([], "ORCHMGMT_MQTT_URL must say where the broker is"),
         (["--mqtt-url", "localhost:1883"], wrong),
         (["--mqtt-url", "http://localhost"], wrong),
+        (["--mqtt-url", "ssl://user:secret@localhost:8883"], wrong),
         (["--mqtt-url", "mqtt://"], wrong),
         (["--mqtt-url", "mqtt://host:0"], wrong),
         (["--mqtt-url", "mqtt://host:99999"], wrong),
@@ -933,6 +987,10 @@ def test_check_knows_the_broker(
         (line,) = (it for it in result.stdout.splitlines() if "MQTT broker" in it)
         return line
 
+    certificate = ["--authentication-policy", "certificate", "--cloud", CLOUD]
+    assert says(broker.url, *certificate) == (
+        "wrong  MQTT broker: the policy `certificate` needs ORCHMGMT_MQTT_CA_FILE"
+    )
     line = Line(broker, old=True)
     with Service(mqtt=line.url):  # which is not disturbed
         assert says(broker.url.replace("//", "//user:secret@")) == (
