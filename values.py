@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from difflib import get_close_matches
+from functools import lru_cache
 from math import ceil
 from string import ascii_lowercase, ascii_uppercase
 from time import gmtime, strftime
@@ -250,6 +251,7 @@ def end_of(duration: str, time: float) -> str:
     return write_second(min(ceil(time + int(duration[2:-1])), LAST_SECOND))
 
 
+@lru_cache(maxsize=1)  # a create asks three times for the present second: 3 % of its cost
 def write_second(second: int) -> str:
     """Return a second since the epoch as a DateTime."""
     return strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(second))
