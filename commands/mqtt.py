@@ -35,9 +35,9 @@ def mqtt(**options: Any) -> None:
     kind = EXTENSIONS["mqtt_url"].load("it")
     (bridge,) = (it for it in service.extensions if isinstance(it, kind))
     with service.store:
-        bridge.start("")
         broker = Broker.of(settings)
         announce(settings, f"over {broker}")
+        bridge.start("")
         while not (bridge.ready() or SIGNALS & signal.sigpending()):
             time.sleep(CHECK_INTERVAL)
         if bridge.ready():
