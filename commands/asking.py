@@ -24,14 +24,12 @@ from orchmgmt.cli import AS_IT_IS, Failure, begin, printable
 from orchmgmt.client import Client, Refused, Unavailable
 from orchmgmt.entries import Entry, camel_case, read_time
 from orchmgmt.errors import InvalidParameter
-from orchmgmt.settings import OF_A_CLIENT, PREFIX, Settings, demand_known
+from orchmgmt.settings import OF_A_CLIENT, OPERATOR_NAME, PREFIX, Settings, demand_known
 from orchmgmt.store import Store
 from orchmgmt.values import second, strip
 
 #: Addresses that one can listen on but not connect to, and the ones to connect to instead.
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-
-OPERATOR = "Sysop"
 
 #: The settings for a command that logs in by itself.
 OF_A_LOGIN = ("system_password_file", "identity_url")
@@ -72,7 +70,7 @@ _URL = click.option(
 )
 _REQUESTER = [
     click.option(
-        "--name", help=f"Your system name, under the policy `declared`.  [default: {OPERATOR}]"
+        "--name", help=f"Your system name, under the policy `declared`.  [default: {OPERATOR_NAME}]"
     ),
     click.option(
         "--token-file",
@@ -296,7 +294,7 @@ def _who(name: str | None, token_file: Any, certificate: str | None, key: str | 
             raise Failure(f"{token_file.name} cannot be read: {error.strerror}") from None
     elif name or not certificate:
         try:
-            who["name"] = _plain(name or OPERATOR)
+            who["name"] = _plain(name or OPERATOR_NAME)
         except ValueError:
             raise Failure(
                 f"{printable(name or '')} cannot be sent as a name: it must be ASCII"
