@@ -143,6 +143,7 @@ class SqliteBackend(Backend):
     def _connect(self) -> sqlite3.Connection:
         with self._connecting:
             if self._files is not None:
+                self._demand_files()  # it must not open another file, and keep it
                 demand_whole(self._path, self._timeout)
             connection = sqlite3.connect(
                 self._uri or self._path,

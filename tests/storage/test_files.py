@@ -6,8 +6,10 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from threading import Event
 from time import sleep
 
 import pytest
@@ -121,6 +123,33 @@ def test_nothing_is_acknowledged_if_it_happens_within_the_transaction(
         with pytest.raises(Unavailable):
             store.history.find()
     assert f"orchmgmt.db{suffix} was " in caplog.text
+
+
+@pytest.mark.parametrize("harm", [remove, replace])
+def test_no_other_file_is_opened_between_two_looks(
+    tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "orchmgmt.db"
+    with Store({"DATABASE_URL": f"sqlite:///{path}"}) as store, ThreadPoolExecutor() as pool:
+        reading, go_on = Event(), Event()
+
+        def work() -> None:
+            reading.set()
+            go_on.wait()
+
+        reader = pool.submit(store.database.read, work)  # it has looked, and has the connection
+        reading.wait()
+        away = tmp_path / "away"
+        away.hardlink_to(path)
+        harm(path)
+        try:
+            with pytest.raises(Unavailable):
+                store.locks.find()
+        finally:
+            away.replace(path)
+            go_on.set()
+        reader.result()
+        assert store.locks.find().count == 0
 
 
 def test_an_index_that_is_emptied_within_a_transaction_ends_the_process_at_most(
