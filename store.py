@@ -523,7 +523,10 @@ class Store:
         return self.database.read(self.database.now)
 
     def close(self) -> None:
-        """Close the connections for good. Calls that need the database then raise `Unavailable`."""
+        """Close the connections for good, those in use at the end of their transaction.
+
+        Calls that need the database then raise `Unavailable`.
+        """
         self.database.closed = True
         self.database.close()
 

@@ -167,10 +167,17 @@ class SqliteBackend(Backend):
             return
         with self._connecting:
             self._uri, self._seen = uri_to_read(self._path), state
-            self._connections.clear()
-            with suppress(IndexError):
-                while True:
-                    self._idle.pop().close()
+            self._forget_connections()
+
+    def _forget_connections(self) -> None:
+        """Close the connections: those in use at the end of their transaction.
+
+        SQLite would crash the process if another thread were using one.
+        """
+        self._connections.clear()
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
     def _demand_unchanged(self, connection: sqlite3.Connection) -> None:
         """Raise if a reader may have seen parts of what others were writing meanwhile."""
@@ -241,11 +248,12 @@ class SqliteBackend(Backend):
                 changed = connection.total_changes > before
                 if self.read_only:
                     self._demand_unchanged(connection)
-            if writing:
-                self._demand_files(committed=True)
-                # A write that changes nothing needs no room, but proves that nobody is in the way.
-                if changed or self._trouble == sqlite3.SQLITE_BUSY:
-                    self._trouble = 0
+                if writing:
+                    self._demand_files(committed=True)  # before the last connection removes the log
+                    # A write that changes nothing needs no room, but proves that nobody is in the
+                    # way.
+                    if changed or self._trouble == sqlite3.SQLITE_BUSY:
+                        self._trouble = 0
         except UnusableDatabase as error:
             log.error("%s", error)
             raise Unavailable(SILENT) from None
@@ -264,6 +272,7 @@ class SqliteBackend(Backend):
 
     @contextmanager
     def _borrowed(self) -> Iterator[sqlite3.Connection]:
+        self._demand_open()  # it may have waited for its turn
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -273,9 +282,9 @@ class SqliteBackend(Backend):
             yield connection
         finally:
             self._current.connection = None
-            with suppress(sqlite3.Error):  # it was closed meanwhile
+            with suppress(sqlite3.Error):  # this thread has closed the store meanwhile
                 connection.rollback()
-            if connection in self._connections:
+            if connection in self._connections and not self.closed:
                 self._idle.append(connection)
             else:
                 connection.close()
@@ -352,13 +361,15 @@ class SqliteBackend(Backend):
         return int(last)
 
     def close(self) -> None:
-        for connection in self._connections:
-            connection.close()
-        self._connections.clear()
-        self._idle.clear()
-        if self._files is not None:
-            self._files.close()
-        self.engine.close()
+        self._forget_connections()
+        if not self._writing.acquire(blocking=False):
+            return  # a transaction of another thread needs the rest until it ends
+        try:
+            if self._files is not None:
+                self._files.close()
+            self.engine.close()
+        finally:
+            self._writing.release()
 
 
 def _unavailable(code: int) -> Unavailable:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -541,6 +542,34 @@ def test_a_closed_store_says_that_it_is_closed(tmp_path, monkeypatch, place):
     answer = app.test_client().get("/health")
     assert (answer.status_code, answer.json["errorMessage"]) == (503, "The store is closed")
     store.close()
+
+
+@pytest.mark.parametrize("place", [":memory:", "orchmgmt.db"])
+def test_a_write_under_way_is_done_though_the_store_is_closed(tmp_path, monkeypatch, caplog, place):
+    monkeypatch.chdir(tmp_path)
+    store = Store({"DATABASE_URL": f"sqlite:///{place}"})
+    made = store.history.create("PULL", "A", "A", "b")
+    writing, closed = threading.Event(), threading.Event()
+
+    def work():
+        store.history.start(made)
+        writing.set()
+        closed.wait()
+        return store.database.rows("SELECT status FROM orchestration_job")
+
+    with ThreadPoolExecutor() as pool:
+        under_way = pool.submit(store.database.write, work)
+        writing.wait()
+        waiting = pool.submit(store.history.fail, made)
+        store.close()
+        closed.set()
+        assert under_way.result() == [("IN_PROGRESS",)]
+        with pytest.raises(Unavailable, match="The store is closed"):
+            waiting.result()
+    assert not caplog.records
+    if place != ":memory:":
+        with Store({"DATABASE_URL": f"sqlite:///{place}"}) as store:
+            assert store.history.get(made).status == "IN_PROGRESS"
 
 
 @pytest.mark.parametrize("place", [":memory:", "orchmgmt.db"])
