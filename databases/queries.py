@@ -184,7 +184,7 @@ class Table:
         """
         if page.number:
             return self._database.read(self._find_later, wanted, page)
-        rows = self._database.read_single(self._rows, wanted, page, counted=True)
+        rows = self._database.read_single(self._find_first, wanted, page)
         return [row[:-1] for row in rows], int(rows[0][-1]) if rows else 0
 
     def stream(self) -> Iterator[Row]:
@@ -193,21 +193,33 @@ class Table:
         select = self._select((), None, self._default_sort, False, False)
         yield from self._database.stream(select, values)
 
-    def _find_later(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
-        # Counting comes first, because skipping many rows for nothing would take long.
-        matching = self._counted(wanted)
-        found = matching > page.number * page.size
-        return self._rows(wanted, page, counted=False) if found else [], matching
+    def _find_first(self, wanted: Mapping[str, Any], page: Page) -> list[Row]:
+        return self._rows(wanted, page, *self._shape(wanted), counted=True)
 
-    def _rows(self, wanted: Mapping[str, Any], page: Page, counted: bool) -> list[Row]:
+    def _find_later(self, wanted: Mapping[str, Any], page: Page) -> tuple[list[Row], int]:
+        shape, values = self._shape(wanted)
+        # Counting comes first, because skipping many rows for nothing would take long.
+        matching = self._counted(shape, values)
+        found = matching > page.number * page.size
+        return self._rows(wanted, page, shape, values, counted=False) if found else [], matching
+
+    def _rows(
+        self,
+        wanted: Mapping[str, Any],
+        page: Page,
+        shape: Shape,
+        values: dict[str, Any],
+        counted: bool,
+    ) -> list[Row]:
         """Return the rows of a page.
 
         Args:
             wanted: as for `find`.
             page: which page.
+            shape: the shape of the query.
+            values: its values.
             counted: whether to add to each row how many rows match in all.
         """
-        shape, values = self._shape(wanted)
         values["limit"], values["offset"] = page.size, page.number * page.size
         sort_field = page.sort_field or self._default_sort
         index = self._narrowest(wanted)
@@ -220,11 +232,10 @@ class Table:
 
     def _known(self, wanted: Mapping[str, Any]) -> int | None:
         """Return how many rows match, if that is known without counting them."""
-        shape, _ = self._shape(wanted)
-        return None if self._quick(shape) is None else self._counted(wanted)
-
-    def _counted(self, wanted: Mapping[str, Any]) -> int:
         shape, values = self._shape(wanted)
+        return None if self._quick(shape) is None else self._counted(shape, values)
+
+    def _counted(self, shape: Shape, values: Mapping[str, Any]) -> int:
         ((count,),) = self._database.rows(self._count(shape), values)
         return int(count)
 

@@ -56,6 +56,21 @@ def test_what_is_past_and_what_has_expired_goes_by_the_clock_given(store, clock)
     store.locks.create([lock(120, "Bob")])
 
 
+@pytest.mark.parametrize("page", [0, 1])
+def test_a_page_and_its_count_are_of_one_moment(database_url, page):
+    def passing():
+        moments.append(moments[-1] + 1)
+        return moments[-1]
+
+    moments = [THEN.timestamp()]
+    with Store({"DATABASE_URL": database_url}, clock=passing) as store:
+        store.locks.add(lock(60 + number, instance=f"B{number}|heat|1.0.0") for number in range(9))
+        store.locks.add([lock(3600)])
+        for _ in range(80):
+            found = store.locks.find(owners=["Alice"], page=page, size=5, descending=False)
+            assert len(found.entries) == max(0, min(5, found.count - 5 * page))
+
+
 def test_a_jobs_times_go_by_the_clock_given(store, clock):
     job = store.history.create("PULL", "Alice", "Alice", "heat")
     clock.present += DAY

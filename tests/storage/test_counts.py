@@ -42,7 +42,7 @@ def assert_exact(store):
         there = Counter(rows("SELECT status, type FROM orchestration_job"))
         assert Counter({(status, kind): n for status, kind, n in rows(JOBS) if n}) == there
         assert rows(LOCKS) == rows("SELECT count(*) FROM orchestration_lock")
-        assert store.job_table._counted({}) == there.total()
+        assert store.job_table._known({}) == there.total()
 
     store.database.read(compare)
 
