@@ -84,7 +84,7 @@ class Backend(ABC):
             return work(*args, **kwargs)
 
     def read_single(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `read`, for work that runs one statement."""
+        """As `read`, for work whose result comes from a single statement, its last."""
         return self.read(work, *args, **kwargs)
 
     def write(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
