@@ -11,7 +11,7 @@ from orchmgmt.errors import BodyTooLarge
 from orchmgmt.logs import start_logging
 from orchmgmt.operations import Operation, operations
 from orchmgmt.policies.gate import Gate
-from orchmgmt.settings import EXTENSIONS, PREFIX, SettingError, Settings
+from orchmgmt.settings import PREFIX, SettingError, Settings, switched_on
 from orchmgmt.store import Store
 from orchmgmt.views import add_error_handlers, add_monitor, add_operation
 
@@ -45,8 +45,7 @@ class Service:
         # If something is missing, the database is not touched.
         self.gate = Gate(settings, read_only)
         _demand_files(settings)
-        chosen = [name for name in EXTENSIONS if getattr(settings, name)]
-        extensions = [EXTENSIONS[name].load(PREFIX + name.upper()) for name in chosen]
+        extensions = switched_on(settings)
         self.store = Store(settings, clock, TO_READ if read_only else READY)
         self.app = Flask(__name__, static_folder=None)
         self.app.extensions["orchmgmt"] = self

@@ -419,6 +419,16 @@ def demand_known(environ: Iterable[str]) -> None:
             raise SettingError(f"{name} is not a setting{meant(name.upper(), known)}")
 
 
+def switched_on(settings: Settings) -> list[Any]:
+    """Return the classes of the extensions that the settings switch on.
+
+    Raises:
+        SettingError: a package that one of them needs is missing.
+    """
+    chosen = [name for name in EXTENSIONS if getattr(settings, name)]
+    return [EXTENSIONS[name].load(PREFIX + name.upper()) for name in chosen]
+
+
 @dataclass(frozen=True)
 class Described:
     """One row of the settings table, as a reader sees it."""

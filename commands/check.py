@@ -22,7 +22,7 @@ from orchmgmt.models import BusyDatabase, MissingDatabase, UnusableDatabase
 from orchmgmt.operations import SERVICES
 from orchmgmt.policies import authentication_policy
 from orchmgmt.policies.gate import Gate
-from orchmgmt.settings import ANY_ORIGIN, EXTENSIONS, PREFIX, SettingError, Settings
+from orchmgmt.settings import ANY_ORIGIN, EXTENSIONS, PREFIX, SettingError, Settings, switched_on
 from orchmgmt.store import Store
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ def looks(
 
     def settings_are_right() -> str:
         found.append(Settings.read(options))
+        switched_on(found[0])
         if found[0].own_name in CORE_SYSTEMS:
             raise Doubtful(
                 f"{PREFIX}SYSTEM_NAME is {found[0].own_name}, the name of a core system of the "

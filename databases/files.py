@@ -183,9 +183,8 @@ def in_the_way(path: str, to_write: bool = True) -> str:
     file = Path(path)
     wanted = [(it, os.X_OK, "enter") for it in reversed(file.parents)]
     if to_write:
-        wanted += [(file.parent, os.W_OK, "write to"), (file, os.R_OK | os.W_OK, "read and write")]
-    else:
-        wanted += [(file, os.R_OK, "read")]
+        wanted += [(file.parent, os.W_OK, "write to"), (file, os.W_OK, "write to")]
+    wanted += [(file, os.R_OK, "read")]
     for part, mode, does in wanted:
         if os.path.exists(part) and not os.access(part, mode, effective_ids=True):
             read_only = mode & os.W_OK and os.statvfs(part).f_flag & os.ST_RDONLY

@@ -388,6 +388,12 @@ def _find(url: str, permitted: Permitted) -> str:
         path = os.path.realpath(path)
     except FileNotFoundError:
         raise UnusableDatabase("the current folder is no longer there") from None
+    # SQLite would delete a log without its database, and with it changes that were acknowledged.
+    # This order is right if another process makes the database meanwhile, and then its log.
+    if _has_log(path) and not os.path.exists(path):
+        raise UnusableDatabase(
+            f"it was removed ({path}{LOG} is there): put the file back or restore a backup"
+        )
     if not permitted.create and not os.path.exists(path):
         if obstacle := in_the_way(path, to_write=False):
             raise UnusableDatabase(obstacle)
@@ -499,4 +505,6 @@ def _unusable(path: str, error: Exception, to_write: bool) -> UnusableDatabase:
         )
     if str(error) == "database is locked":  # peewee's errors have no code
         return BusyDatabase("it is busy: another process has been writing to it")
+    if str(error) == "database disk image is malformed":
+        return UnusableDatabase(f"{error}: restore a backup")
     return UnusableDatabase(str(error))

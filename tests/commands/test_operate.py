@@ -561,7 +561,8 @@ def test_a_check_says_that_there_is_no_room(run: Run, database: Path) -> None:
         (".", 0o600, "enter"),
         ("data", 0o600, "enter"),
         ("data", 0o555, "write to"),
-        ("data/orchmgmt.db", 0o400, "read and write"),
+        ("data/orchmgmt.db", 0o400, "write to"),
+        ("data/orchmgmt.db", 0o200, "read"),
     ],
 )
 def test_what_is_in_the_way_of_a_user_is_named(
@@ -827,6 +828,28 @@ def test_a_check_without_a_package_says_which_extra_it_takes(
     assert [name[:5] for name in found if "ServiceReg" in name or " system" in name] == [
         "wrong"
     ] * 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "package"),
+    [
+        ("METRICS", "true", "prometheus_client"),
+        ("OPENAPI", "true", "apispec"),
+        ("CORS_ORIGINS", "https://tools.example", "flask_cors"),
+        ("MQTT_URL", "mqtt://127.0.0.1:1", "paho"),
+    ],
+)
+def test_a_check_finds_the_package_without_which_no_server_starts(
+    run: Run, database: Path, tmp_path: Path, setting: str, value: str, package: str
+) -> None:
+    text = f"raise ModuleNotFoundError('No module named {package}', name='{package}')"
+    (tmp_path / f"{package}.py").write_text(text)
+    env = {f"ORCHMGMT_{setting}": value, "PYTHONPATH": "."}
+    served = run("serve", "--port", "0", env=env)
+    assert served.returncode == 2
+    checked = run("check", env=env)
+    assert checked.returncode == 1
+    assert f"Error: {looked(checked)['wrong  settings']}\n" == served.stderr
 
 
 # The shell

@@ -229,19 +229,27 @@ def test_no_other_process_comes_to_a_database_whose_files_are_missing(
     assert (ended.returncode, ended.stdout.count("\n")) == (0, 1)
 
 
-def test_an_emptied_database_with_its_log_is_no_new_one(
-    serve: Callable[..., Process], run: Callable[..., object], tmp_path: Path
+@pytest.mark.parametrize("harm", [truncate, Path.unlink])
+def test_an_emptied_or_removed_database_with_its_log_is_no_new_one(
+    serve: Callable[..., Process],
+    run: Callable[..., object],
+    tmp_path: Path,
+    harm: Callable[[Path], object],
 ) -> None:
     server = serve()
     assert made(server, "Early")
     server.process.kill()
     server.process.wait()
-    truncate(tmp_path / "orchmgmt.db")
+    copy = (tmp_path / "orchmgmt.db").read_bytes()
+    harm(tmp_path / "orchmgmt.db")
     log = (tmp_path / "orchmgmt.db-wal").read_bytes()
     ended = run("serve", "--port", "0")
     assert ended.returncode == 3
     assert "restore a backup" in ended.stderr
+    assert "restore a backup" in run("check").stdout
     assert (tmp_path / "orchmgmt.db-wal").read_bytes() == log
+    (tmp_path / "orchmgmt.db").write_bytes(copy)
+    assert serve().locks().json["count"] == 1
 
 
 def test_a_database_may_be_put_in_order_while_it_is_in_use(
