@@ -248,6 +248,14 @@ class Cluster:
             haproxy = ["haproxy", "-db", "-f", str(config)]
             stack.callback(Machine(haproxy, {}, self._folder, "haproxy").stop)
         self.url = f"postgresql://orchmgmt:secret@{hosts}/orchmgmt"
+        until(self._leads_to_the_leader, "a way to the leader")
+
+    def _leads_to_the_leader(self) -> bool:
+        """Whether the service would reach a server; HAProxy asks first which one leads."""
+        with suppress(psycopg.OperationalError):
+            psycopg.connect(self.url, connect_timeout=2).close()
+            return True
+        return False
 
     def _configure(self, name: str, changes: dict[str, str]) -> Path:
         """Return a file of deploy/ with what is different here."""
