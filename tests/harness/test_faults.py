@@ -203,8 +203,8 @@ def test_a_body_trickles_and_stops_with_the_service(service, client):
             head += connection.recv(1)
         assert head.startswith(b"HTTP/1.1 404 ")
         assert service.requests[-1].answered_at is None
-        service.down()
         assert connection.recv(99) == b"{"
+        service.down()
         assert connection.recv(99) == b""
     until(lambda: service.requests[-1].answered_at)
     assert service.requests[-1].delivered is False
