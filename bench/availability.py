@@ -251,9 +251,12 @@ class Cluster:
         until(self._leads_to_the_leader, "a way to the leader")
 
     def _leads_to_the_leader(self) -> bool:
-        """Whether the service would reach a server; HAProxy asks first which one leads."""
+        """Whether two connections in turn reach it: HAProxy leads to both nodes until it knows."""
         with suppress(psycopg.OperationalError):
-            psycopg.connect(self.url, connect_timeout=2).close()
+            for _ in self.nodes:
+                psycopg.connect(
+                    self.url, connect_timeout=2, target_session_attrs="read-write"
+                ).close()
             return True
         return False
 
