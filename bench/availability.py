@@ -4,7 +4,7 @@ etcd, two nodes of Patroni and, if wanted, HAProxy run on this machine with the 
 Three processes of the service are under load. Each time one thing happens to the leader, and then
 everything that was acknowledged is compared with what the database has.
 
-Usage: availability.py [--only EVENT] [--through hosts|haproxy] [--asynchronous]
+Usage: availability.py [--only EVENT] [--through hosts|haproxy] [--asynchronous] [--quiet SECONDS]
 """
 
 import argparse
@@ -248,6 +248,17 @@ class Cluster:
             haproxy = ["haproxy", "-db", "-f", str(config)]
             stack.callback(Machine(haproxy, {}, self._folder, "haproxy").stop)
         self.url = f"postgresql://orchmgmt:secret@{hosts}/orchmgmt"
+        until(self._leads_to_the_leader, "a way to the leader")
+
+    def _leads_to_the_leader(self) -> bool:
+        """Whether two connections in turn reach it: HAProxy leads to both nodes until it knows."""
+        with suppress(psycopg.OperationalError):
+            for _ in self.nodes:
+                psycopg.connect(
+                    self.url, connect_timeout=2, target_session_attrs="read-write"
+                ).close()
+            return True
+        return False
 
     def _configure(self, name: str, changes: dict[str, str]) -> Path:
         """Return a file of deploy/ with what is different here."""
@@ -544,14 +555,14 @@ def services(url: str) -> Iterator[list[str]]:
         yield urls
 
 
-def measure(cluster: Cluster, event: str, urls: list[str]) -> Result:
+def measure(cluster: Cluster, event: str, urls: list[str], quiet: float) -> Result:
     """Let an event happen under load, and return what it did."""
     with Load(urls) as load:
-        time.sleep(QUIET)
+        time.sleep(quiet)
         (EVENTS | WITHOUT_OVERRIDE)[event](cluster)
         moment = time.monotonic()
         until(lambda: load.all_served(since=moment), "an answer to all clients")
-        time.sleep(QUIET)
+        time.sleep(quiet)
     # A node that was frozen takes itself for the leader for a while.
     until(lambda: sum(it.is_("primary") for it in cluster.nodes) == 1, "a single leader")
     with cluster.leader.connect() as connection:
@@ -559,13 +570,13 @@ def measure(cluster: Cluster, event: str, urls: list[str]) -> Result:
         return judge(event, load, connection.execute(query).fetchall())
 
 
-def run(through: str, synchronous: bool, events: list[str]) -> Iterator[Result]:
+def run(through: str, synchronous: bool, events: list[str], quiet: float) -> Iterator[Result]:
     """Let each event happen to a cluster of its own."""
     for event in events:
         with ExitStack() as stack:
             cluster = Cluster(stack, through, synchronous)
             urls = stack.enter_context(services(cluster.url))
-            result = measure(cluster, event, urls)
+            result = measure(cluster, event, urls, quiet)
         yield result
 
 
@@ -576,12 +587,16 @@ def main() -> None:
     )
     parser.add_argument("--through", choices=("hosts", "haproxy"), default="hosts")
     parser.add_argument("--asynchronous", action="store_true", help="commits wait for nobody")
+    parser.add_argument(
+        "--quiet", type=float, default=QUIET, help="seconds under load before and after an event"
+    )
     given = parser.parse_args()
     if reason := missing():
         parser.error(reason)
     print(HEADER, flush=True)
     bad = False
-    for result in run(given.through, not given.asynchronous, given.only or list(EVENTS)):
+    events = given.only or list(EVENTS)
+    for result in run(given.through, not given.asynchronous, events, given.quiet):
         print(result.row, *sorted(result.failures), sep="\n", flush=True)
         bad |= bool(result.lost or result.double or result.fallen or result.failures)
     sys.exit(bad and not given.asynchronous)

@@ -22,6 +22,7 @@ PASSWORD = "s3cret:w%rd/@"
 QUOTED_PASSWORD = "s3cret%3Aw%25rd%2F%40"
 
 OUR_TABLES = ("orchestration_lock", "orchestration_job")
+OF_A_MIRROR = "orchestration_mirrored_lock"
 
 
 def missing() -> str:
@@ -102,7 +103,7 @@ class Cluster:
             self._kept = self.connect(name_of(self.create_database()))
             self._kept.execute("SET lock_timeout = '10s'")
         tables = "SELECT relname FROM pg_class WHERE relname = ANY(%s)"
-        for (table,) in self._kept.execute(tables, [list(OUR_TABLES)]).fetchall():
+        for (table,) in self._kept.execute(tables, [[*OUR_TABLES, OF_A_MIRROR]]).fetchall():
             self._kept.execute(f"TRUNCATE {table} RESTART IDENTITY")
         return self.url(self._kept.info.dbname)
 

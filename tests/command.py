@@ -15,10 +15,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import TextIO
 
+from orchmgmt import commands
+
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["orchmgmt.cli", "orchmgmt.app", "orchmgmt.serving.server"])
+PROCESSES.set_forkserver_preload(
+    [
+        *("orchmgmt.app", "orchmgmt.cli", "orchmgmt.serving.server", "orchmgmt.databases.pool"),
+        *("orchmgmt.databases.postgresql", "orchmgmt.databases.sqlite"),
+        *(it.name for it in iter_modules(commands.__path__, "orchmgmt.commands.")),
+    ]
+)
 PATIENCE = 60  # s
 
 

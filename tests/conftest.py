@@ -1,5 +1,6 @@
 """What the tests share: a service on a real socket, and the real command line."""
 
+import gc
 import itertools
 import os
 import shutil
@@ -35,6 +36,11 @@ def _no_settings_from_outside() -> Iterator[None]:
             if name.startswith("ORCHMGMT_"):
                 monkeypatch.delenv(name)
         yield
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector of garbage pass over the thousands of tests, now and at the end."""
+    gc.freeze()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def pytest_in(folder: Path, *arguments: str, **files: str) -> str:
-    """What pytest says of a project of its own."""
+    """What pytest says of a project of its own, without plugins that take long to import."""
     for name, text in files.items():
         (folder / f"{name}.py").write_text(textwrap.dedent(text))
     command = [sys.executable, "-m", "pytest", "-c", "/dev/null", "--rootdir", str(folder)]
@@ -22,6 +22,10 @@ def pytest_in(folder: Path, *arguments: str, **files: str) -> str:
             "no:schemathesis",
             "-p",
             "no:asyncio",
+            "-p",
+            "no:anyio",
+            "-p",
+            "no:hypothesispytest",
             *arguments,
             str(folder),
         ],

@@ -179,7 +179,8 @@ def test_a_project_of_others_tests_with_the_installed_wheel(elsewhere, tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     (tmp_path / "test_page.py").write_text("\n".join(blocks))
     pytest_options = ["-c", os.devnull, "--rootdir", ".", "-W", "error", "-rA"]
-    pytest_options += ["-p", "no:asyncio"]
+    for slow in ("asyncio", "anyio", "hypothesispytest", "schemathesis"):  # as an import
+        pytest_options += ["-p", f"no:{slow}"]
     said = elsewhere("-m", "pytest", *pytest_options, "test_page.py")
     assert "9 passed" in said
     fixtures = re.findall(r"^\| `(orchmgmt\w*)` \|", page, re.MULTILINE)

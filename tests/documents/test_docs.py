@@ -545,7 +545,9 @@ class Machine:
         commands = commands.replace("/tmp/build/bin/pip", f"{sys.executable} -m pip")
         commands = commands.replace("python3 -m venv /tmp/build\n", "")
         commands = commands.replace("pip wheel ", "pip wheel --no-build-isolation ")
-        commands = commands.replace("python3 -m venv", f"{sys.executable} -m venv")
+        # The environment would only get the pip that PYTHONPATH has anyway, in many seconds.
+        commands = commands.replace("python3 -m venv", f"{sys.executable} -m venv --without-pip")
+        commands = commands.replace("/bin/pip ", "/bin/python -m pip ")
         commands = commands.replace(" -g orchmgmt", "")  # there is no such group here
         ended = subprocess.run(
             ["bash", "-e", "-c", commands],
