@@ -18,7 +18,7 @@ demo: $(READY)
 	$(BIN)/orchmgmt demo
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses 6 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 5 --dist worksteal
 
 # Links make the modules available to mypy and import-linter under the package's name.
 lint: $(READY)

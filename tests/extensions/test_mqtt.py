@@ -881,7 +881,7 @@ def test_the_bridge_is_a_process_of_its_own(
     env = {"ORCHMGMT_MQTT_URL": secret, "ORCHMGMT_DATABASE_URL": database_url}
     bridge = serve(command="mqtt", env=env)
     assert bridge.url == broker.url
-    assert has_connected(tmp_path)
+    until(lambda: has_connected(tmp_path))
     assert " serves " in log_of(tmp_path).splitlines()[0]
     assert peer.ask("lock/create", create(lock(INSTANCE)))["status"] == 201
     assert bridge.stop() == 0
