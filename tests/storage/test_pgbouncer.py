@@ -5,7 +5,6 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ import cluster
 import psycopg
 import pytest
 from needs import program
-from support import Connection, Process, lock
+from support import Connection, Process, lock, until
 
 from orchmgmt.databases.queries import Page
 from orchmgmt.store import Store
@@ -56,6 +55,7 @@ class Bouncer:
             default_pool_size = {connections}
             """
         )
+        self._process: subprocess.Popen[bytes] | None = None
         self._user: dict[str, Any] = {}
         if os.getuid() == 0:  # which it refuses
             self._user = {"user": "postgres", "group": "postgres", "extra_groups": []}
@@ -67,20 +67,26 @@ class Bouncer:
         self.start()
 
     def start(self) -> None:
-        self._process = subprocess.Popen(
-            [program("pgbouncer"), str(self._config)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            **self._user,
-        )
-        while True:
+        """Start it; again if a connection of another test has its port for a moment."""
+
+        def listens() -> bool:
+            if self._process is None or self._process.poll() is not None:
+                self._process = subprocess.Popen(
+                    [program("pgbouncer"), str(self._config)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    **self._user,
+                )
             with suppress(ConnectionRefusedError):
-                return socket.create_connection(("127.0.0.1", self._port)).close()
-            assert self._process.poll() is None
-            time.sleep(0.01)
+                socket.create_connection(("127.0.0.1", self._port)).close()
+                return self._process.poll() is None
+            return False
+
+        until(listens)
 
     def stop(self) -> None:
+        assert self._process is not None
         self._process.kill()
         self._process.wait()
 
