@@ -392,7 +392,8 @@ def test_what_two_writers_want_in_opposite_order_is_done_by_both(store):
 
     in_threads(work, (1, 2), (2, 1))
     assert failed == []
-    assert sorted(tries.values()) == [1, 2]
+    assert min(tries.values()) == 1  # PostgreSQL may end the other one more than once
+    assert max(tries.values()) > 1
     messages = [row[7] for row in store.job_table.find({}, Page(0, 2))[0]]
     assert [sorted(message) for message in messages] == [["1", "2"]] * 2
 
