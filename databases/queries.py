@@ -224,7 +224,8 @@ class Table:
         sort_field = page.sort_field or self._default_sort
         index = self._narrowest(wanted)
         # Other databases choose by their statistics.
-        if wanted and self._database.one_writer and (matching := self._known(wanted)):
+        choosing = wanted and self._database.one_writer and self._quick(shape) is not None
+        if choosing and (matching := self._counted(shape, values)):
             in_order, end = sort_field == self._default_sort, values["offset"] + page.size
             index = quickest(self._known, wanted, matching, in_order, end)
         select = self._select(shape, index, sort_field, page.descending, counted)
