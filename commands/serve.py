@@ -84,8 +84,9 @@ def run_server(
             raise NoAddress(str(error)) from None
         service = service_of(create_app(settings, read_only=read_only))
         stack.enter_context(service.store)
-        background: list[Background] = list(service.extensions)
+        background: list[Background] = []
         if not read_only:
+            background += service.extensions
             background.append(Cleaner(service.store, settings.cleaner_interval_seconds))
         if also:
             background.append(also(service.store))

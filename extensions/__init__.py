@@ -24,6 +24,8 @@ class Extension:
     def start(self, url: str) -> None:
         """Begin what goes on in the background, now that a server listens.
 
+        A read-only server begins nothing: it may have another database than those beside it.
+
         Args:
             url: where it listens.
         """

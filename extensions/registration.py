@@ -61,7 +61,6 @@ class Registration(Extension):
 
     def __init__(self, service: Service, interval: float = INTERVAL, again: float = AGAIN) -> None:
         settings = service.store.settings
-        self._read_only = service.store.database.read_only
         self._registry = Registry(settings)
         self._operations = {
             name: (group, [it for it in service.operations if it.group == group])
@@ -104,13 +103,10 @@ class Registration(Extension):
     def start(self, url: str) -> None:
         """Start the thread. The port of `url` is registered unless `SERVICE_PORT` is set."""
         self._registry.port = self._registry.port or urlsplit(url).port or 0
-        if not self._read_only:
-            self._thread.start()
+        self._thread.start()
 
     def stop(self) -> None:
         """Revoke the services, once no process listens here. Give up after two seconds."""
-        if self._read_only:
-            return
         self._deadline = time.monotonic() + PATIENCE
         self._stopped.set()
         self._thread.join(PATIENCE)

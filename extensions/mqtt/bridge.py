@@ -10,9 +10,6 @@ from orchmgmt.store import Figure
 class Mqtt(Extension):
     """Answers the requests that come over a broker, in threads of its own, until it is stopped.
 
-    A read-only server takes none: it would get those that others share, and may have another
-    database.
-
     Args:
         service: its operations are offered.
 
@@ -21,7 +18,6 @@ class Mqtt(Extension):
     """
 
     def __init__(self, service: Service) -> None:
-        self._read_only = service.store.database.read_only
         messages = Messages(service)
         self._connection = Connection(service.store.settings, messages)
         service.store.figures += [
@@ -41,8 +37,7 @@ class Mqtt(Extension):
 
     def start(self, url: str) -> None:
         """Connect to the broker, and again whenever that is necessary."""
-        if not self._read_only:
-            self._connection.start()
+        self._connection.start()
 
     def ready(self) -> bool:
         """Return whether requests can come."""
@@ -50,5 +45,4 @@ class Mqtt(Extension):
 
     def stop(self) -> None:
         """Take no more requests, answer those that have come, and disconnect."""
-        if not self._read_only:
-            self._connection.stop()
+        self._connection.stop()
