@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import time
 from typing import Any
 
 import click
@@ -38,10 +37,11 @@ def mqtt(**options: Any) -> None:
         broker = Broker.of(settings)
         announce(settings, f"over {broker}")
         bridge.start("")
-        while not (bridge.ready() or SIGNALS & signal.sigpending()):
-            time.sleep(CHECK_INTERVAL)
-        if bridge.ready():
+        told_to_stop = None
+        while not (bridge.ready() or told_to_stop):
+            told_to_stop = signal.sigtimedwait(SIGNALS, CHECK_INTERVAL)
+        if not told_to_stop:
             click.echo(f"Listening on {broker}")
-        signal.sigwait(SIGNALS)
+            signal.sigwait(SIGNALS)
         bridge.stop()
         log.info("stopped")
