@@ -4,7 +4,7 @@ etcd, two nodes of Patroni and, if wanted, HAProxy run on this machine with the 
 Three processes of the service are under load. Each time one thing happens to the leader, and then
 everything that was acknowledged is compared with what the database has.
 
-Usage: availability.py [--only EVENT] [--through hosts|haproxy] [--asynchronous] [--quiet SECONDS]
+Usage: availability.py [--only EVENT] [--through hosts|haproxy] [--asynchronous]
 """
 
 import argparse
@@ -555,14 +555,14 @@ def services(url: str) -> Iterator[list[str]]:
         yield urls
 
 
-def measure(cluster: Cluster, event: str, urls: list[str], quiet: float) -> Result:
+def measure(cluster: Cluster, event: str, urls: list[str]) -> Result:
     """Let an event happen under load, and return what it did."""
     with Load(urls) as load:
-        time.sleep(quiet)
+        time.sleep(QUIET)
         (EVENTS | WITHOUT_OVERRIDE)[event](cluster)
         moment = time.monotonic()
         until(lambda: load.all_served(since=moment), "an answer to all clients")
-        time.sleep(quiet)
+        time.sleep(QUIET)
     # A node that was frozen takes itself for the leader for a while.
     until(lambda: sum(it.is_("primary") for it in cluster.nodes) == 1, "a single leader")
     with cluster.leader.connect() as connection:
@@ -570,13 +570,13 @@ def measure(cluster: Cluster, event: str, urls: list[str], quiet: float) -> Resu
         return judge(event, load, connection.execute(query).fetchall())
 
 
-def run(through: str, synchronous: bool, events: list[str], quiet: float) -> Iterator[Result]:
+def run(through: str, synchronous: bool, events: list[str]) -> Iterator[Result]:
     """Let each event happen to a cluster of its own."""
     for event in events:
         with ExitStack() as stack:
             cluster = Cluster(stack, through, synchronous)
             urls = stack.enter_context(services(cluster.url))
-            result = measure(cluster, event, urls, quiet)
+            result = measure(cluster, event, urls)
         yield result
 
 
@@ -587,16 +587,12 @@ def main() -> None:
     )
     parser.add_argument("--through", choices=("hosts", "haproxy"), default="hosts")
     parser.add_argument("--asynchronous", action="store_true", help="commits wait for nobody")
-    parser.add_argument(
-        "--quiet", type=float, default=QUIET, help="seconds under load before and after an event"
-    )
     given = parser.parse_args()
     if reason := missing():
         parser.error(reason)
     print(HEADER, flush=True)
     bad = False
-    events = given.only or list(EVENTS)
-    for result in run(given.through, not given.asynchronous, events, given.quiet):
+    for result in run(given.through, not given.asynchronous, given.only or list(EVENTS)):
         print(result.row, *sorted(result.failures), sep="\n", flush=True)
         bad |= bool(result.lost or result.double or result.fallen or result.failures)
     sys.exit(bad and not given.asynchronous)

@@ -22,7 +22,7 @@ def test_nothing_acknowledged_is_lost_with_the_primary(through, event):
     spec.loader.exec_module(module)
     if reason := module.missing():
         lacking(reason)
-    command = [sys.executable, SCRIPT, "--through", through, "--only", event, "--quiet", "1"]
+    command = [sys.executable, SCRIPT, "--through", through, "--only", event]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert shown.returncode == 0, shown.stdout + shown.stderr
     name, acknowledged, *bad = [it.strip() for it in shown.stdout.splitlines()[2].split("|")[1:6]]

@@ -15,7 +15,7 @@ from support import FUTURE, Connection, in_threads, lock
 from wire import connect
 
 CLIENTS = 8
-ROUNDS = int(os.environ.get("RACE_ROUNDS", 100))
+ROUNDS = int(os.environ.get("RACE_ROUNDS", 300))
 
 
 @dataclass
