@@ -5,9 +5,12 @@ import sys
 import textwrap
 from pathlib import Path
 
+#: Leave out the plugins that take long to import.
+QUICKLY = [f"-pno:{it}" for it in ("schemathesis", "asyncio", "anyio", "hypothesispytest")]
+
 
 def pytest_in(folder: Path, *arguments: str, **files: str) -> str:
-    """What pytest says of a project of its own, without plugins that take long to import."""
+    """What pytest says of a project of its own."""
     for name, text in files.items():
         (folder / f"{name}.py").write_text(textwrap.dedent(text))
     command = [sys.executable, "-m", "pytest", "-c", "/dev/null", "--rootdir", str(folder)]
@@ -18,14 +21,7 @@ def pytest_in(folder: Path, *arguments: str, **files: str) -> str:
             "error",
             "-p",
             "no:cacheprovider",
-            "-p",
-            "no:schemathesis",
-            "-p",
-            "no:asyncio",
-            "-p",
-            "no:anyio",
-            "-p",
-            "no:hypothesispytest",
+            *QUICKLY,
             *arguments,
             str(folder),
         ],

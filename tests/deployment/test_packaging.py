@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from projects import QUICKLY
 
 from orchmgmt.testing.faults import ARGUMENTS, DROPS
 
@@ -178,9 +179,7 @@ def test_a_project_of_others_tests_with_the_installed_wheel(elsewhere, tmp_path)
     page = (TREE / "docs" / "testing.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     (tmp_path / "test_page.py").write_text("\n".join(blocks))
-    pytest_options = ["-c", os.devnull, "--rootdir", ".", "-W", "error", "-rA"]
-    for slow in ("asyncio", "anyio", "hypothesispytest", "schemathesis"):  # as an import
-        pytest_options += ["-p", f"no:{slow}"]
+    pytest_options = ["-c", os.devnull, "--rootdir", ".", "-W", "error", "-rA", *QUICKLY]
     said = elsewhere("-m", "pytest", *pytest_options, "test_page.py")
     assert "9 passed" in said
     fixtures = re.findall(r"^\| `(orchmgmt\w*)` \|", page, re.MULTILINE)
