@@ -359,8 +359,9 @@ def test_lock_that_somebody_else_is_at_is_a_503_after_the_timeout(start, url):
 
 
 def test_statement_that_takes_too_long_is_a_503(start, url):
+    with Store({"DATABASE_URL": url}) as store:  # which may take its time
+        store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
     service = start(DATABASE_URL=url, DATABASE_TIMEOUT_SECONDS=0.2)
-    service.store.history.create("PULL", "Alice", "Alice", "kelvinInfo")
     with closing(psycopg.connect(url)) as other:
         other.execute(f"LOCK TABLE {JOB}")
         assert service.jobs().status == 503
